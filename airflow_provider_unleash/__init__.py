@@ -1,0 +1,82 @@
+"""Apache Airflow provider for the Unleash live Analytics API: AI detections from video streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return what Airflow discovers through the entry point ``apache_airflow_provider``."""
+    name = "Unleash live"
+    modules = {kind: f"airflow_provider_unleash.{kind}" for kind in ("hooks", "operators", "sensors")}
+    return {
+        "package-name": "airflow-provider-unleash",
+        "name": name,
+        "description": "`Unleash live <https://unleashlive.com/>`__ Analytics API: AI detections from video streams.",
+        "versions": [__version__],
+        "integrations": [
+            {
+                "integration-name": name,
+                "external-doc-url": "https://developer.unleashlive.com/api-documentation/analytics/",
+                "tags": ["service"],
+            }
+        ],
+        **{kind: [{"integration-name": name, "python-modules": [module]}] for kind, module in modules.items()},
+        "connection-types": [
+            {
+                "connection-type": "unleash",
+                "hook-class-name": "airflow_provider_unleash.hooks.UnleashHook",
+                "hook-name": name,
+                "ui-field-behaviour": {
+                    "hidden-fields": ["login", "schema"],
+                    "relabeling": {"password": "API key or personal access token"},
+                    "placeholders": {"host": "https://api.unleashlive.com", "password": "ul_pat_…"},
+                },
+                "conn-fields": _CONNECTION_FIELDS,
+            }
+        ],
+    }
+
+
+# The extras of a connection, in the form of the provider info's ``conn-fields``; the hook builds the form that
+# Airflow before 3.2 shows from the same table. All are text or numbers that may be empty, which means the default.
+_CONNECTION_FIELDS: dict[str, Any] = {
+    "auth": {
+        "label": "Authentication",
+        "description": "auto: a key that starts with ul_pat_ goes as Bearer, any other as x-api-key.",
+        "schema": {"type": ["string", "null"], "enum": ["auto", "api_key", "bearer"], "default": "auto"},
+    },
+    "timeout": {
+        "label": "Timeout (seconds)",
+        "description": "For the connect and for each read. Default 30.",
+        "schema": {"type": ["number", "null"], "minimum": 0.1},
+    },
+    "max_attempts": {
+        "label": "Attempts",
+        "description": "Tries of one request. Default 5.",
+        "schema": {"type": ["integer", "null"], "minimum": 1},
+    },
+    "page_concurrency": {
+        "label": "Page concurrency",
+        "description": "Requests under way at once for one extraction. Default 4.",
+        "schema": {"type": ["integer", "null"], "minimum": 1},
+    },
+    "mask_stream_tokens": {
+        "label": "Mask stream tokens",
+        "description": "true: ?token=… in source_file_name, the credential of a live stream, becomes ?token=***. "
+        "false: rows stay as the API gives them. Empty: as false, with a warning.",
+        "schema": {"type": ["string", "null"], "enum": ["true", "false"]},
+    },
+    "verify": {
+        "label": "TLS CA bundle",
+        "description": "Path of a CA bundle, where a proxy or an own CA signs the certificate.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "allow_http": {
+        "label": "Allow http",
+        "description": "Send the key unencrypted to a host that is not this machine.",
+        "schema": {"type": ["boolean", "null"], "default": False},
+    },
+}

@@ -1,0 +1,600 @@
+"""The only module that talks to the network: requests that are retried, paged, bounded and cancelled."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import random
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar, cast
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import TimeoutError as PoolTimeoutError
+
+from airflow_provider_unleash import __version__, protocol
+from airflow_provider_unleash.exceptions import (
+    InvalidArgumentError,
+    RateLimitError,
+    ResultTooLargeError,
+    SnapshotChangedError,
+    TransientError,
+    TransportError,
+    UnleashError,
+)
+from airflow_provider_unleash.protocol import Answer, Auth, Endpoint, Page
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+USER_AGENT = f"airflow-provider-unleash/{__version__}"
+# Seconds: waits grow from the base to the most; a server that asks for more than the longest wait frees the slot.
+BACKOFF_BASE = 0.5
+BACKOFF_MOST = 30.0
+LONGEST_WAIT = 60.0
+RESTARTS = 3
+_CHUNK_BYTES = 1 << 18
+
+
+class UnleashClient:
+    """
+    The Unleash live Analytics API without Airflow; a context manager.
+
+    :param api_key: API key, or personal access token (``ul_pat_…``).
+    :param base_url: where the API is; https is meant where no scheme is given.
+    :param auth: ``auto`` sends a key that starts with ``ul_pat_`` as Bearer and any other as ``x-api-key``.
+    :param timeout: seconds for the connect and for each read.
+    :param max_attempts: tries of one request.
+    :param page_concurrency: requests under way at once for one extraction.
+    :param mask_stream_tokens: True masks ``?token=…`` in ``source_file_name``; None leaves it and warns once.
+    :param verify: True, or the path of a CA bundle.
+    :param allow_http: accept http for a host that is not loopback, too.
+    :param max_response_bytes: a larger body is refused while it is read.
+    :param user_agent: appended to the package's own.
+    :raises InvalidArgumentError: a parameter cannot be used.
+    """
+
+    def __init__(
+        self,
+        api_key: str,
+        base_url: str = protocol.API_URL,
+        *,
+        auth: Auth = "auto",
+        timeout: float = 30.0,
+        max_attempts: int = 5,
+        page_concurrency: int = 4,
+        mask_stream_tokens: bool | None = None,
+        verify: bool | str = True,
+        allow_http: bool = False,
+        max_response_bytes: int = 256 * 1024 * 1024,
+        user_agent: str = "",
+    ) -> None:
+        if auth not in protocol.AUTHS:
+            raise InvalidArgumentError(f"auth={auth!r} is none of {', '.join(protocol.AUTHS)}", argument="auth")
+        if verify is not True and not (isinstance(verify, str) and Path(verify).exists()):
+            raise InvalidArgumentError(
+                f"verify={verify!r} is neither true nor the path of a CA bundle (without verification, the API key "
+                "would go to whoever answers)",
+                argument="verify",
+            )
+        self.base_url = protocol.parse_base_url(base_url, allow_http=allow_http)
+        self.timeout = _positive(timeout, "timeout")
+        self.max_attempts = int(_positive(max_attempts, "max_attempts", least=1))
+        self.page_concurrency = int(_positive(page_concurrency, "page_concurrency", least=1))
+        self.max_response_bytes = int(_positive(max_response_bytes, "max_response_bytes", least=1))
+        self.mask_stream_tokens = mask_stream_tokens
+        self._verify = verify
+        self._key = protocol.check_api_key(api_key)
+        self._tokens_reported = False
+        self._session = _open_session(
+            self.base_url, protocol.auth_headers(self._key, auth), user_agent, pool_size=max(10, self.page_concurrency)
+        )
+
+    def __repr__(self) -> str:
+        return f"UnleashClient(base_url={self.base_url!r})"
+
+    def __enter__(self) -> UnleashClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self._session.close()
+
+    # ---- the five endpoints ----
+
+    def get_version(self) -> str:
+        """Return the version of the API; the way to check that a key works."""
+        return self._get(protocol.VERSION_PATH, protocol.parse_version)
+
+    def list_devices(self) -> list[str]:
+        """Return the ids of all devices of the account."""
+        return self._get(protocol.DEVICES_PATH, protocol.parse_ids)
+
+    def list_sessions(self) -> list[str]:
+        """Return the ids of all sessions of the account."""
+        return self._get(protocol.SESSIONS_PATH, protocol.parse_ids)
+
+    def iter_pages(
+        self,
+        device_id: str,
+        start: datetime | int,
+        end: datetime | int,
+        *,
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+    ) -> Generator[Page, None, None]:
+        """
+        Yield the pages of ``[start, end]`` in order, read ahead by ``page_concurrency`` requests at once.
+
+        At most twice as many pages are in memory. Closing the iterator ends the requests under way.
+
+        :param device_id: one of :meth:`list_devices`.
+        :param start: aware ``datetime`` or epoch milliseconds; the API is asked for exactly this.
+        :param end: likewise.
+        :param endpoint: ``compact`` or ``tableau``; both give the same records.
+        :param page_concurrency: requests under way at once; the client's where None.
+        :raises InvalidArgumentError: an argument cannot be used; before any request.
+        :raises SnapshotChangedError: pages changed under the reader: ``total_num_pages`` differs between pages,
+            or the first or last page of several differs when read again at the end.
+        :raises UnleashError: see :mod:`airflow_provider_unleash.exceptions`.
+        """
+        if endpoint not in protocol.ENDPOINT_PATHS:
+            raise InvalidArgumentError(f"endpoint={endpoint!r} is neither compact nor tableau", argument="endpoint")
+        if page_concurrency is None:
+            page_concurrency = self.page_concurrency
+        start_ms, end_ms = protocol.to_epoch_ms(start, "start"), protocol.to_epoch_ms(end, "end")
+        if start_ms > end_ms:
+            raise InvalidArgumentError(f"start={start} is after end={end}", argument="start")
+        protocol.check_device_id(device_id)
+        path = partial(protocol.analytics_path, device_id, start_ms, end_ms, endpoint=endpoint)
+        concurrency = int(_positive(page_concurrency, "page_concurrency", least=1))
+        return _Extraction(self, path, endpoint, concurrency).pages()
+
+    def iter_records(
+        self,
+        device_id: str,
+        start: datetime | int,
+        end: datetime | int,
+        *,
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rows of ``[start, end]`` as dicts; parameters and errors as :meth:`iter_pages`."""
+        pages = self.iter_pages(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency)
+        return (record for page in pages for record in page.records())
+
+    def get_records(
+        self,
+        device_id: str,
+        start: datetime | int,
+        end: datetime | int,
+        *,
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return the rows of ``[start, end]`` as dicts; starts again when pages change while they are read."""
+        read = partial(self.iter_records, device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency)
+        return restart_on_change(lambda: list(read()))
+
+    # ---- one request ----
+
+    def _get(self, path: str, parse: Callable[[Answer], T], gate: _Gate | None = None) -> T:
+        """Ask until the answer can be read, or repeating cannot help, or patience is over."""
+        gate = gate or _Gate(1, self.max_attempts)
+        patience = _Patience(gate, self.max_attempts)
+        retrying = Retrying(
+            retry=retry_if_exception_type(TransientError),
+            after=patience.count,
+            stop=patience.is_over,
+            wait=patience.wait,
+            before_sleep=patience.report,
+            sleep=gate.sleep,
+            reraise=True,
+        )
+        result: T = retrying(gate.run, lambda: parse(self._ask(path)))
+        return result
+
+    def _ask(self, path: str) -> Answer:
+        """Send one request and return its answer of status 200, or raise what it means."""
+        url = self.base_url + path
+        try:
+            with self._session.get(
+                url,
+                timeout=(self.timeout, self.timeout),
+                allow_redirects=False,
+                stream=True,
+                verify=self._verify,
+            ) as response:
+                body = self._read_body(response)
+                answer = Answer(url, response.status_code, response.headers, body, self._key)
+        except requests.RequestException as error:
+            raise _transport_error(url, error) from error
+        protocol.raise_for_status(answer)
+        return answer
+
+    def _read_body(self, response: requests.Response) -> bytes:
+        chunks, size = [], 0
+        for chunk in response.iter_content(_CHUNK_BYTES):
+            size += len(chunk)
+            if size > self.max_response_bytes:
+                raise ResultTooLargeError(
+                    f"{response.url} answered more than {self.max_response_bytes} bytes",
+                    limit=self.max_response_bytes,
+                    url=response.url,
+                    status=response.status_code,
+                )
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _guard_tokens(self, page: Page) -> Page:
+        """Mask stream tokens, or say once that there are some, as ``mask_stream_tokens`` has it."""
+        if self.mask_stream_tokens:
+            protocol.mask_stream_tokens(page)
+        elif self.mask_stream_tokens is None and not self._tokens_reported and protocol.has_stream_tokens(page):
+            self._tokens_reported = True
+            log.warning(
+                "Rows carry stream tokens (?token=… in source_file_name): whoever reads them can open the live stream. "
+                'Set the connection\'s extra {"mask_stream_tokens": true} to mask them, or false to keep them'
+            )
+        return page
+
+
+def restart_on_change(read: Callable[[], T]) -> T:
+    """
+    Return what ``read`` returns, starting it again while pages change under it, three times at the most.
+
+    :raises SnapshotChangedError: they changed each time.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception_type(SnapshotChangedError),
+        stop=stop_after_attempt(RESTARTS + 1),
+        before_sleep=lambda state: log.warning("%s; starting the window again", _error_of(state)),
+        reraise=True,
+    )
+    return retrying(read)
+
+
+def _positive(value: float, argument: str, least: float = 0.0) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < least or value == 0:
+        raise InvalidArgumentError(f"{argument}={value!r} must be a number above zero", argument=argument)
+    return value
+
+
+# ---- when to ask again ----
+
+
+class _StoppedError(Exception):
+    """The extraction that a request belongs to has ended."""
+
+
+class _Gate:
+    """
+    Lets as many requests of one extraction through at once as the API bears.
+
+    A refusal (429, or ``Retry-After`` on another answer) holds all of them back and halves how many may be under
+    way; each round of successes lets one more through again. Refusals count against one budget for all, which any
+    success resets, so that many threads do not use up the patience of one page.
+    """
+
+    def __init__(self, most: int, patience: int) -> None:
+        self._most = self._limit = most
+        self._patience = patience
+        self._under_way = 0
+        self._successes = 0
+        self._refusals = 0
+        self._resume_at = self._refused_at = 0.0
+        self._changed = threading.Condition()
+        self.stopped = False
+
+    def run(self, ask: Callable[[], T]) -> T:
+        """Return what ``ask`` returns, called as soon as it may be."""
+        asked_at = self._enter()
+        try:
+            result = ask()
+        except TransientError as error:
+            if isinstance(error, RateLimitError) or error.retry_after is not None:
+                self._refuse(error, asked_at)
+            raise
+        else:
+            self._succeed()
+            return result
+        finally:
+            self._leave()
+
+    def _enter(self) -> float:
+        with self._changed:
+            while True:
+                if self.stopped:
+                    raise _StoppedError
+                pause = self._resume_at - time.monotonic()
+                if pause <= 0 and self._under_way < self._limit:
+                    self._under_way += 1
+                    return time.monotonic()
+                self._changed.wait(pause if pause > 0 else None)
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._under_way -= 1
+            self._changed.notify_all()
+
+    def _refuse(self, error: TransientError, asked_at: float) -> None:
+        with self._changed:
+            # Requests that were under way when the API first refused are the same refusal, not a new one.
+            if asked_at >= self._refused_at:
+                self._refused_at = time.monotonic()
+                self._refusals += isinstance(error, RateLimitError)
+                self._limit = max(1, self._limit // 2)
+                self._successes = 0
+            self._resume_at = max(self._resume_at, time.monotonic() + self._pause(error))
+
+    def _pause(self, error: TransientError) -> float:
+        if error.retry_after is None:
+            return _backoff(self._refusals)
+        return error.retry_after if error.retry_after <= LONGEST_WAIT else 0.0
+
+    def _succeed(self) -> None:
+        with self._changed:
+            self._refusals = 0
+            self._successes += 1
+            if self._successes >= self._limit < self._most:
+                self._limit += 1
+                self._successes = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the API refused so often that waiting longer is Airflow's business."""
+        return self._refusals >= self._patience
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, or return early when the extraction is stopped."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.stopped, seconds)
+
+    def stop(self) -> bool:
+        """Let nobody through any more, and tell whether requests are still under way."""
+        with self._changed:
+            self.stopped = True
+            self._changed.notify_all()
+            return self._under_way > 0
+
+
+class _Patience:
+    """How often and when one request is sent again; refusals count in the gate, other failures here."""
+
+    def __init__(self, gate: _Gate, max_attempts: int) -> None:
+        self._gate = gate
+        self._max_attempts = max_attempts
+        self._failures = 0
+
+    def count(self, state: RetryCallState) -> None:
+        self._failures += not isinstance(_error_of(state), RateLimitError)
+
+    def is_over(self, state: RetryCallState) -> bool:
+        error = _error_of(state)
+        too_long = error.retry_after is not None and error.retry_after > LONGEST_WAIT
+        return too_long or self._gate.exhausted or self._failures >= self._max_attempts
+
+    def wait(self, state: RetryCallState) -> float:
+        error = _error_of(state)
+        held_back = isinstance(error, RateLimitError) or error.retry_after is not None
+        return 0.0 if held_back else _backoff(self._failures)
+
+    def report(self, state: RetryCallState) -> None:
+        log.warning("%s; asking again (failure %d)", _error_of(state), state.attempt_number)
+
+
+def _error_of(state: RetryCallState) -> TransientError:
+    # tenacity calls these hooks after an exception only, and only for those that are retried.
+    return cast("TransientError", state.outcome and state.outcome.exception())
+
+
+def _backoff(failures: int) -> float:
+    """Return seconds to wait after so many failures, with full jitter."""
+    # https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+    return random.uniform(0.0, min(BACKOFF_MOST, BACKOFF_BASE * 2 ** max(0, failures - 1)))
+
+
+# ---- the pages of one window ----
+
+
+class _Extraction:
+    """Reads the pages of one window ahead, in order, and leaves nothing behind when it is closed."""
+
+    def __init__(self, client: UnleashClient, path: Callable[[int], str], endpoint: Endpoint, concurrency: int) -> None:
+        self._client = client
+        self._path = path
+        self._endpoint = endpoint
+        self._concurrency = concurrency
+        self._gate = _Gate(concurrency, client.max_attempts)
+        self._sockets: dict[int, socket.socket] = {}
+        self._workers: ThreadPoolExecutor | None = None
+
+    def pages(self) -> Generator[Page, None, None]:
+        try:
+            first = self._parse(1, self._fetch(1))
+            seen = {1: first.digest()} if first.total_pages > 1 else {}
+            total = first.total_pages
+            yield first
+            del first
+            for page in self._in_order(range(2, total + 1)):
+                self._compare(total, page)
+                if page.number == total:
+                    seen[total] = page.digest()
+                yield page
+            for page in self._in_order(seen):
+                self._compare(total, page, seen[page.number])
+        finally:
+            self._stop()
+
+    def _in_order(self, numbers: Iterable[int]) -> Iterator[Page]:
+        """Yield pages in the order of ``numbers``, with some requests ahead of the consumer."""
+        rest = iter(numbers)
+        ahead: deque[tuple[int, Callable[[], Answer]]] = deque()
+        while True:
+            for number in islice(rest, 2 * self._concurrency - 1 - len(ahead)):
+                ahead.append((number, self._submit(number)))
+            if not ahead:
+                return
+            number, answer = ahead.popleft()
+            yield self._parse(number, answer())
+
+    def _submit(self, number: int) -> Callable[[], Answer]:
+        """Return a way to get the answer, asked for in the background where there is a background."""
+        if self._concurrency == 1:
+            return partial(self._fetch, number)
+        if self._workers is None:
+            self._workers = ThreadPoolExecutor(
+                self._concurrency, "unleash-page", initializer=_watch_sockets, initargs=(self._sockets,)
+            )
+        return self._workers.submit(self._fetch, number).result
+
+    def _fetch(self, number: int) -> Answer:
+        return self._client._get(self._path(number), protocol.check_json_object, self._gate)
+
+    def _parse(self, number: int, answer: Answer) -> Page:
+        # Decoding in the consuming thread keeps the threads that wait for the network from fighting it for the GIL.
+        parse = partial(protocol.parse_page, number=number, endpoint=self._endpoint)
+        try:
+            page = parse(answer)
+        except TransportError:
+            page = self._client._get(self._path(number), parse, self._gate)
+        return self._client._guard_tokens(page)
+
+    def _compare(self, total: int, page: Page, digest: bytes | None = None) -> None:
+        if page.total_pages != total:
+            what = f"total_num_pages was {total}, page {page.number} says {page.total_pages}"
+        elif digest is not None and page.digest() != digest:
+            what = f"page {page.number} has other rows when read again"
+        else:
+            return
+        raise SnapshotChangedError(f"The pages changed while they were read: {what}", url=self._path(page.number))
+
+    def _stop(self) -> None:
+        if self._gate.stop():
+            for connected in list(self._sockets.values()):
+                with contextlib.suppress(OSError):
+                    connected.shutdown(socket.SHUT_RDWR)
+        if self._workers is not None:
+            self._workers.shutdown(wait=True, cancel_futures=True)
+
+
+# ---- the connection pool ----
+
+_thread = threading.local()
+
+
+def _watch_sockets(sockets: dict[int, socket.socket]) -> None:
+    """Note the socket of each request of this thread there, so that another thread can end it."""
+    _thread.sockets = sockets
+
+
+class _Watched:
+    """A connection whose socket another thread can shut; requests has no way to cancel a request."""
+
+    sock: socket.socket | None
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        super().request(*args, **kwargs)  # type: ignore[misc]  # a mixin's super() is known where it is mixed in
+        sockets = getattr(_thread, "sockets", None)
+        if sockets is not None and self.sock is not None:
+            sockets[threading.get_ident()] = self.sock
+
+
+class _HTTPConnection(_Watched, HTTPConnection):
+    pass
+
+
+class _HTTPSConnection(_Watched, HTTPSConnection):
+    pass
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
+
+
+class _Adapter(HTTPAdapter):
+    _POOLS: ClassVar = {"http": _HTTPPool, "https": _HTTPSPool}
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = self._POOLS
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = self._POOLS
+        return manager
+
+
+class _KeyAuth(AuthBase):
+    """As an auth object, the key's header is not replaced by an entry of ~/.netrc, as requests does with headers."""
+
+    def __init__(self, headers: dict[str, str]) -> None:
+        self._headers = headers
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers.update(self._headers)
+        return request
+
+
+def _open_session(base_url: str, headers: dict[str, str], user_agent: str, pool_size: int) -> requests.Session:
+    session = requests.Session()
+    session.auth = _KeyAuth(headers)
+    session.headers.update(
+        {
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip",
+            "User-Agent": f"{USER_AGENT} {user_agent}".strip(),
+        }
+    )
+    adapter = _Adapter(pool_maxsize=pool_size)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    # What is meant for this machine is not sent through a proxy of the environment, the key along with it.
+    session.trust_env = not protocol.is_loopback(urlsplit(base_url).hostname or "")
+    return session
+
+
+def _transport_error(url: str, error: requests.RequestException) -> UnleashError:
+    """Return what an exception of requests means here."""
+    cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
+    said = f"No usable answer from {url}: {cause or type(error).__name__}"
+    if isinstance(error, requests.exceptions.SSLError):
+        return TransportError(
+            f"{said}. TLS failed: where a proxy or an own CA signs the certificate, put its bundle's path into the "
+            "connection's extra «verify»; a server without TLS wants http:// in the host",
+            reason="tls",
+            url=url,
+        )
+    if isinstance(error, requests.Timeout) or isinstance(cause, PoolTimeoutError):
+        return TransportError(said, reason="timeout", url=url)
+    if isinstance(error, (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)):
+        return TransportError(f"{said}. The body was cut short or damaged", reason="truncated", url=url)
+    if isinstance(error, ValueError):  # InvalidURL, InvalidProxyURL, InvalidHeader …: nothing was sent
+        return InvalidArgumentError(said, argument="host", url=url)
+    return TransportError(f"{said}. Check host, port, proxy and firewall", reason="connection", url=url)

@@ -1,0 +1,299 @@
+"""Airflow's side of the door: a connection becomes a client, a run plain values, a permanent error a failed task."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import datetime, tzinfo
+from typing import TYPE_CHECKING, Any, TypedDict
+from urllib.parse import urlsplit
+
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseHook
+
+from airflow_provider_unleash import get_provider_info
+from airflow_provider_unleash.exceptions import (
+    AuthenticationError,
+    BadRequestError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermanentError,
+    TransportError,
+    UnexpectedResponseError,
+    UnleashError,
+)
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Connection, Context
+
+    from airflow_provider_unleash.client import UnleashClient
+    from airflow_provider_unleash.protocol import Endpoint, Page
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONN_ID = "unleash_default"
+
+
+class UnleashHook(BaseHook):
+    """
+    Makes an :class:`~airflow_provider_unleash.client.UnleashClient` from an Airflow connection.
+
+    :param unleash_conn_id: connection of type «Unleash live».
+    """
+
+    conn_name_attr = "unleash_conn_id"
+    default_conn_name = DEFAULT_CONN_ID
+    conn_type = "unleash"
+    hook_name = "Unleash live"
+
+    def __init__(self, unleash_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.unleash_conn_id = unleash_conn_id
+
+    def get_conn(self) -> UnleashClient:
+        """
+        Return a new client; use it as a context manager, or close it.
+
+        :raises InvalidArgumentError: a field of the connection cannot be used; names it.
+        """
+        return open_client(self.get_connection(self.unleash_conn_id))
+
+    def get_version(self) -> str:
+        """Return the version of the API; the way to check that a key works."""
+        with self.get_conn() as client:
+            return client.get_version()
+
+    def list_devices(self) -> list[str]:
+        """Return the ids of all devices of the account."""
+        with self.get_conn() as client:
+            return client.list_devices()
+
+    def list_sessions(self) -> list[str]:
+        """Return the ids of all sessions of the account."""
+        with self.get_conn() as client:
+            return client.list_sessions()
+
+    def iter_pages(
+        self,
+        device_id: str,
+        start: datetime | int,
+        end: datetime | int,
+        *,
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+    ) -> Generator[Page, None, None]:
+        """Yield the pages of ``[start, end]``, as :meth:`.UnleashClient.iter_pages` does."""
+        client = self.get_conn()
+        pages = client.iter_pages(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency)
+        return _with_client(client, pages)
+
+    def iter_records(
+        self,
+        device_id: str,
+        start: datetime | int,
+        end: datetime | int,
+        *,
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rows of ``[start, end]``, as :meth:`.UnleashClient.iter_records` does."""
+        pages = self.iter_pages(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency)
+        return (record for page in pages for record in page.records())
+
+    def get_records(
+        self,
+        device_id: str,
+        start: datetime | int,
+        end: datetime | int,
+        *,
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return the rows of ``[start, end]``, as :meth:`.UnleashClient.get_records` does."""
+        with self.get_conn() as client:
+            return client.get_records(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask for the API's version once, and say in words what is wrong."""
+        try:
+            # One attempt: somebody looks at a button and waits.
+            with open_client(self.get_connection(self.unleash_conn_id), max_attempts=1) as client:
+                return True, f"{client.base_url} answers, and takes the key; API version {client.get_version()}"
+        except UnleashError as error:
+            return False, f"{_diagnosis(error)}: {error}"
+        except Exception as error:  # e.g. no such connection; the form shows text, not a traceback
+            return False, str(error)
+
+    # Airflow before 3.2 reads these two; later versions read the provider info.
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Return the form's widgets for the connection's extras."""
+        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+        from wtforms import BooleanField, IntegerField, StringField
+        from wtforms.validators import Optional
+
+        kinds: dict[str, Any] = {"boolean": BooleanField, "integer": IntegerField}
+        widgets: dict[str, Any] = {}
+        for name, field in _form()["conn-fields"].items():
+            kind = field["schema"]["type"][0]
+            options: dict[str, Any] = {} if kind == "boolean" else {"widget": BS3TextFieldWidget()}
+            widgets[name] = kinds.get(kind, StringField)(
+                field["label"], validators=[Optional()], description=field["description"], **options
+            )
+        return widgets
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return which of the form's fields are hidden, renamed, and what stands in the empty ones."""
+        return {key.replace("-", "_"): value for key, value in _form()["ui-field-behaviour"].items()}
+
+
+def _form() -> dict[str, Any]:
+    form: dict[str, Any] = get_provider_info()["connection-types"][0]
+    return form
+
+
+def _with_client(client: UnleashClient, pages: Generator[Page, None, None]) -> Generator[Page, None, None]:
+    with client, closing(pages):
+        yield from pages
+
+
+def _diagnosis(error: UnleashError) -> str:
+    if isinstance(error, AuthenticationError):
+        return "Wrong or expired key"
+    if isinstance(error, (BadRequestError, NotFoundError, UnexpectedResponseError)):
+        return "Not the Unleash live Analytics API"
+    if isinstance(error, InvalidArgumentError):
+        return "The connection cannot be used"
+    if isinstance(error, TransportError):
+        reasons = {"tls": "TLS problem", "not_json": "Not the Unleash live Analytics API, or a proxy before it"}
+        return reasons.get(error.reason, "No route to the API")
+    return "The API has a problem"
+
+
+# ---- a connection becomes a client -------------------------------------------------------------
+
+
+def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
+    """
+    Return a client for an Airflow connection.
+
+    :param connection: of type ``unleash``; its password is the key.
+    :param overrides: parameters of the client that win over the connection's.
+    :raises InvalidArgumentError: a field cannot be used; names the connection and the field.
+    """
+    from airflow import __version__ as airflow_version
+
+    from airflow_provider_unleash.client import UnleashClient
+
+    try:
+        arguments = {**_client_arguments(connection), **overrides}
+        return UnleashClient(connection.password or "", user_agent=f"airflow/{airflow_version}", **arguments)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"Connection {connection.conn_id!r}: {error}", argument=error.argument) from None
+
+
+def _client_arguments(connection: Connection) -> dict[str, Any]:
+    extra = connection.extra_dejson
+    readers: dict[str, Callable[[Any], Any]] = {
+        "auth": str,
+        "timeout": lambda value: float(str(value)),  # through text, so that true is no 1.0 and 4.5 no 4
+        "max_attempts": lambda value: int(str(value)),
+        "page_concurrency": lambda value: int(str(value)),
+        "mask_stream_tokens": _to_bool,
+        "verify": _to_verify,
+        "allow_http": _to_bool,
+    }
+    arguments: dict[str, Any] = {}
+    for name, read in readers.items():
+        value = extra.get(name)
+        if value is None or value == "":
+            continue
+        try:
+            arguments[name] = read(value)
+        except (TypeError, ValueError):
+            raise InvalidArgumentError(
+                f"extra {name}={value!r} cannot be read as {_expected(name)}", argument=name
+            ) from None
+    if connection.host:
+        arguments["base_url"] = _base_url(connection.host.strip(), connection.port)
+    return arguments
+
+
+def _expected(name: str) -> str:
+    schema = _form()["conn-fields"][name]["schema"]
+    return " or ".join(schema.get("enum", schema["type"][:1]))
+
+
+def _to_bool(value: Any) -> bool:
+    known = {"true": True, "false": False}
+    if isinstance(value, bool):
+        return value
+    if str(value).strip().lower() not in known:
+        raise ValueError(value)
+    return known[str(value).strip().lower()]
+
+
+def _to_verify(value: Any) -> bool | str:
+    try:
+        return _to_bool(value)
+    except ValueError:
+        return str(value)
+
+
+def _base_url(host: str, port: int | None) -> str:
+    """Return host and port as one URL; a port that the host already names wins."""
+    url = host if "://" in host else f"https://{host}"
+    parts = urlsplit(url)
+    try:
+        named = parts.port
+    except ValueError:
+        return url  # the client says what is wrong with it
+    if port is None or named is not None or not parts.netloc:
+        return url
+    return parts._replace(netloc=f"{parts.netloc}:{port}").geturl()
+
+
+# ---- a run becomes plain values ----------------------------------------------------------------
+
+
+class RunMoments(TypedDict):
+    """What the moments of a run are, None where it has none; the arguments of ``resolve_window``."""
+
+    data_interval_start: datetime | None
+    data_interval_end: datetime | None
+    partition_date: datetime | None
+    logical_date: datetime | None
+    run_after: datetime | None
+    dag_timezone: tzinfo
+    run_kind: str
+
+
+def moments_of(context: Context) -> RunMoments:
+    """Read the moments of a run; Airflow 3 leaves keys out that a run does not have, so nothing is indexed."""
+    values: Mapping[str, Any] = context
+    dag_run = values.get("dag_run")
+    run_type = getattr(dag_run, "run_type", "")
+    return RunMoments(
+        data_interval_start=values.get("data_interval_start"),
+        data_interval_end=values.get("data_interval_end"),
+        partition_date=values.get("partition_date"),
+        logical_date=values.get("logical_date"),
+        # Airflow 2.11 has no run_after; a run's start is the nearest it knows.
+        run_after=getattr(dag_run, "run_after", None) or getattr(dag_run, "start_date", None),
+        dag_timezone=values["dag"].timezone,
+        run_kind=str(getattr(run_type, "value", run_type)),
+    )
+
+
+# ---- a permanent error fails the task ----------------------------------------------------------
+
+
+@contextmanager
+def failing_for_good() -> Iterator[None]:
+    """Turn an error that repeating cannot help into one that Airflow does not retry."""
+    try:
+        yield
+    except PermanentError as error:
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,359 @@
+"""Operators: the lists, and the rows of a run's window to XCom or to object storage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator
+
+from airflow_provider_unleash.exceptions import (
+    EmptyReplacementError,
+    EmptyResultError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResultTooLargeError,
+)
+from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, UnleashHook, failing_for_good, moments_of
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+
+    from airflow_provider_unleash.client import UnleashClient
+    from airflow_provider_unleash.protocol import Endpoint
+    from airflow_provider_unleash.window import HalfOpen, RowCounts, Window
+    from airflow_provider_unleash.writers import Compression, FileFormat
+
+OnEmpty = Literal["succeed", "skip", "fail"]
+
+
+class _UnleashOperator(BaseOperator):
+    """
+    What all operators share: the connection, and that an error which repeating cannot help fails the task at once.
+
+    :param unleash_conn_id: connection of type «Unleash live» (templated).
+    """
+
+    template_fields: Sequence[str] = ("unleash_conn_id",)
+    ui_color = "#d8e8f6"
+
+    def __init__(self, *, unleash_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.unleash_conn_id = unleash_conn_id
+
+    @property
+    def hook(self) -> UnleashHook:
+        return UnleashHook(self.unleash_conn_id)
+
+    def execute(self, context: Context) -> Any:
+        with failing_for_good():
+            return self._execute(context)
+
+    def _execute(self, context: Context) -> Any:
+        raise NotImplementedError
+
+
+class UnleashListDevicesOperator(_UnleashOperator):
+    """
+    Return the ids of all devices of the account, ``list[str]``, ready for ``.expand(device_id=devices.output)``.
+
+    :param unleash_conn_id: connection of type «Unleash live» (templated).
+    """
+
+    def _execute(self, context: Context) -> list[str]:
+        devices = self.hook.list_devices()
+        self.log.info("The account has %d devices", len(devices))
+        return devices
+
+
+class UnleashListSessionsOperator(_UnleashOperator):
+    """
+    Return the ids of the account's sessions, ``list[str]``, in the order of the API; filtered only by what is given.
+
+    :param since: only sessions that start at or after this: datetime, ISO 8601 text or epoch milliseconds (templated).
+    :param until: only sessions that start before this (templated).
+    :param unleash_conn_id: connection of type «Unleash live» (templated).
+    :raises UnexpectedResponseError: a bound is given, and an id does not read as a start in epoch milliseconds.
+    """
+
+    template_fields: Sequence[str] = (*_UnleashOperator.template_fields, "since", "until")
+
+    def __init__(
+        self, *, since: datetime | str | int | None = None, until: datetime | str | int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.since = since
+        self.until = until
+
+    def _execute(self, context: Context) -> list[str]:
+        from airflow_provider_unleash.window import parse_moment, select_sessions
+
+        since_ms, until_ms = parse_moment(self.since, "since"), parse_moment(self.until, "until")
+        sessions = self.hook.list_sessions()
+        selected = set(select_sessions(sessions, since_ms=since_ms, until_ms=until_ms))
+        self.log.info("The account has %d sessions, %d of them between the bounds", len(sessions), len(selected))
+        return [session for session in sessions if session in selected]
+
+
+class _FetchOperator(_UnleashOperator):
+    """
+    What both fetch operators share: the device, the window, and what no rows mean.
+
+    :param device_id: one of the account's devices (templated).
+    :param start: start of the window; with ``end`` it wins over the run's own (templated).
+    :param end: end of the window, not part of it (templated).
+    :param window: length of the window of a run that has no data interval (templated).
+    :param endpoint: ``compact`` or ``tableau``; both give the same rows (templated).
+    :param on_empty: ``succeed``, ``skip`` or ``fail`` when the window has no rows (templated).
+    :param unleash_conn_id: connection of type «Unleash live» (templated).
+    """
+
+    template_fields: Sequence[str] = (
+        *_UnleashOperator.template_fields,
+        "device_id",
+        "start",
+        "end",
+        "window",
+        "endpoint",
+        "on_empty",
+    )
+
+    def __init__(
+        self,
+        *,
+        device_id: str,
+        start: datetime | str | int | None = None,
+        end: datetime | str | int | None = None,
+        window: timedelta | str | None = None,
+        endpoint: Endpoint = "compact",
+        on_empty: OnEmpty = "succeed",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.device_id = device_id
+        self.start = start
+        self.end = end
+        self.window = window
+        self.endpoint = endpoint
+        self.on_empty = on_empty
+        self._check_arguments(_is_visible)
+
+    def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
+        """Check the arguments whose value is known: at parse time the literal ones, before the first request all."""
+        from airflow_provider_unleash.protocol import ENDPOINT_PATHS, check_device_id
+        from airflow_provider_unleash.window import parse_duration, parse_moment
+
+        checks: dict[str, Callable[[Any], object]] = {
+            "device_id": check_device_id,
+            "start": lambda value: parse_moment(value, "start"),
+            "end": lambda value: parse_moment(value, "end"),
+            "window": parse_duration,
+            "endpoint": lambda value: _check_choice("endpoint", value, tuple(ENDPOINT_PATHS)),
+            "on_empty": lambda value: _check_choice("on_empty", value, get_args(OnEmpty)),
+        }
+        for name, check in checks.items():
+            if is_known(getattr(self, name)):
+                check(getattr(self, name))
+
+    def _execute(self, context: Context) -> Any:
+        from airflow_provider_unleash.client import restart_on_change
+        from airflow_provider_unleash.window import resolve_window
+
+        self._check_arguments(lambda value: True)
+        window = resolve_window(start=self.start, end=self.end, window=self.window, **moments_of(context))
+        self.log.info("The window is %s", window)
+        with self.hook.get_conn() as client:
+            return restart_on_change(lambda: self._fetch(client, window))
+
+    def _fetch(self, client: UnleashClient, window: Window) -> Any:
+        raise NotImplementedError
+
+    @contextmanager
+    def _open_pages(self, client: UnleashClient, window: Window) -> Iterator[HalfOpen]:
+        """Yield the window's pages, and end the requests under way however the block ends."""
+        from airflow_provider_unleash.window import HalfOpen
+
+        with closing(client.iter_pages(self.device_id, window.start, window.end, endpoint=self.endpoint)) as pages:
+            yield HalfOpen(window, pages)
+
+    def _check_empty(self, client: UnleashClient, counts: RowCounts) -> bool:
+        """Tell whether there are no rows and the task goes on nevertheless; raise where it does not."""
+        if counts.rows:
+            return False
+        # The API may answer an unknown device like a silent one.
+        if not counts.rows_at_end and self.device_id not in client.list_devices():
+            raise NotFoundError(
+                f"The account has no device {self.device_id!r}; UnleashListDevicesOperator lists those it has",
+                device_id=self.device_id,
+            )
+        said = f"Device {self.device_id} has no rows in the window"
+        if self.on_empty == "fail":
+            raise EmptyResultError(f"{said}; data may be late, so this is retried")
+        if self.on_empty == "skip":
+            raise AirflowSkipException(said)
+        self.log.info(said)
+        return True
+
+
+def _is_visible(value: Any) -> bool:
+    """Tell whether a value is final at parse time: no template, and no output of another task."""
+    if isinstance(value, str):
+        return "{{" not in value and "{%" not in value
+    return value is None or isinstance(value, (int, float, date, timedelta, Mapping))
+
+
+def _check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidArgumentError(f"{argument}={value!r} is none of {', '.join(choices)}", argument=argument)
+
+
+class UnleashGetAnalyticsOperator(_FetchOperator):
+    """
+    Return the rows of a device in the run's window, ``list[dict]``, through XCom; for small windows.
+
+    The window is ``start`` and ``end`` where they are given, else the run's data interval, else ``window``.
+
+    :param device_id: one of the account's devices (templated).
+    :param start: start of the window: datetime, ISO 8601 text or epoch milliseconds (templated).
+    :param end: end of the window, not part of it (templated).
+    :param window: length of the window of a run that has no data interval (templated).
+    :param endpoint: ``compact`` or ``tableau``; both give the same rows (templated).
+    :param on_empty: when there are no rows: ``succeed`` returns ``[]``, ``skip`` skips, ``fail`` fails (templated).
+    :param max_xcom_bytes: the most that the rows may take as JSON, bytes.
+    :param unleash_conn_id: connection of type «Unleash live» (templated).
+    :raises ResultTooLargeError: the rows are larger than ``max_xcom_bytes``.
+    :raises EmptyResultError: no rows, and ``on_empty="fail"``.
+    :raises NotFoundError: the account does not have the device.
+    :raises WindowError: the run means no window.
+    """
+
+    def __init__(self, *, max_xcom_bytes: int = 1_048_576, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.max_xcom_bytes = max_xcom_bytes
+
+    def _fetch(self, client: UnleashClient, window: Window) -> list[dict[str, Any]]:
+        records: list[dict[str, Any]] = []
+        size = 0
+        with self._open_pages(client, window) as pages:
+            for page in pages:
+                new = page.records()
+                size += len(json.dumps(new))
+                if size > self.max_xcom_bytes:
+                    raise ResultTooLargeError(
+                        f"The rows of {self.device_id} are more than max_xcom_bytes={self.max_xcom_bytes} already "
+                        f"at page {page.number} of {page.total_pages}: use UnleashToObjectStorageOperator, which "
+                        "writes them to object storage, or a shorter window",
+                        limit=self.max_xcom_bytes,
+                    )
+                records += new
+            self._check_empty(client, pages.counts)
+        return records
+
+
+class UnleashToObjectStorageOperator(_FetchOperator):
+    """
+    Write the rows of a device in the run's window as one object, and return a small summary.
+
+    The object is ``<dst>/device=<id>/start_date=<YYYY-MM-DD>/<start>_<end>.<ext>``. Its name is a function of device,
+    window and format alone: a re-run or a backfill replaces its own object and nothing else. It appears whole or not
+    at all. The summary has ``device_id, start, end, window_rule, endpoint, file_format, pages, rows,
+    rows_before_start, rows_after_end, rows_at_end, files: [{path, url, rows, bytes}]``.
+
+    :param device_id: one of the account's devices (templated).
+    :param dst: folder URL with the Airflow connection in it, e.g. ``s3://aws_default@lake/unleash`` (templated).
+    :param file_format: ``jsonl``, ``json`` (one array), ``csv`` or ``parquet`` (needs pyarrow) (templated).
+    :param compression: ``gzip`` or None; Parquet is compressed inside (templated).
+    :param column_types: further columns of Parquet and CSV, e.g. ``{"confidence": "float64"}``; types are string,
+        int64, float64, bool, timestamp (templated).
+    :param replace_with_empty: let an answer without rows replace an object that has rows.
+    :param start: start of the window: datetime, ISO 8601 text or epoch milliseconds (templated).
+    :param end: end of the window, not part of it (templated).
+    :param window: length of the window of a run that has no data interval (templated).
+    :param endpoint: ``compact`` or ``tableau``; both give the same rows (templated).
+    :param on_empty: when there are no rows: ``succeed`` writes an empty object, ``skip`` skips the task and writes
+        nothing, ``fail`` fails (templated).
+    :param unleash_conn_id: connection of type «Unleash live» (templated).
+    :raises EmptyReplacementError: no rows would replace an object that has rows.
+    :raises UnexpectedResponseError: a value does not fit its column (Parquet, CSV).
+    :raises EmptyResultError: no rows, and ``on_empty="fail"``.
+    :raises NotFoundError: the account does not have the device.
+    :raises WindowError: the run means no window.
+    """
+
+    template_fields: Sequence[str] = (
+        *_FetchOperator.template_fields,
+        "dst",
+        "file_format",
+        "compression",
+        "column_types",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"column_types": "json"}
+
+    def __init__(
+        self,
+        *,
+        dst: str | ObjectStoragePath,
+        file_format: FileFormat = "jsonl",
+        compression: Compression | None = None,
+        column_types: Mapping[str, str] | None = None,
+        replace_with_empty: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.dst = dst
+        self.file_format = file_format
+        self.compression = compression
+        self.column_types = column_types
+        self.replace_with_empty = replace_with_empty
+        super().__init__(**kwargs)
+
+    def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
+        from airflow_provider_unleash.writers import check_file_format
+
+        super()._check_arguments(is_known)
+        if all(map(is_known, (self.file_format, self.compression, self.column_types))):
+            check_file_format(self.file_format, self.compression, self.column_types)
+        if is_known(self.dst) and not str(self.dst).strip():
+            raise InvalidArgumentError("dst is empty; expected e.g. s3://aws_default@lake/unleash", argument="dst")
+
+    def _fetch(self, client: UnleashClient, window: Window) -> dict[str, Any]:
+        from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+        from airflow_provider_unleash.writers import has_rows, object_name, open_object
+
+        name = object_name(self.device_id, window.start_ms, window.end_ms, self.file_format, self.compression)
+        path = ObjectStoragePath(self.dst) / name
+        with (
+            open_object(path, self.file_format, compression=self.compression, column_types=self.column_types) as writer,
+            self._open_pages(client, window) as pages,
+        ):
+            for page in pages:
+                writer.write_page(page)
+            empty = self._check_empty(client, pages.counts)
+            if empty and not self.replace_with_empty and has_rows(path, self.file_format, self.compression):
+                raise EmptyReplacementError(
+                    f"{path} has rows and the API now answers none for its window: it stays as it was. "
+                    "replace_with_empty=True replaces it",
+                    path=str(path),
+                )
+        return self._summarize(window, pages.counts, path, writer.size)
+
+    def _summarize(self, window: Window, counts: RowCounts, path: ObjectStoragePath, size: int) -> dict[str, Any]:
+        from airflow_provider_unleash.window import format_ms
+        from airflow_provider_unleash.writers import url_of
+
+        summary = {
+            "device_id": self.device_id,
+            "start": format_ms(window.start_ms),
+            "end": format_ms(window.end_ms),
+            "window_rule": window.rule,
+            "endpoint": self.endpoint,
+            "file_format": self.file_format,
+            **asdict(counts),
+            "files": [{"path": str(path), "url": url_of(path), "rows": counts.rows, "bytes": size}],
+        }
+        self.log.info("Wrote %d rows, %d bytes to %s", counts.rows, size, path)
+        return summary

@@ -1,0 +1,418 @@
+"""Which ``[start, end)`` a DAG run means, and which rows and sessions lie in it. Plain values, no Airflow."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta, timezone, tzinfo
+from typing import Any
+
+import pendulum
+
+from airflow_provider_unleash import protocol
+from airflow_provider_unleash.exceptions import InvalidArgumentError, WindowError
+from airflow_provider_unleash.protocol import Page
+
+log = logging.getLogger(__name__)
+
+TOLERATED_DIFFERENCE = timedelta(hours=1)
+
+_RULES = {
+    "start_end": "the task's start and end",
+    "data_interval": "the run's data interval",
+    "partition_date": "the run's partition date and window",
+    "window": "window, up to the moment of the run",
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """
+    ``[start, end)`` in whole epoch milliseconds.
+
+    :param start_ms: first millisecond in it.
+    :param end_ms: first millisecond after it; equal to ``start_ms`` only where the user asked for that.
+    :param rule: name of the rule that gave it: start_end, data_interval, partition_date or window.
+    """
+
+    start_ms: int
+    end_ms: int
+    rule: str = "start_end"
+
+    @property
+    def start(self) -> datetime:
+        """The start as an aware UTC datetime."""
+        return _from_epoch_ms(self.start_ms)
+
+    @property
+    def end(self) -> datetime:
+        """The end as an aware UTC datetime."""
+        return _from_epoch_ms(self.end_ms)
+
+    def __str__(self) -> str:
+        return f"[{format_ms(self.start_ms)}, {format_ms(self.end_ms)}) from {_RULES[self.rule]}"
+
+
+def _from_epoch_ms(moment_ms: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(milliseconds=moment_ms)
+
+
+def format_ms(moment_ms: int) -> str:
+    """Return epoch milliseconds as the API writes its stamps: ``2020-08-17T02:08:49.000Z``."""
+    return _from_epoch_ms(moment_ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# ---- the rules ---------------------------------------------------------------------------------
+
+
+def resolve_window(
+    *,
+    start: object = None,
+    end: object = None,
+    window: object = None,
+    data_interval_start: datetime | None = None,
+    data_interval_end: datetime | None = None,
+    partition_date: datetime | None = None,
+    logical_date: datetime | None = None,
+    run_after: datetime | None = None,
+    dag_timezone: tzinfo = timezone.utc,
+    run_kind: str = "",
+) -> Window:
+    """
+    Return the window of a run by the first rule that applies.
+
+    1. ``start`` and ``end`` are given.
+    2. The data interval is longer than zero.
+    3. ``window`` is given and the run has a partition date: ``[partition_date, partition_date + window)``.
+    4. ``window`` is given: ``[moment - window, moment)``, moment being the data interval's end, else the logical
+       date, else ``run_after``.
+
+    Rules 3 and 4 count in the DAG's timezone, whole days as calendar days.
+
+    :param start: datetime, date, ISO 8601 text or epoch milliseconds; ``""`` and ``"None"`` are not given.
+    :param end: likewise.
+    :param window: ``timedelta``, pendulum duration or ISO 8601 duration.
+    :param run_kind: what the error calls the run, e.g. ``manual``.
+    :raises WindowError: no rule applies, or start is after end.
+    :raises InvalidArgumentError: a value cannot be read.
+    """
+    start_ms, end_ms = parse_moment(start, "start"), parse_moment(end, "end")
+    length = parse_duration(window)
+    if (start_ms is None) != (end_ms is None):
+        missing = "start" if start_ms is None else "end"
+        raise WindowError(f"Only one of start and end is given: {missing} is missing", argument=missing)
+    if start_ms is not None and end_ms is not None:
+        return _checked(Window(start_ms, end_ms, "start_end"))
+    interval = _data_interval(data_interval_start, data_interval_end)
+    if interval is not None:
+        _warn_of_difference(interval, length, dag_timezone)
+        return interval
+    if length is not None and partition_date is not None:
+        return _checked(_span(partition_date, length, dag_timezone, "partition_date"))
+    moment = data_interval_end or logical_date or run_after
+    if length is not None and moment is not None:
+        return _checked(_span(moment, -length, dag_timezone, "window"))
+    raise WindowError(_no_window(run_kind, data_interval_end is not None), argument="window")
+
+
+def _data_interval(start: datetime | None, end: datetime | None) -> Window | None:
+    if start is None or end is None:
+        return None
+    interval = Window(_ms(start), _ms(end), "data_interval")
+    return interval if interval.start_ms < interval.end_ms else None
+
+
+def _span(moment: datetime, length: timedelta, zone: tzinfo, rule: str) -> Window:
+    first, last = sorted((_ms(moment), _ms(shift(moment, length, zone))))
+    return Window(first, last, rule)
+
+
+def _checked(window: Window) -> Window:
+    if window.start_ms > window.end_ms:
+        raise WindowError(
+            f"start {format_ms(window.start_ms)} is after end {format_ms(window.end_ms)}", argument="start"
+        )
+    return window
+
+
+def _warn_of_difference(interval: Window, length: timedelta | None, zone: tzinfo) -> None:
+    if length is None:
+        return
+    meant = _span(interval.end, -length, zone, "window")
+    if abs(meant.start - interval.start) > TOLERATED_DIFFERENCE:
+        log.warning(
+            "The data interval of the run is %s long, window is %s: the data interval wins",
+            interval.end - interval.start,
+            length,
+        )
+
+
+def _no_window(run_kind: str, empty_interval: bool) -> str:
+    problem = "an empty data interval (start equals end)" if empty_interval else "no data interval"
+    return (
+        f"This {run_kind + ' ' if run_kind else ''}run has {problem}, so it means no window of time. "
+        'Airflow 3 turns schedule="@daily" into a timetable with an empty interval; a manual or asset-triggered run '
+        "may have none at all. Three ways out:\n"
+        '1. a timetable with data intervals: schedule=CronDataIntervalTimetable("@daily", timezone="UTC"), '
+        "from airflow.timetables.interval\n"
+        "2. on this task: window=timedelta(days=1), the day up to the run\n"
+        '3. on this task: start="2020-08-17T00:00:00Z", end="2020-08-18T00:00:00Z" (templates work)'
+    )
+
+
+def shift(moment: datetime, length: timedelta, zone: tzinfo) -> datetime:
+    """
+    Return the moment moved by a length: years, months and days by the zone's calendar, the rest by the clock.
+
+    ``timedelta(days=1)`` before noon of the day on which clocks change is noon of the day before, 23 or 25 hours ago.
+    """
+    local = pendulum.instance(_aware(moment).astimezone(zone))
+    if isinstance(length, pendulum.Duration):
+        local = local.add(years=length.years, months=length.months)
+    # A negative timedelta is a number of days below zero and seconds above it; both parts must point the same way.
+    sign = -1 if length < timedelta(0) else 1
+    rest = abs(_without_months(length))
+    return local.add(days=sign * rest.days).add(seconds=sign * rest.seconds, microseconds=sign * rest.microseconds)
+
+
+def _without_months(length: timedelta) -> timedelta:
+    """Return the part of a length that has the same number of days everywhere."""
+    if not isinstance(length, pendulum.Duration):
+        return length
+    days = length.weeks * 7 + length.remaining_days
+    return timedelta(days=days, seconds=length.remaining_seconds, microseconds=length.microseconds) + timedelta(
+        hours=length.hours, minutes=length.minutes
+    )
+
+
+def parse_moment(value: object, argument: str) -> int | None:
+    """
+    Return a moment in epoch milliseconds, floored; None where it is not given.
+
+    :raises InvalidArgumentError: it cannot be read, or looks like seconds.
+    """
+    if isinstance(value, str):
+        value = _parse_text(value.strip(), argument)
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        value = _aware(value)
+    elif isinstance(value, date):
+        value = datetime(value.year, value.month, value.day, tzinfo=timezone.utc)
+    return protocol.to_epoch_ms(value, argument)  # type: ignore[arg-type]  # it says what is wrong with other types
+
+
+def _parse_text(text: str, argument: str) -> datetime | date | int | None:
+    if text in ("", "None"):
+        return None
+    if re.fullmatch(r"\d{13}", text):
+        return int(text)
+    if re.fullmatch(r"-?\d+", text) and len(text) != len("20200817"):
+        raise InvalidArgumentError(
+            f"{argument}={text!r} is no epoch in milliseconds, which has 13 digits{'; seconds?' * (len(text) == 10)}",
+            argument=argument,
+        )
+    # A whole date first: pendulum reads «12:00» as noon of today, and «2020» as a year.
+    if re.match(r"\d{4}-\d{2}-\d{2}|\d{8}", text):
+        try:
+            moment = pendulum.parse(text, exact=True)
+        except ValueError:
+            moment = None
+        if isinstance(moment, date):  # a DateTime is one, too
+            return moment
+    raise InvalidArgumentError(f"{argument}={text!r} is no ISO 8601 date or time", argument=argument)
+
+
+def parse_duration(value: object) -> timedelta | None:
+    """
+    Return the length of a window; None where it is not given.
+
+    :param value: ``timedelta``, pendulum duration, or ISO 8601 text as ``P1D``; ``""`` and ``"None"`` are not given.
+    :raises InvalidArgumentError: it is not longer than zero, or something else.
+    """
+    if value is None or value in ("", "None"):
+        return None
+    if isinstance(value, str) and value.startswith("P"):
+        with suppress(ValueError):
+            value = pendulum.parse(value, exact=True)
+    if not isinstance(value, timedelta):
+        raise InvalidArgumentError(
+            f"window={value!r} is no length of time; expected e.g. timedelta(days=1)", argument="window"
+        )
+    if value <= timedelta(0):
+        raise InvalidArgumentError(f"window={value!r} must be longer than zero", argument="window")
+    return value
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+def _ms(moment: datetime) -> int:
+    return protocol.to_epoch_ms(_aware(moment), "moment")
+
+
+# ---- rows of a window --------------------------------------------------------------------------
+
+
+@dataclass
+class RowCounts:
+    """What was read for a window, and where its rows were stamped."""
+
+    pages: int = 0
+    rows: int = 0
+    rows_before_start: int = 0
+    rows_after_end: int = 0
+    rows_at_end: int = 0
+
+
+_INSIDE, _BEFORE, _AFTER, _AT_END = range(4)
+
+
+class HalfOpen:
+    """
+    The pages of ``[start, end)``, made of those of an API that is asked for ``[start, end]``; iterable once.
+
+    Drops the rows stamped exactly ``end``: the next window has them. Keeps all others, those stamped outside the
+    window and those without a stamp too, because no other window is known to return them, and counts them.
+
+    :param window: what was asked; where start equals end, nothing is dropped.
+    :param pages: what the API answered.
+    :ivar counts: of what has been read so far.
+    """
+
+    def __init__(self, window: Window, pages: Iterable[Page]) -> None:
+        self.counts = RowCounts()
+        self._pages = pages
+        self._positions = _Positions(window)
+
+    def __iter__(self) -> Iterator[Page]:
+        for page in self._pages:
+            self.counts.pages += 1
+            kept = self._keep_page(page)
+            self.counts.rows += len(kept.rows)
+            yield kept
+
+    def _keep_page(self, page: Page) -> Page:
+        stamps = page.column("timestamp") or ()
+        try:
+            positions = list(map(self._positions.__getitem__, stamps))
+        except TypeError:  # a stamp that is a list or an object cannot be looked up
+            positions = [self._positions[stamp] if isinstance(stamp, str) else _INSIDE for stamp in stamps]
+        found = Counter(positions)
+        self.counts.rows_before_start += found[_BEFORE]
+        self.counts.rows_after_end += found[_AFTER]
+        self.counts.rows_at_end += found[_AT_END]
+        if not found[_AT_END]:
+            return page
+        rows = [row for row, position in zip(page.rows, positions, strict=True) if position != _AT_END]
+        dropped = tuple(index for index, position in enumerate(positions) if position == _AT_END)
+        return replace(page, rows=rows, dropped=dropped)
+
+
+class _Positions(dict[Any, int]):
+    """Where a stamp lies; many rows of a frame share one, so each is read once."""
+
+    _MOST = 100_000
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+
+    def __missing__(self, stamp: Any) -> int:
+        if len(self) >= self._MOST:
+            self.clear()
+        self[stamp] = position = self._position(stamp)
+        return position
+
+    def _position(self, stamp: Any) -> int:
+        try:
+            moment = _ms(protocol.parse_timestamp(stamp)) if isinstance(stamp, str) else None
+        except ValueError:
+            moment = None
+        if moment is None:
+            return _INSIDE
+        if moment < self._window.start_ms:
+            return _BEFORE
+        if moment == self._window.end_ms > self._window.start_ms:
+            return _AT_END
+        return _AFTER if moment > self._window.end_ms else _INSIDE
+
+
+# ---- sessions of a window ----------------------------------------------------------------------
+
+
+def session_bounds(
+    since: object = None,
+    until: object = None,
+    *,
+    data_interval_start: datetime | None = None,
+    data_interval_end: datetime | None = None,
+    run_after: datetime | None = None,
+    **other_moments: object,
+) -> tuple[int | None, int | None]:
+    """
+    Return between which starts a run looks for sessions, in epoch milliseconds; None is no bound.
+
+    What is not given is the data interval's where that is longer than zero; else ``since`` is ``run_after``.
+
+    :param other_moments: moments of the run that do not matter here.
+    :raises WindowError: nothing can lie between the bounds.
+    """
+    since_ms, until_ms = parse_moment(since, "since"), parse_moment(until, "until")
+    interval = _data_interval(data_interval_start, data_interval_end)
+    if interval is not None:
+        since_ms = interval.start_ms if since_ms is None else since_ms
+        until_ms = interval.end_ms if until_ms is None else until_ms
+    elif since_ms is None and run_after is not None:
+        since_ms = _ms(run_after)
+    if since_ms is not None and until_ms is not None and since_ms >= until_ms:
+        raise WindowError(
+            f"No session can start at or after {format_ms(since_ms)} and before {format_ms(until_ms)}: "
+            "give since and until that leave room",
+            argument="since",
+        )
+    return since_ms, until_ms
+
+
+def select_sessions(
+    sessions: Iterable[str],
+    *,
+    since_ms: int | None = None,
+    until_ms: int | None = None,
+    known_sessions: Collection[str] | None = None,
+    min_age_ms: int = 0,
+    now_ms: int = 0,
+) -> list[str]:
+    """
+    Return the ids that count as new, each once, oldest first.
+
+    New are those not in ``known_sessions`` where that is given, else those with ``since <= start < until``. With
+    ``min_age_ms`` a session counts once its start lies that far before ``now_ms``.
+
+    :raises UnexpectedResponseError: an id whose start matters does not read as epoch milliseconds.
+    """
+    ids = dict.fromkeys(sessions)
+    if known_sessions is not None:
+        known = frozenset(known_sessions)
+        new = [session for session in ids if session not in known]
+    else:
+        new = [session for session in ids if _is_between(session, since_ms, until_ms)]
+    if min_age_ms:
+        new = [session for session in new if protocol.parse_session_start(session) <= now_ms - min_age_ms]
+    return sorted(new, key=_by_start)
+
+
+def _is_between(session: str, since_ms: int | None, until_ms: int | None) -> bool:
+    if since_ms is None and until_ms is None:
+        return True
+    start = protocol.parse_session_start(session)
+    return (since_ms is None or since_ms <= start) and (until_ms is None or start < until_ms)
+
+
+def _by_start(session: str) -> tuple[bool, int, str]:
+    readable = session.isascii() and session.isdigit()
+    return (not readable, int(session) if readable else 0, session)

@@ -1,0 +1,547 @@
+"""Pages in, one complete object out: Parquet, CSV, JSON lines or JSON on any fsspec store."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import glob
+import gzip
+import io
+import logging
+import os
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
+
+import msgspec
+
+from airflow_provider_unleash import protocol
+from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError
+from airflow_provider_unleash.protocol import Page
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from fsspec import AbstractFileSystem
+
+log = logging.getLogger(__name__)
+
+FileFormat = Literal["jsonl", "json", "csv", "parquet"]
+FILE_FORMATS: tuple[FileFormat, ...] = ("jsonl", "json", "csv", "parquet")
+Compression = Literal["gzip"]
+ColumnType = Literal["string", "int64", "float64", "bool", "timestamp"]
+
+# ``count`` is a float because metrics can have fractions, and readers take a tree's types from any one file.
+COLUMNS: dict[str, ColumnType] = {
+    "class_name": "string",
+    "count": "float64",
+    "device_id": "string",
+    "frame_number": "int64",
+    "model_id": "string",
+    "session_id": "string",
+    "source_file_name": "string",
+    "timestamp": "timestamp",
+}
+EXTRA = "extra"
+# Hive keys of the path: a column of the same name would hide or contradict them.
+HIVE_KEYS = ("device", "start_date")
+
+ROW_GROUP_ROWS = 100_000
+# S3 takes parts of 5 MiB and more, 10 000 at most; fsspec's default would keep 50 MiB in memory.
+_PART_BYTES = 8 * 1024 * 1024
+
+_JSON = msgspec.json.Encoder()
+_SORTED_JSON = msgspec.json.Encoder(order="sorted")
+
+
+class StoragePath(Protocol):
+    """What is needed of a path: ``ObjectStoragePath`` and ``UPath`` have it."""
+
+    @property
+    def fs(self) -> AbstractFileSystem: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def protocol(self) -> str: ...
+
+
+# ---- names -------------------------------------------------------------------------------------
+
+
+def check_file_format(
+    file_format: str, compression: str | None = None, column_types: Mapping[str, str] | None = None
+) -> None:
+    """
+    Return if the three can be used together.
+
+    :raises InvalidArgumentError: they cannot.
+    """
+    if file_format not in FILE_FORMATS:
+        raise InvalidArgumentError(
+            f"file_format={file_format!r} is none of {', '.join(FILE_FORMATS)}", argument="file_format"
+        )
+    if compression not in (None, "gzip"):
+        raise InvalidArgumentError(f"compression={compression!r} is neither 'gzip' nor None", argument="compression")
+    if compression and file_format == "parquet":
+        raise InvalidArgumentError(
+            "Parquet files are compressed inside (zstd): leave compression out", argument="compression"
+        )
+    columns_of(column_types)
+
+
+def columns_of(column_types: Mapping[str, str] | None) -> dict[str, ColumnType]:
+    """
+    Return the columns of Parquet and CSV in their order: the eight known ones, ``extra``, the declared ones.
+
+    :raises InvalidArgumentError: a declared name is taken, or its type is unknown.
+    """
+    columns: dict[str, ColumnType] = {**COLUMNS, EXTRA: "string"}
+    for name, kind in (column_types or {}).items():
+        if name in columns or name in HIVE_KEYS:
+            raise InvalidArgumentError(
+                f"column_types: {name!r} is a column or a folder key already; it adds columns, it never retypes one",
+                argument="column_types",
+            )
+        if kind not in _ACCEPTED:
+            raise InvalidArgumentError(
+                f"column_types: {name!r} is {kind!r}, none of {', '.join(_ACCEPTED)}", argument="column_types"
+            )
+        columns[name] = kind  # type: ignore[assignment]  # checked above
+    return columns
+
+
+def object_name(
+    device_id: str, start_ms: int, end_ms: int, file_format: FileFormat, compression: Compression | None = None
+) -> str:
+    """
+    Return the name of a window's object below ``dst``, a function of its arguments alone.
+
+    ``device=<id>/start_date=<YYYY-MM-DD>/<start>_<end>.<ext>`` with the id percent-encoded and all times in UTC.
+    """
+    extension = file_format + (".gz" if compression == "gzip" else "")
+    folder = f"device={protocol.quote_device_id(device_id)}/start_date={_utc(start_ms):%Y-%m-%d}"
+    return f"{folder}/{_basic_iso(start_ms)}_{_basic_iso(end_ms)}.{extension}"
+
+
+def _utc(moment_ms: int) -> datetime:
+    return datetime.fromtimestamp(moment_ms // 1000, timezone.utc)
+
+
+def _basic_iso(moment_ms: int) -> str:
+    fraction = f".{moment_ms % 1000:03}" if moment_ms % 1000 else ""
+    return f"{_utc(moment_ms):%Y%m%dT%H%M%S}{fraction}Z"
+
+
+def url_of(path: StoragePath) -> str:
+    """Return the URL that DuckDB or Snowflake understand: without an Airflow connection in it."""
+    scheme = path.protocol or "file"
+    return f"{'file' if scheme == 'local' else scheme}://{path.path}"
+
+
+# ---- columns -----------------------------------------------------------------------------------
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_int64(value: Any) -> bool:
+    return _is_number(value) and value == int(value) and -(2**63) <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_float64(value: Any) -> bool:
+    return isinstance(value, float) or (_is_number(value) and _fits_float(value))
+
+
+def _fits_float(value: int) -> bool:
+    try:
+        return int(float(value)) == value
+    except OverflowError:
+        return False
+
+
+def _whole_ms(stamp: Any) -> int:
+    """Return a stamp in epoch milliseconds; raise ValueError where that would lose something."""
+    moment = protocol.parse_timestamp(stamp)
+    if moment.microsecond % 1000:
+        raise ValueError(f"{stamp} is finer than a millisecond")
+    return protocol.to_epoch_ms(moment, "timestamp")
+
+
+def _is_timestamp(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and _whole_ms(value) is not None
+    except ValueError:
+        return False
+
+
+_ACCEPTED: dict[str, Callable[[Any], bool]] = {
+    "string": _is_text,
+    "int64": _is_int64,
+    "float64": _is_float64,
+    "bool": lambda value: isinstance(value, bool),
+    "timestamp": _is_timestamp,
+}
+
+
+def _misfit(page: Page, name: str, kind: str, values: list[Any]) -> UnexpectedResponseError:
+    """Return the error that names the first value which does not fit its column."""
+    accepts = _ACCEPTED[kind]
+    index = next((i for i, value in enumerate(values) if value is not None and not accepts(value)), 0)
+    value, row = values[index], page.row_index(index)
+    shown = repr(protocol.mask_token(value) if isinstance(value, str) else value)[: protocol.EXCERPT_CHARS]
+    return UnexpectedResponseError(
+        f"Page {page.number}, row {row}: {name} is {shown}, which does not fit its column of type {kind}. "
+        'file_format="jsonl" or "json" keeps values as they come',
+        page=page.number,
+        row=row,
+        field=name,
+        value=value,
+    )
+
+
+def _checked(page: Page, name: str, kind: ColumnType, values: list[Any]) -> list[Any]:
+    """Return the values if they fit; each distinct one is looked at once, and a bool is no number here."""
+    types = set(map(type, values)) - {type(None)}
+    try:
+        fits = (bool in types) <= (kind == "bool") and all(map(_ACCEPTED[kind], set(values) - {None}))
+    except TypeError:  # a list or an object, which no column takes
+        fits = False
+    if not fits or (kind == "bool" and types - {bool}):
+        raise _misfit(page, name, kind, values)
+    return values
+
+
+def _extras(page: Page, columns: Mapping[str, ColumnType]) -> list[str | None]:
+    """Return, for each row, the JSON text of its keys that have no column, or None."""
+    unknown = [key for key in page.keys if key not in columns or key == EXTRA]
+    if not unknown:
+        return [None] * len(page.rows)
+    indices = [page.keys.index(key) for key in unknown]
+    texts: list[str | None] = []
+    for row in page.rows:
+        rest = {key: row[i] for key, i in zip(unknown, indices, strict=True) if row[i] is not msgspec.UNSET}
+        texts.append(_SORTED_JSON.encode(rest).decode() if rest else None)
+    return texts
+
+
+def _column(page: Page, name: str, columns: Mapping[str, ColumnType]) -> list[Any]:
+    if name == EXTRA:
+        return _extras(page, columns)
+    values = page.column(name)
+    return [None] * len(page.rows) if values is None else values
+
+
+# ---- formats -----------------------------------------------------------------------------------
+
+
+class PageWriter(ABC):
+    """
+    Writes pages to a binary stream in one format.
+
+    :ivar size: bytes of the complete object; known once it is published.
+    """
+
+    size = 0
+
+    def __init__(self, stream: IO[bytes], columns: Mapping[str, ColumnType]) -> None:
+        self._stream = stream
+        self._columns = columns
+        self._new_keys: set[str] = set()
+
+    @abstractmethod
+    def write_page(self, page: Page) -> None:
+        """
+        Append the rows of a page.
+
+        :raises UnexpectedResponseError: a value does not fit its column (Parquet, CSV).
+        """
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Write what makes the object complete."""
+
+    def abort(self) -> None:  # noqa: B027 – most formats hold nothing
+        """Let go of what is held; the stream is thrown away."""
+
+    def _report_new_keys(self, page: Page) -> None:
+        new = {key for key in page.keys if key not in self._columns} - self._new_keys
+        if new:
+            self._new_keys |= new
+            log.warning("Page %d has keys without a column: %s; they go to «extra»", page.number, sorted(new))
+
+
+class JsonLinesWriter(PageWriter):
+    """One object a line."""
+
+    def write_page(self, page: Page) -> None:
+        self._stream.write(_JSON.encode_lines(page.records()))
+
+    def finish(self) -> None:
+        pass
+
+
+class JsonWriter(PageWriter):
+    """One array of objects, a line each: what Tableau and Salesforce read."""
+
+    _opening = b"[\n"
+
+    def write_page(self, page: Page) -> None:
+        if page.rows:
+            lines = map(_JSON.encode, page.records())
+            self._stream.write(self._opening + b",\n".join(lines))
+            self._opening = b",\n"
+
+    def finish(self) -> None:
+        self._stream.write(b"[]\n" if self._opening == b"[\n" else b"\n]\n")
+
+
+class CsvWriter(PageWriter):
+    """A header, then a row a line, as RFC 4180 has it; null is an empty field."""
+
+    def __init__(self, stream: IO[bytes], columns: Mapping[str, ColumnType]) -> None:
+        super().__init__(stream, columns)
+        self._write_rows([list(columns)])
+
+    def write_page(self, page: Page) -> None:
+        self._report_new_keys(page)
+        columns = [
+            _checked(page, name, kind, _column(page, name, self._columns)) for name, kind in self._columns.items()
+        ]
+        for index, kind in enumerate(self._columns.values()):
+            if kind == "bool":
+                columns[index] = [value if value is None else str(value).lower() for value in columns[index]]
+        self._write_rows(zip(*columns, strict=True))
+
+    def _write_rows(self, rows: Any) -> None:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        self._stream.write(text.getvalue().encode())
+
+    def finish(self) -> None:
+        pass
+
+
+class ParquetWriter(PageWriter):
+    """Typed columns, zstd, row groups of about 100 000 rows."""
+
+    def __init__(self, stream: IO[bytes], columns: Mapping[str, ColumnType]) -> None:
+        super().__init__(stream, columns)
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._arrow = pa
+        self._types: dict[ColumnType, pa.DataType] = {
+            "string": pa.string(),
+            "int64": pa.int64(),
+            "float64": pa.float64(),
+            "bool": pa.bool_(),
+            "timestamp": pa.timestamp("ms", tz="UTC"),
+        }
+        self._schema = pa.schema([(name, self._types[kind]) for name, kind in columns.items()])
+        self._parquet = pq.ParquetWriter(stream, self._schema, compression="zstd")
+        self._batches: list[pa.RecordBatch] = []
+
+    def write_page(self, page: Page) -> None:
+        self._report_new_keys(page)
+        arrays = [
+            self._array(page, name, kind, _column(page, name, self._columns)) for name, kind in self._columns.items()
+        ]
+        self._batches.append(self._arrow.record_batch(arrays, schema=self._schema))
+        if sum(batch.num_rows for batch in self._batches) >= ROW_GROUP_ROWS:
+            self._write_row_group()
+
+    def _array(self, page: Page, name: str, kind: ColumnType, values: list[Any]) -> pa.Array:
+        try:
+            if kind == "timestamp":
+                stamps = [None if value is None else _whole_ms(value) for value in values]
+                return self._arrow.array(stamps, self._arrow.int64()).cast(self._types[kind])
+            if kind != "bool" and bool in set(map(type, values)):  # pyarrow would read True as 1.0
+                raise _misfit(page, name, kind, values)
+            return self._arrow.array(values, self._types[kind])
+        except (self._arrow.ArrowException, OverflowError, TypeError, ValueError) as error:
+            raise _misfit(page, name, kind, values) from error
+
+    def _write_row_group(self) -> None:
+        self._parquet.write_table(self._arrow.Table.from_batches(self._batches, self._schema))
+        self._batches.clear()
+
+    def finish(self) -> None:
+        if self._batches:
+            self._write_row_group()
+        self._parquet.close()
+
+    def abort(self) -> None:
+        self._batches.clear()
+        with contextlib.suppress(Exception):  # it writes a footer to a stream that nobody will read
+            self._parquet.close()
+
+
+_WRITERS: dict[FileFormat, type[PageWriter]] = {
+    "jsonl": JsonLinesWriter,
+    "json": JsonWriter,
+    "csv": CsvWriter,
+    "parquet": ParquetWriter,
+}
+
+
+def check_installed(file_format: FileFormat) -> None:
+    """
+    Return if what the format needs is installed.
+
+    :raises InvalidArgumentError: it is not; says how to install it.
+    """
+    if file_format == "parquet" and find_spec("pyarrow") is None:
+        raise InvalidArgumentError(
+            "file_format='parquet' needs pyarrow: pip install 'airflow-provider-unleash[parquet]'",
+            argument="file_format",
+        )
+
+
+# ---- objects -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_object(
+    path: StoragePath,
+    file_format: FileFormat,
+    *,
+    compression: Compression | None = None,
+    column_types: Mapping[str, str] | None = None,
+) -> Iterator[PageWriter]:
+    """
+    Yield a writer; when the block ends the object is there whole, when it raises everything is as it was.
+
+    :param path: the object, e.g. an ``ObjectStoragePath``.
+    :param file_format: jsonl, json, csv or parquet.
+    :param compression: gzip or None; Parquet is compressed inside.
+    :param column_types: further columns of Parquet and CSV.
+    :raises InvalidArgumentError: the parameters cannot be used together, or pyarrow is missing.
+    """
+    check_file_format(file_format, compression, column_types)
+    check_installed(file_format)
+    with _publish(path) as stream, _compress(stream, compression) as target:
+        writer = _WRITERS[file_format](target, columns_of(column_types))
+        try:
+            yield writer
+            writer.finish()
+        except BaseException:
+            writer.abort()
+            raise
+        if target is not stream:
+            target.close()
+        writer.size = stream.tell()
+
+
+def _compress(stream: IO[bytes], compression: Compression | None) -> AbstractContextManager[IO[bytes]]:
+    if compression is None:
+        return nullcontext(stream)
+    # Without a name and a time in its header, the same rows are the same bytes.
+    return gzip.GzipFile(filename="", mode="wb", fileobj=stream, compresslevel=6, mtime=0)  # type: ignore[return-value]
+
+
+def _publish(path: StoragePath) -> AbstractContextManager[IO[bytes]]:
+    """Yield a stream whose content becomes the object at ``path`` when the block ends, and never when it raises."""
+    if path.protocol in ("", "file", "local"):
+        return _publish_file(Path(path.path))
+    return _publish_upload(path)
+
+
+@contextmanager
+def _publish_upload(path: StoragePath) -> Iterator[IO[bytes]]:
+    # fsspec publishes a partial object when a plain handle is left by an exception, or even collected as garbage.
+    handle = path.fs.open(path.path, "wb", block_size=_PART_BYTES, autocommit=False)
+    try:
+        yield handle
+        handle.close()
+        handle.commit()
+    except BaseException:
+        # s3fs fails to close a handle that was discarded first.
+        for undo in (handle.close, handle.discard):
+            with contextlib.suppress(Exception):
+                undo()
+        raise
+
+
+@contextmanager
+def _publish_file(target: Path) -> Iterator[IO[bytes]]:
+    """Write a hidden sibling and rename it; fsspec's own staging is in the temporary folder, often another device."""
+    made = _missing_folders(target.parent)
+    _remove_abandoned(target)
+    staged, stream = _open_sibling(target)
+    try:
+        with stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+            staged.replace(target)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # another task's object may be in it by now
+                folder.rmdir()
+        raise
+
+
+def _missing_folders(folder: Path) -> list[Path]:
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _open_sibling(target: Path) -> tuple[Path, IO[bytes]]:
+    """Open a new locked file beside the target; the lock tells that somebody is writing it."""
+    while True:
+        staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            stream = staged.open("xb")
+        except FileNotFoundError:  # another task has just removed the folder after its failure
+            continue
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if staged.exists():  # else somebody took it for abandoned before it was locked
+            return staged, stream
+        stream.close()
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what a killed process left of this object."""
+    for staged in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with contextlib.suppress(OSError), staged.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            staged.unlink()
+
+
+def has_rows(path: StoragePath, file_format: FileFormat, compression: Compression | None = None) -> bool:
+    """Tell whether there is an object with rows at the path; one that cannot be read counts as having some."""
+    path.fs.invalidate_cache(path.path)
+    try:
+        with path.fs.open(path.path, "rb") as stream:
+            return _holds_rows(stream, file_format, compression)
+    except FileNotFoundError:
+        return False
+
+
+def _holds_rows(stream: IO[bytes], file_format: FileFormat, compression: Compression | None) -> bool:
+    try:
+        if file_format == "parquet":
+            import pyarrow.parquet as pq
+
+            return bool(pq.ParquetFile(stream).metadata.num_rows)
+        content = gzip.GzipFile(fileobj=stream) if compression else nullcontext(stream)
+        with content as plain, io.TextIOWrapper(plain, "utf-8", newline="") as text:
+            if file_format == "csv":
+                return len(list(islice(csv.reader(text), 2))) > 1
+            return text.read(64).strip() not in ("", "[]")
+    except Exception as error:
+        # Whatever it is, it is not known to be empty, and so must not be replaced by nothing.
+        log.warning("The existing object cannot be read (%s); taken as having rows", error)
+        return True

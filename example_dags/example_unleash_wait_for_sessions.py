@@ -1,0 +1,38 @@
+"""Wait until the day has a session, then extract the day of every device."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timedelta, timezone
+
+from airflow.providers.common.compat.sdk import DAG
+from airflow.timetables.interval import CronDataIntervalTimetable
+
+from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
+from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
+
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+
+# [START wait_for_sessions]
+with DAG(
+    dag_id="example_unleash_wait_for_sessions",
+    schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
+    start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
+    catchup=False,
+    default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
+) as dag:
+    wait = UnleashNewSessionsSensor(
+        task_id="wait_for_sessions",
+        min_age=timedelta(minutes=30),  # the data of a fresh session is just arriving
+        mode="reschedule",  # no worker slot is held between pokes
+        poke_interval=300,
+        timeout=6 * 60 * 60,
+        soft_fail=True,  # a day without sessions is skipped, not failed
+    )
+    devices = UnleashListDevicesOperator(task_id="list_devices")
+    extract = UnleashToObjectStorageOperator.partial(
+        task_id="extract", dst=LAKE, file_format="jsonl", compression="gzip", max_active_tis_per_dagrun=4
+    ).expand(device_id=devices.output)
+
+    wait >> devices
+# [END wait_for_sessions]
