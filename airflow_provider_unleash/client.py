@@ -26,6 +26,7 @@ from requests.auth import AuthBase
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import NewConnectionError
 from urllib3.exceptions import TimeoutError as PoolTimeoutError
 
 from airflow_provider_unleash import __version__, protocol
@@ -306,6 +307,7 @@ class _Gate:
         self._refusals = 0
         self._resume_at = self._refused_at = 0.0
         self._changed = threading.Condition()
+        self._sockets: dict[int, socket.socket] = {}
         self.stopped = False
 
     def run(self, ask: Callable[[], T]) -> T:
@@ -372,12 +374,26 @@ class _Gate:
         with self._changed:
             self._changed.wait_for(lambda: self.stopped, seconds)
 
-    def stop(self) -> bool:
-        """Let nobody through any more, and tell whether requests are still under way."""
+    def watch(self, connected: socket.socket) -> None:
+        """Remember what this thread is about to wait for; after the stop, don't let it wait."""
+        with self._changed:
+            self._sockets[threading.get_ident()] = connected
+            if self.stopped:
+                _shut(connected)
+
+    def stop(self) -> None:
+        """Let nobody through any more, and end the requests under way."""
         with self._changed:
             self.stopped = True
             self._changed.notify_all()
-            return self._under_way > 0
+            if self._under_way:
+                for connected in self._sockets.values():
+                    _shut(connected)
+
+
+def _shut(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # closed already
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 class _Patience:
@@ -428,7 +444,6 @@ class _Extraction:
         self._endpoint = endpoint
         self._concurrency = concurrency
         self._gate = _Gate(concurrency, client.max_attempts)
-        self._sockets: dict[int, socket.socket] = {}
         self._workers: ThreadPoolExecutor | None = None
 
     def pages(self) -> Generator[Page, None, None]:
@@ -466,7 +481,7 @@ class _Extraction:
             return partial(self._fetch, number)
         if self._workers is None:
             self._workers = ThreadPoolExecutor(
-                self._concurrency, "unleash-page", initializer=_watch_sockets, initargs=(self._sockets,)
+                self._concurrency, "unleash-page", initializer=_watch_sockets, initargs=(self._gate,)
             )
         return self._workers.submit(self._fetch, number).result
 
@@ -492,10 +507,7 @@ class _Extraction:
         raise SnapshotChangedError(f"The pages changed while they were read: {what}", url=self._path(page.number))
 
     def _stop(self) -> None:
-        if self._gate.stop():
-            for connected in list(self._sockets.values()):
-                with contextlib.suppress(OSError):
-                    connected.shutdown(socket.SHUT_RDWR)
+        self._gate.stop()
         if self._workers is not None:
             self._workers.shutdown(wait=True, cancel_futures=True)
 
@@ -505,9 +517,9 @@ class _Extraction:
 _thread = threading.local()
 
 
-def _watch_sockets(sockets: dict[int, socket.socket]) -> None:
-    """Note the socket of each request of this thread there, so that another thread can end it."""
-    _thread.sockets = sockets
+def _watch_sockets(gate: _Gate) -> None:
+    """Let the gate know of each socket that this thread uses."""
+    _thread.gate = gate
 
 
 class _Watched:
@@ -517,9 +529,9 @@ class _Watched:
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         super().request(*args, **kwargs)  # type: ignore[misc]  # a mixin's super() is known where it is mixed in
-        sockets = getattr(_thread, "sockets", None)
-        if sockets is not None and self.sock is not None:
-            sockets[threading.get_ident()] = self.sock
+        gate: _Gate | None = getattr(_thread, "gate", None)
+        if gate is not None and self.sock is not None:
+            gate.watch(self.sock)
 
 
 class _HTTPConnection(_Watched, HTTPConnection):
@@ -591,7 +603,7 @@ def _transport_error(url: str, error: requests.RequestException) -> UnleashError
             reason="tls",
             url=url,
         )
-    if isinstance(error, requests.Timeout) or isinstance(cause, PoolTimeoutError):
+    if isinstance(cause, PoolTimeoutError) and not isinstance(cause, NewConnectionError):
         return TransportError(said, reason="timeout", url=url)
     if isinstance(error, (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)):
         return TransportError(f"{said}. The body was cut short or damaged", reason="truncated", url=url)
