@@ -346,16 +346,18 @@ def test_a_body_that_stops_arriving_is_a_timeout() -> None:
 
 
 def test_tls_spoken_to_a_plain_server_says_tls(sim: Simulator) -> None:
-    with UnleashClient("key", sim.base_url.replace("http:", "https:"), max_attempts=1) as api:
-        with pytest.raises(TransportError, match="TLS") as info:
-            api.get_version()
+    url = sim.base_url.replace("http:", "https:")
+    with UnleashClient("key", url, max_attempts=1) as api, pytest.raises(TransportError, match="TLS") as info:
+        api.get_version()
     assert info.value.reason == "tls"
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("tls")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
     if os.system(f"{command} -keyout {key} -out {certificate} 2>/dev/null") != 0:
         pytest.skip("openssl is not there to make a certificate")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -393,8 +395,9 @@ def test_a_body_beyond_the_limit_is_refused_while_it_is_read(sim: Simulator) -> 
 
 def test_pages_that_grow_are_noticed_at_once() -> None:
     with Simulator(page_size=100, growing=100) as sim, connect(sim, page_concurrency=1) as api:
+        pages = api.iter_pages(DEVICE, START, END)
         with pytest.raises(SnapshotChangedError, match="total_num_pages"):
-            list(api.iter_pages(DEVICE, START, END))
+            list(pages)
 
 
 def test_rows_that_change_without_a_new_page_are_noticed_at_the_end() -> None:
@@ -511,7 +514,7 @@ def test_an_id_that_could_change_the_path_is_refused_before_any_request(sim: Sim
     ("arguments", "options"),
     [
         ((START, START - 1), {}),
-        ((datetime(2020, 8, 17), END), {}),  # noqa: DTZ001
+        ((datetime(2020, 8, 17), END), {}),
         ((1_597_622_400, 1_597_632_400), {}),
         ((START, "2020-08-17"), {}),
         ((START, END), {"endpoint": "xml"}),

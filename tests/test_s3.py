@@ -82,7 +82,7 @@ def extract(**arguments: Any) -> Any:
 
 
 def in_window(sim: Simulator) -> list[dict[str, Any]]:
-    return [row for row in sim.rows(STREET, DAY_START, DAY_END - 1)]
+    return sim.rows(STREET, DAY_START, DAY_END - 1)
 
 
 def page_of(rows: int, text: str = "x") -> Page:
@@ -153,11 +153,15 @@ def test_an_extraction_that_fails_half_way_leaves_the_old_object_and_nothing_els
 
 
 def test_a_multipart_upload_that_fails_is_aborted(store: Any) -> None:
-    with pytest.raises(ZeroDivisionError), open_object(path_of("large.jsonl"), "jsonl") as writer:
-        for _ in range(12):
-            writer.write_page(page_of(1000, "x" * 1000))
-        assert uploads(store) == ["unleash/large.jsonl"]
-        raise ZeroDivisionError
+    def fail_half_way() -> None:
+        with open_object(path_of("large.jsonl"), "jsonl") as writer:
+            for _ in range(12):
+                writer.write_page(page_of(1000, "x" * 1000))
+            assert uploads(store) == ["unleash/large.jsonl"]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
     gc.collect()  # fsspec publishes abandoned handles when they are collected
     assert keys(store) == uploads(store) == []
 
