@@ -250,6 +250,13 @@ class Page:
             ]
         return [dict(zip(keys, row, strict=True)) for row in self.rows]
 
+    def columns(self) -> dict[str, tuple[Any, ...]]:
+        """Return the fields of all rows, None where a row lacks one; nothing where there are no rows."""
+        columns = dict(zip(self.keys, zip(*self.rows, strict=True), strict=False))
+        if self.ragged:
+            return {key: tuple(None if v is msgspec.UNSET else v for v in values) for key, values in columns.items()}
+        return columns
+
     def column(self, key: str) -> list[Any] | None:
         """Return one field of all rows, None where a row lacks it; or None where the whole page does."""
         if key not in self.keys:
@@ -487,6 +494,22 @@ def parse_timestamp(text: str) -> datetime:
     except msgspec.ValidationError:
         raise ValueError(f"{text!r} is no RFC 3339 timestamp") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+def parse_timestamps(values: Sequence[Any]) -> list[datetime | None]:
+    """Return the moments of many rows; None for a value that is no timestamp."""
+    try:
+        moments = msgspec.convert(values, list[datetime])
+    except msgspec.ValidationError:
+        return [_parse_timestamp_or_none(value) for value in values]
+    return [moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc) for moment in moments]
+
+
+def _parse_timestamp_or_none(value: Any) -> datetime | None:
+    try:
+        return parse_timestamp(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
 
 
 def parse_session_start(session_id: str) -> int:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
-from typing import Any
 
 import pendulum
 
@@ -270,9 +268,6 @@ class RowCounts:
     rows_at_end: int = 0
 
 
-_INSIDE, _BEFORE, _AFTER, _AT_END = range(4)
-
-
 class HalfOpen:
     """
     The pages of ``[start, end)``, made of those of an API that is asked for ``[start, end]``; iterable once.
@@ -288,7 +283,11 @@ class HalfOpen:
     def __init__(self, window: Window, pages: Iterable[Page]) -> None:
         self.counts = RowCounts()
         self._pages = pages
-        self._positions = _Positions(window)
+        self._start = window.start
+        self._end = window.end
+        # A stamp counts by its whole millisecond, as the API does: the first moment after the one that is «end».
+        self._after_end = window.end + timedelta(milliseconds=1)
+        self._drops = window.start_ms < window.end_ms
 
     def __iter__(self) -> Iterator[Page]:
         for page in self._pages:
@@ -298,48 +297,19 @@ class HalfOpen:
             yield kept
 
     def _keep_page(self, page: Page) -> Page:
-        stamps = page.column("timestamp") or ()
-        try:
-            positions = list(map(self._positions.__getitem__, stamps))
-        except TypeError:  # a stamp that is a list or an object cannot be looked up
-            positions = [self._positions[stamp] if isinstance(stamp, str) else _INSIDE for stamp in stamps]
-        found = Counter(positions)
-        self.counts.rows_before_start += found[_BEFORE]
-        self.counts.rows_after_end += found[_AFTER]
-        self.counts.rows_at_end += found[_AT_END]
-        if not found[_AT_END]:
+        moments = protocol.parse_timestamps(page.column("timestamp") or ())
+        stamped = [moment for moment in moments if moment is not None]
+        if not stamped or (self._start <= min(stamped) and max(stamped) < self._end):
             return page
-        rows = [row for row, position in zip(page.rows, positions, strict=True) if position != _AT_END]
-        dropped = tuple(index for index, position in enumerate(positions) if position == _AT_END)
+        self.counts.rows_before_start += sum(moment < self._start for moment in stamped)
+        self.counts.rows_after_end += sum(moment >= self._after_end for moment in stamped)
+        if not self._drops:
+            return page
+        dropped = tuple(i for i, moment in enumerate(moments) if moment and self._end <= moment < self._after_end)
+        self.counts.rows_at_end += len(dropped)
+        left_out = set(dropped)
+        rows = [row for index, row in enumerate(page.rows) if index not in left_out]
         return replace(page, rows=rows, dropped=dropped)
-
-
-class _Positions(dict[Any, int]):
-    """Where a stamp lies; many rows of a frame share one, so each is read once."""
-
-    _MOST = 100_000
-
-    def __init__(self, window: Window) -> None:
-        self._window = window
-
-    def __missing__(self, stamp: Any) -> int:
-        if len(self) >= self._MOST:
-            self.clear()
-        self[stamp] = position = self._position(stamp)
-        return position
-
-    def _position(self, stamp: Any) -> int:
-        try:
-            moment = _ms(protocol.parse_timestamp(stamp)) if isinstance(stamp, str) else None
-        except ValueError:
-            moment = None
-        if moment is None:
-            return _INSIDE
-        if moment < self._window.start_ms:
-            return _BEFORE
-        if moment == self._window.end_ms > self._window.start_ms:
-            return _AT_END
-        return _AFTER if moment > self._window.end_ms else _INSIDE
 
 
 # ---- sessions of a window ----------------------------------------------------------------------

@@ -12,11 +12,12 @@ import logging
 import os
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
+from functools import lru_cache
 from importlib.util import find_spec
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
@@ -53,6 +54,7 @@ EXTRA = "extra"
 HIVE_KEYS = ("device", "start_date")
 
 ROW_GROUP_ROWS = 100_000
+ROW_GROUP_BYTES = 64 * 1024 * 1024
 # S3 takes parts of 5 MiB and more, 10 000 at most; fsspec's default would keep 50 MiB in memory.
 _PART_BYTES = 8 * 1024 * 1024
 
@@ -194,7 +196,7 @@ _ACCEPTED: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _misfit(page: Page, name: str, kind: str, values: list[Any]) -> UnexpectedResponseError:
+def _misfit(page: Page, name: str, kind: str, values: Sequence[Any]) -> UnexpectedResponseError:
     """Return the error that names the first value which does not fit its column."""
     accepts = _ACCEPTED[kind]
     index = next((i for i, value in enumerate(values) if value is not None and not accepts(value)), 0)
@@ -210,8 +212,8 @@ def _misfit(page: Page, name: str, kind: str, values: list[Any]) -> UnexpectedRe
     )
 
 
-def _checked(page: Page, name: str, kind: ColumnType, values: list[Any]) -> list[Any]:
-    """Return the values if they fit; each distinct one is looked at once, and a bool is no number here."""
+def _check_values(page: Page, name: str, kind: ColumnType, values: Sequence[Any]) -> None:
+    """Raise if a value does not fit; each distinct one is looked at once, and a bool is no number here."""
     types = set(map(type, values)) - {type(None)}
     try:
         fits = (bool in types) <= (kind == "bool") and all(map(_ACCEPTED[kind], set(values) - {None}))
@@ -219,7 +221,6 @@ def _checked(page: Page, name: str, kind: ColumnType, values: list[Any]) -> list
         fits = False
     if not fits or (kind == "bool" and types - {bool}):
         raise _misfit(page, name, kind, values)
-    return values
 
 
 def _extras(page: Page, columns: Mapping[str, ColumnType]) -> list[str | None]:
@@ -235,11 +236,11 @@ def _extras(page: Page, columns: Mapping[str, ColumnType]) -> list[str | None]:
     return texts
 
 
-def _column(page: Page, name: str, columns: Mapping[str, ColumnType]) -> list[Any]:
-    if name == EXTRA:
-        return _extras(page, columns)
-    values = page.column(name)
-    return [None] * len(page.rows) if values is None else values
+def _values(page: Page, columns: Mapping[str, ColumnType]) -> dict[str, Sequence[Any]]:
+    """Return the values of each column in its order; a key that the page lacks is null in all rows."""
+    given = page.columns()
+    nothing = (None,) * len(page.rows)
+    return {name: _extras(page, columns) if name == EXTRA else given.get(name, nothing) for name in columns}
 
 
 # ---- formats -----------------------------------------------------------------------------------
@@ -281,11 +282,28 @@ class PageWriter(ABC):
             log.warning("Page %d has keys without a column: %s; they go to «extra»", page.number, sorted(new))
 
 
+def _objects(page: Page) -> list[Any]:
+    """Return what encodes as the page's records; structs, which are made and encoded three times as fast as dicts."""
+    try:
+        row_type = _row_type(page.keys)
+    except ValueError:  # a name that msgspec takes for no field
+        return page.records()
+    return list(starmap(row_type, page.rows))
+
+
+@lru_cache(maxsize=16)
+def _row_type(keys: tuple[str, ...]) -> type[msgspec.Struct]:
+    # Fields are renamed, because a key need not be a Python name; those that are UNSET are left out when encoded.
+    names = [f"field_{index}" for index in range(len(keys))]
+    fields = [(name, Any) for name in names]
+    return msgspec.defstruct("Row", fields, rename=dict(zip(names, keys, strict=True)), gc=False)
+
+
 class JsonLinesWriter(PageWriter):
     """One object a line."""
 
     def write_page(self, page: Page) -> None:
-        self._stream.write(_JSON.encode_lines(page.records()))
+        self._stream.write(_JSON.encode_lines(_objects(page)))
 
     def finish(self) -> None:
         pass
@@ -298,7 +316,7 @@ class JsonWriter(PageWriter):
 
     def write_page(self, page: Page) -> None:
         if page.rows:
-            lines = map(_JSON.encode, page.records())
+            lines = map(_JSON.encode, _objects(page))
             self._stream.write(self._opening + b",\n".join(lines))
             self._opening = b",\n"
 
@@ -315,13 +333,13 @@ class CsvWriter(PageWriter):
 
     def write_page(self, page: Page) -> None:
         self._report_new_keys(page)
-        columns = [
-            _checked(page, name, kind, _column(page, name, self._columns)) for name, kind in self._columns.items()
-        ]
-        for index, kind in enumerate(self._columns.values()):
-            if kind == "bool":
-                columns[index] = [value if value is None else str(value).lower() for value in columns[index]]
-        self._write_rows(zip(*columns, strict=True))
+        cells = [self._cells(page, name, values) for name, values in _values(page, self._columns).items()]
+        self._write_rows(zip(*cells, strict=True))
+
+    def _cells(self, page: Page, name: str, values: Sequence[Any]) -> Sequence[Any]:
+        kind = self._columns[name]
+        _check_values(page, name, kind, values)
+        return [value if value is None else str(value).lower() for value in values] if kind == "bool" else values
 
     def _write_rows(self, rows: Any) -> None:
         text = io.StringIO(newline="")
@@ -333,7 +351,7 @@ class CsvWriter(PageWriter):
 
 
 class ParquetWriter(PageWriter):
-    """Typed columns, zstd, row groups of about 100 000 rows."""
+    """Typed columns, zstd, row groups of about 100 000 rows or 64 MiB."""
 
     def __init__(self, stream: IO[bytes], columns: Mapping[str, ColumnType]) -> None:
         super().__init__(stream, columns)
@@ -349,32 +367,45 @@ class ParquetWriter(PageWriter):
             "timestamp": pa.timestamp("ms", tz="UTC"),
         }
         self._schema = pa.schema([(name, self._types[kind]) for name, kind in columns.items()])
-        self._parquet = pq.ParquetWriter(stream, self._schema, compression="zstd")
+        # Counters have hardly a value twice; a dictionary of them costs time and saves nothing.
+        repeating = [name for name, kind in columns.items() if kind not in ("int64", "bool")]
+        self._parquet = pq.ParquetWriter(stream, self._schema, compression="zstd", use_dictionary=repeating)
         self._batches: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
 
     def write_page(self, page: Page) -> None:
         self._report_new_keys(page)
-        arrays = [
-            self._array(page, name, kind, _column(page, name, self._columns)) for name, kind in self._columns.items()
-        ]
-        self._batches.append(self._arrow.record_batch(arrays, schema=self._schema))
-        if sum(batch.num_rows for batch in self._batches) >= ROW_GROUP_ROWS:
+        arrays = [self._array(page, name, values) for name, values in _values(page, self._columns).items()]
+        batch = self._arrow.record_batch(arrays, schema=self._schema)
+        self._batches.append(batch)
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+        if self._rows >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
             self._write_row_group()
 
-    def _array(self, page: Page, name: str, kind: ColumnType, values: list[Any]) -> pa.Array:
+    def _array(self, page: Page, name: str, values: Sequence[Any]) -> pa.Array:
+        kind = self._columns[name]
         try:
             if kind == "timestamp":
-                stamps = [None if value is None else _whole_ms(value) for value in values]
-                return self._arrow.array(stamps, self._arrow.int64()).cast(self._types[kind])
-            if kind != "bool" and bool in set(map(type, values)):  # pyarrow would read True as 1.0
+                return self._timestamps(values)
+            if kind == "float64" and bool in set(map(type, values)):  # pyarrow would read True as 1.0
                 raise _misfit(page, name, kind, values)
             return self._arrow.array(values, self._types[kind])
         except (self._arrow.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise _misfit(page, name, kind, values) from error
 
+    def _timestamps(self, values: Sequence[Any]) -> pa.Array:
+        timestamp = self._types["timestamp"]
+        try:
+            return self._arrow.array(values, self._arrow.string()).cast(timestamp)
+        except self._arrow.ArrowInvalid:  # it reads no stamp without an offset, or with zeros beyond the millisecond
+            stamps = [None if value is None else _whole_ms(value) for value in values]
+            return self._arrow.array(stamps, self._arrow.int64()).cast(timestamp)
+
     def _write_row_group(self) -> None:
         self._parquet.write_table(self._arrow.Table.from_batches(self._batches, self._schema))
         self._batches.clear()
+        self._rows = self._bytes = 0
 
     def finish(self) -> None:
         if self._batches:

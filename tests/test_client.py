@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from itertools import pairwise
 
 import pytest
 
@@ -251,11 +252,11 @@ def test_a_refusal_holds_back_all_requests_of_an_extraction(sim: Simulator) -> N
     sim.add_fault(Fault("429", page=4, retry_after=1))
     with connect(sim, page_concurrency=4) as api:
         assert api.get_records(DEVICE, START, END) == sim.rows(DEVICE, START, END)
-    requests = sim.requests
-    refused = next(index for index, request in enumerate(requests) if request.status == 429)
-    # Those under way at the refusal may still arrive; then nobody asks until the second is over.
-    later = [request.time for request in requests[refused + 4 :]]
-    assert min(later) - requests[refused].time >= 0.9
+    # Those under way at the refusal may still be answered; then nobody asks until the second is over.
+    times = [request.time for request in sim.requests]
+    pauses = [after - before for before, after in pairwise(times)]
+    assert max(pauses) >= 0.9
+    assert len(times) - pauses.index(max(pauses)) > 3
 
 
 def test_many_refusals_do_not_use_up_the_patience_of_a_page() -> None:
