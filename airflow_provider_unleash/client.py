@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -51,6 +52,21 @@ BACKOFF_MOST = 30.0
 LONGEST_WAIT = 60.0
 RESTARTS = 3
 _CHUNK_BYTES = 1 << 18
+
+
+@dataclass
+class Traffic:
+    """
+    What a client has asked of the API so far.
+
+    :param requests: sent, repeated ones included.
+    :param retries: requests sent again.
+    :param throttled_seconds: seconds for which the API asked everybody to wait.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    throttled_seconds: float = 0.0
 
 
 class UnleashClient:
@@ -103,6 +119,8 @@ class UnleashClient:
         self._verify = verify
         self._key = protocol.check_api_key(api_key)
         self._tokens_reported = False
+        self._traffic = Traffic()
+        self._traffic_lock = threading.Lock()
         self._session = _open_session(
             self.base_url, protocol.auth_headers(self._key, auth), user_agent, pool_size=max(10, self.page_concurrency)
         )
@@ -121,6 +139,17 @@ class UnleashClient:
     def close(self) -> None:
         """Close the pooled connections."""
         self._session.close()
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has been asked of the API so far."""
+        with self._traffic_lock:
+            return replace(self._traffic)
+
+    def _count(self, **more: float) -> None:
+        with self._traffic_lock:
+            for name, number in more.items():
+                setattr(self._traffic, name, getattr(self._traffic, name) + number)
 
     # ---- the five endpoints ----
 
@@ -202,23 +231,28 @@ class UnleashClient:
 
     def _get(self, path: str, parse: Callable[[Answer], T], gate: _Gate | None = None) -> T:
         """Ask until the answer can be read, or repeating cannot help, or patience is over."""
-        gate = gate or _Gate(1, self.max_attempts)
+        gate = gate or _Gate(1, self.max_attempts, self._count)
         patience = _Patience(gate, self.max_attempts)
         retrying = Retrying(
             retry=retry_if_exception_type(TransientError),
             after=patience.count,
             stop=patience.is_over,
             wait=patience.wait,
-            before_sleep=patience.report,
+            before_sleep=self._report_retry,
             sleep=gate.sleep,
             reraise=True,
         )
         result: T = retrying(gate.run, lambda: parse(self._ask(path)))
         return result
 
+    def _report_retry(self, state: RetryCallState) -> None:
+        self._count(retries=1)
+        log.warning("%s; asking again (failure %d)", _error_of(state), state.attempt_number)
+
     def _ask(self, path: str) -> Answer:
         """Send one request and return its answer of status 200, or raise what it means."""
         url = self.base_url + path
+        self._count(requests=1)
         try:
             with self._session.get(
                 url,
@@ -299,8 +333,9 @@ class _Gate:
     success resets, so that many threads do not use up the patience of one page.
     """
 
-    def __init__(self, most: int, patience: int) -> None:
+    def __init__(self, most: int, patience: int, count: Callable[..., None]) -> None:
         self._most = self._limit = most
+        self._count = count
         self._patience = patience
         self._under_way = 0
         self._successes = 0
@@ -349,7 +384,9 @@ class _Gate:
                 self._refusals += isinstance(error, RateLimitError)
                 self._limit = max(1, self._limit // 2)
                 self._successes = 0
-            self._resume_at = max(self._resume_at, time.monotonic() + self._pause(error))
+            resumed = max(self._resume_at, time.monotonic())
+            self._resume_at = max(resumed, time.monotonic() + self._pause(error))
+            self._count(throttled_seconds=self._resume_at - resumed)
 
     def _pause(self, error: TransientError) -> float:
         if error.retry_after is None:
@@ -417,9 +454,6 @@ class _Patience:
         held_back = isinstance(error, RateLimitError) or error.retry_after is not None
         return 0.0 if held_back else _backoff(self._failures)
 
-    def report(self, state: RetryCallState) -> None:
-        log.warning("%s; asking again (failure %d)", _error_of(state), state.attempt_number)
-
 
 def _error_of(state: RetryCallState) -> TransientError:
     # tenacity calls these hooks after an exception only, and only for those that are retried.
@@ -443,7 +477,7 @@ class _Extraction:
         self._path = path
         self._endpoint = endpoint
         self._concurrency = concurrency
-        self._gate = _Gate(concurrency, client.max_attempts)
+        self._gate = _Gate(concurrency, client.max_attempts, client._count)
         self._workers: ThreadPoolExecutor | None = None
 
     def pages(self) -> Generator[Page, None, None]:

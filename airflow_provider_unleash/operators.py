@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
     from airflow_provider_unleash.client import UnleashClient
-    from airflow_provider_unleash.protocol import Endpoint
+    from airflow_provider_unleash.protocol import Endpoint, Page
     from airflow_provider_unleash.window import HalfOpen, RowCounts, Window
     from airflow_provider_unleash.writers import Compression, FileFormat
 
+PROGRESS_SECONDS = 10.0
 OnEmpty = Literal["succeed", "skip", "fail"]
 
 
@@ -173,12 +175,28 @@ class _FetchOperator(_UnleashOperator):
         raise NotImplementedError
 
     @contextmanager
-    def _open_pages(self, client: UnleashClient, window: Window) -> Iterator[HalfOpen]:
-        """Yield the window's pages, and end the requests under way however the block ends."""
+    def _open_pages(self, client: UnleashClient, window: Window) -> Iterator[tuple[Iterator[Page], RowCounts]]:
+        """Yield the window's pages and what is counted of them; end the requests under way however the block ends."""
         from airflow_provider_unleash.window import HalfOpen
 
         with closing(client.iter_pages(self.device_id, window.start, window.end, endpoint=self.endpoint)) as pages:
-            yield HalfOpen(window, pages)
+            half_open = HalfOpen(window, pages)
+            yield self._report_progress(half_open), half_open.counts
+
+    def _report_progress(self, pages: HalfOpen) -> Iterator[Page]:
+        """Yield the pages, and log how far it is, at most every ten seconds."""
+        began = reported = time.monotonic()
+        for page in pages:
+            yield page
+            now = time.monotonic()
+            if now - reported >= PROGRESS_SECONDS:
+                reported = now
+                rows, seconds = pages.counts.rows, now - began
+                self.log.info(
+                    "%d of %d pages (%.0f %%), %d rows, %.0f rows/s, about %.0f s left",
+                    *(page.number, page.total_pages, 100 * page.number / page.total_pages, rows, rows / seconds),
+                    seconds * (page.total_pages / page.number - 1),
+                )
 
     def _check_empty(self, client: UnleashClient, counts: RowCounts) -> bool:
         """Tell whether there are no rows and the task goes on nevertheless; raise where it does not."""
@@ -238,7 +256,7 @@ class UnleashGetAnalyticsOperator(_FetchOperator):
     def _fetch(self, client: UnleashClient, window: Window) -> list[dict[str, Any]]:
         records: list[dict[str, Any]] = []
         size = 0
-        with self._open_pages(client, window) as pages:
+        with self._open_pages(client, window) as (pages, counts):
             for page in pages:
                 new = page.records()
                 size += len(json.dumps(new))
@@ -250,7 +268,7 @@ class UnleashGetAnalyticsOperator(_FetchOperator):
                         limit=self.max_xcom_bytes,
                     )
                 records += new
-            self._check_empty(client, pages.counts)
+            self._check_empty(client, counts)
         return records
 
 
@@ -261,7 +279,8 @@ class UnleashToObjectStorageOperator(_FetchOperator):
     The object is ``<dst>/device=<id>/start_date=<YYYY-MM-DD>/<start>_<end>.<ext>``. Its name is a function of device,
     window and format alone: a re-run or a backfill replaces its own object and nothing else. It appears whole or not
     at all. The summary has ``device_id, start, end, window_rule, endpoint, file_format, pages, rows,
-    rows_before_start, rows_after_end, rows_at_end, files: [{path, url, rows, bytes}]``.
+    rows_before_start, rows_after_end, rows_at_end, files: [{path, url, rows, bytes}]``, and what it took: ``seconds,
+    requests, retries, throttled_seconds``.
 
     :param device_id: one of the account's devices (templated).
     :param dst: folder URL with the Airflow connection in it, e.g. ``s3://aws_default@lake/unleash`` (templated).
@@ -322,30 +341,39 @@ class UnleashToObjectStorageOperator(_FetchOperator):
     def _fetch(self, client: UnleashClient, window: Window) -> dict[str, Any]:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-        from airflow_provider_unleash.writers import has_rows, object_name, open_object
+        from airflow_provider_unleash.writers import has_rows, object_name, open_object, url_of
 
+        began = time.monotonic()
         name = object_name(self.device_id, window.start_ms, window.end_ms, self.file_format, self.compression)
         path = ObjectStoragePath(self.dst) / name
         with (
             open_object(path, self.file_format, compression=self.compression, column_types=self.column_types) as writer,
-            self._open_pages(client, window) as pages,
+            self._open_pages(client, window) as (pages, counts),
         ):
             for page in pages:
                 writer.write_page(page)
-            empty = self._check_empty(client, pages.counts)
+            empty = self._check_empty(client, counts)
             if empty and not self.replace_with_empty and has_rows(path, self.file_format, self.compression):
                 raise EmptyReplacementError(
                     f"{path} has rows and the API now answers none for its window: it stays as it was. "
                     "replace_with_empty=True replaces it",
                     path=str(path),
                 )
-        return self._summarize(window, pages.counts, path, writer.size)
+        written = {"path": str(path), "url": url_of(path), "rows": counts.rows, "bytes": writer.size}
+        effort = {"seconds": time.monotonic() - began, **asdict(client.traffic)}
+        effort = {name: round(number, 3) for name, number in effort.items()}
+        self.log.info(
+            "Wrote %d rows of %d pages, %d bytes, in %.1f s with %d requests, %d retries, %.1f s throttled, to %s",
+            *(counts.rows, counts.pages, writer.size, *effort.values(), path),
+        )
+        return self._summarize(window, counts, effort, written)
 
-    def _summarize(self, window: Window, counts: RowCounts, path: ObjectStoragePath, size: int) -> dict[str, Any]:
+    def _summarize(
+        self, window: Window, counts: RowCounts, effort: dict[str, float], written: dict[str, Any]
+    ) -> dict[str, Any]:
         from airflow_provider_unleash.window import format_ms
-        from airflow_provider_unleash.writers import url_of
 
-        summary = {
+        return {
             "device_id": self.device_id,
             "start": format_ms(window.start_ms),
             "end": format_ms(window.end_ms),
@@ -353,7 +381,6 @@ class UnleashToObjectStorageOperator(_FetchOperator):
             "endpoint": self.endpoint,
             "file_format": self.file_format,
             **asdict(counts),
-            "files": [{"path": str(path), "url": url_of(path), "rows": counts.rows, "bytes": size}],
+            **effort,
+            "files": [written],
         }
-        self.log.info("Wrote %d rows, %d bytes to %s", counts.rows, size, path)
-        return summary
