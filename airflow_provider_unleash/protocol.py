@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import calendar
 import hashlib
 import ipaddress
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from itertools import chain
 from operator import itemgetter
@@ -44,9 +43,12 @@ SESSIONS_PATH = "/v1/analytics/sessions"
 
 # An int below this is a moment before March 1973 in milliseconds, but any plausible one in seconds.
 SMALLEST_EPOCH_MS = 10**11
+_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # the years 1 to 9999, which Python's calendar has
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 # The API answers small JSON errors and pages; this much of a body is enough to recognise what it is.
 EXCERPT_CHARS = 200
 
+_BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
 _STREAM_TOKEN = re.compile(r"([?&]token=)[^&]*", re.IGNORECASE)
 _STREAM_TOKEN_IN_TEXT = re.compile(r"([?&]token=)[^&\s\"']*", re.IGNORECASE)
 
@@ -64,13 +66,13 @@ def parse_base_url(url: str, *, allow_http: bool = False) -> str:
     """
     text = url.strip()
     try:
-        parts = urlsplit(text if "://" in text else f"https://{text}")
+        parts = urlsplit(text if re.match(r"[a-z]+:/", text, re.IGNORECASE) else f"https://{text}")
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise _bad_host(f"{error}") from None
     if parts.scheme not in ("http", "https"):
         raise _bad_host(f"the scheme is {parts.scheme!r}, not https or http")
-    if not host or not re.fullmatch(r"[^\s\\%]+", host):
+    if not host or not re.fullmatch(r"[^\s\\%]+", host) or not re.search(r"(^[^\[\]]+|\])(:\d*)?$", parts.netloc):
         raise _bad_host("there is no host name in it")
     if parts.username is not None or parts.password is not None:
         raise _bad_host("it carries credentials; the API key belongs in the connection's password")
@@ -175,7 +177,7 @@ def to_epoch_ms(moment: datetime | int, argument: str) -> int:
     if isinstance(moment, datetime):
         if moment.tzinfo is None:
             raise InvalidArgumentError(f"{argument}={moment} has no timezone", argument=argument)
-        return calendar.timegm(moment.utctimetuple()) * 1000 + moment.microsecond // 1000
+        return _in_calendar(datetime.__sub__(moment, _EPOCH) // timedelta(milliseconds=1), moment, argument)
     if not isinstance(moment, int) or isinstance(moment, bool):
         raise InvalidArgumentError(
             f"{argument}={moment!r} is neither an aware datetime nor epoch milliseconds", argument=argument
@@ -185,7 +187,16 @@ def to_epoch_ms(moment: datetime | int, argument: str) -> int:
             f"{argument}={moment} is too small for epoch milliseconds; seconds? Then multiply by 1000",
             argument=argument,
         )
-    return moment
+    return _in_calendar(moment, moment, argument)
+
+
+def _in_calendar(moment_ms: int, given: object, argument: str) -> int:
+    if _FIRST_MS <= moment_ms <= _LAST_MS:
+        return moment_ms
+    raise InvalidArgumentError(
+        f"{argument}={given} lies beyond the years 1 to 9999; microseconds? Milliseconds have 13 digits",
+        argument=argument,
+    )
 
 
 # ---- answers -----------------------------------------------------------------------------------
@@ -207,16 +218,16 @@ class Answer:
 
     def excerpt(self) -> str:
         """Return the first 200 characters of the body, without the key and stream tokens."""
-        head = self.body[:8192].decode("utf-8", "replace")
-        if len(self.body) > 8192 and self.secret:
-            head = head[: -len(self.secret)]  # the cut may have gone through the key
+        head = self.redact(self.body[:8192].decode("utf-8", "replace"))
+        if len(self.body) > 8192:
+            head = head[: len(head) - 3 * len(self.secret)]  # the cut may have gone through the key, percent-encoded
         text = "".join(char if char.isprintable() else "�" for char in " ".join(head.split()))
-        return self.redact(text)[:EXCERPT_CHARS]
+        return text[:EXCERPT_CHARS]
 
     def redact(self, text: str) -> str:
-        """Return the text without the key and stream tokens."""
-        if self.secret:
-            text = text.replace(self.secret, "***").replace(quote(self.secret, safe=""), "***")
+        """Return the text without the key, in any spelling of a URL, and without stream tokens."""
+        for spelling in {self.secret, quote(self.secret), quote(self.secret, safe="")} - {""}:
+            text = re.sub(re.escape(spelling), "***", text, flags=re.IGNORECASE)
         return _STREAM_TOKEN_IN_TEXT.sub(r"\1***", text)
 
 
@@ -338,9 +349,10 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _http_date(value: str) -> float | None:
     try:
-        return parsedate_to_datetime(value).timestamp()
+        moment = parsedate_to_datetime(value)
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()  # all HTTP dates are GMT
 
 
 class _CompactAnswer(msgspec.Struct):
@@ -411,11 +423,15 @@ def parse_page(answer: Answer, number: int, endpoint: Endpoint = "compact") -> P
 
 
 def _compact_page(answer: Answer, number: int) -> Page:
-    content = _decode(answer, _COMPACT, "an object of keys, total_num_pages and data, an array of arrays")
+    content = _decode(answer, _COMPACT, "an object of keys, total_num_pages and data, an array of arrays", list)
     keys, rows = tuple(content.keys), content.data
     if len(set(keys)) != len(keys):
+        twice = next(key for index, key in enumerate(keys) if key in keys[:index])
         raise UnexpectedResponseError(
-            f"{answer.url} names a key twice: {keys}", field="keys", value=keys, url=answer.url
+            f"{answer.url} names a key twice: {answer.redact(twice)[:EXCERPT_CHARS]!r}",
+            field="keys",
+            value=keys,
+            url=answer.url,
         )
     if set(map(len, rows)) - {len(keys)}:
         index = next(index for index, row in enumerate(rows) if len(row) != len(keys))
@@ -430,7 +446,7 @@ def _compact_page(answer: Answer, number: int) -> Page:
 
 
 def _tableau_page(answer: Answer, number: int) -> Page:
-    content = _decode(answer, _TABLEAU, "an object of total_num_pages and data, an array of objects")
+    content = _decode(answer, _TABLEAU, "an object of total_num_pages and data, an array of objects", dict)
     records = content.data
     keys = tuple(dict.fromkeys(chain.from_iterable(records)))
     if len(keys) > 1 and set(map(len, records)) == {len(keys)}:
@@ -441,7 +457,7 @@ def _tableau_page(answer: Answer, number: int) -> Page:
     return Page(number, content.total_num_pages, keys, rows, ragged)
 
 
-def _decode(answer: Answer, decoder: msgspec.json.Decoder[Any], expected: str) -> Any:
+def _decode(answer: Answer, decoder: msgspec.json.Decoder[Any], expected: str, row_type: type | None = None) -> Any:
     body = answer.body.removeprefix(b"\xef\xbb\xbf")
     try:
         return decoder.decode(body)
@@ -450,10 +466,8 @@ def _decode(answer: Answer, decoder: msgspec.json.Decoder[Any], expected: str) -
     # The typed decoder stops at the first misfit, so only reading it all tells JSON from the half of something.
     try:
         content = _ANY.decode(body)
-    except msgspec.ValidationError:
-        content = None  # JSON, but with a number that no float holds
-    except RecursionError:
-        content = None
+    except (msgspec.ValidationError, RecursionError):
+        content = None  # JSON, but with a number that no float holds, or nested too deep
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise TransportError(
             f"{answer.url} answered {answer.status}, but not JSON: {answer.excerpt() or 'an empty body'}",
@@ -461,23 +475,31 @@ def _decode(answer: Answer, decoder: msgspec.json.Decoder[Any], expected: str) -
             status=answer.status,
             url=answer.url,
         ) from None
-    row = _misfit_row(content)
+    field, row = _locate_misfit(content, row_type)
     raise UnexpectedResponseError(
-        f"{answer.url} answered JSON, but not {expected} ({misfit}"
+        f"{answer.url} answered JSON, but not {expected} ({answer.redact(str(misfit))}"
         f"{'' if row is None else f', row {row}'}): {answer.excerpt()}. Is the connection's host the Unleash live API?",
         row=row,
+        field=field,
         status=answer.status,
         url=answer.url,
     )
 
 
-def _misfit_row(content: object) -> int | None:
-    """Return the index of the first row whose type differs from what most rows would be, None where rows are fine."""
-    rows = content.get("data") if isinstance(content, dict) else None
+def _locate_misfit(content: object, row_type: type | None) -> tuple[str | None, int | None]:
+    """Return field and row of what keeps a content from being a page of such rows, None where that is not known."""
+    if row_type is None or not isinstance(content, dict):
+        return None, None
+    keys, total, rows = (content.get(name) for name in ("keys", "total_num_pages", "data"))
     if not isinstance(rows, list):
-        return None
-    expected = list if isinstance(content, dict) and "keys" in content else dict
-    return next((index for index, row in enumerate(rows) if not isinstance(row, expected)), None)
+        return "data", None
+    row = next((index for index, row in enumerate(rows) if not isinstance(row, row_type)), None)
+    if row is not None:
+        return "data", row
+    if row_type is list and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        return "keys", None
+    fits = isinstance(total, int) and not isinstance(total, bool) and total >= 0
+    return (None if fits else "total_num_pages"), None
 
 
 # ---- values ------------------------------------------------------------------------------------
@@ -490,22 +512,24 @@ def parse_timestamp(text: str) -> datetime:
     :raises ValueError: it is not RFC 3339.
     """
     try:
-        moment = msgspec.convert(text, datetime)
-    except msgspec.ValidationError:
+        # msgspec rounds what is finer than a microsecond, which could make it the next millisecond.
+        moment = msgspec.convert(_BEYOND_MICROSECONDS.sub(r"\1", text), datetime)
+    except (msgspec.ValidationError, TypeError):
         raise ValueError(f"{text!r} is no RFC 3339 timestamp") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
-def parse_timestamps(values: Sequence[Any]) -> list[datetime | None]:
-    """Return the moments of many rows; None for a value that is no timestamp."""
+def are_stamped_between(values: Sequence[Any], start: datetime, end: datetime) -> bool:
+    """Tell whether all values certainly are timestamps after ``start`` and before ``end``; the quick look."""
     try:
         moments = msgspec.convert(values, list[datetime])
-    except msgspec.ValidationError:
-        return [_parse_timestamp_or_none(value) for value in values]
-    return [moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc) for moment in moments]
+        return not moments or (start < min(moments) and max(moments) < end)
+    except (msgspec.ValidationError, TypeError):  # one is no timestamp, or names no offset
+        return False
 
 
-def _parse_timestamp_or_none(value: Any) -> datetime | None:
+def read_timestamp(value: Any) -> datetime | None:
+    """Return the moment of a row's ``timestamp``, None where it has none that can be read."""
     try:
         return parse_timestamp(value) if isinstance(value, str) else None
     except ValueError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 
 import pendulum
+from pendulum.helpers import add_duration
 
 from airflow_provider_unleash import protocol
 from airflow_provider_unleash.exceptions import InvalidArgumentError, WindowError
@@ -110,10 +111,10 @@ def resolve_window(
         _warn_of_difference(interval, length, dag_timezone)
         return interval
     if length is not None and partition_date is not None:
-        return _checked(_span(partition_date, length, dag_timezone, "partition_date"))
+        return _checked(_span(partition_date, length, 1, dag_timezone, "partition_date"))
     moment = data_interval_end or logical_date or run_after
     if length is not None and moment is not None:
-        return _checked(_span(moment, -length, dag_timezone, "window"))
+        return _checked(_span(moment, length, -1, dag_timezone, "window"))
     raise WindowError(_no_window(run_kind, data_interval_end is not None), argument="window")
 
 
@@ -124,8 +125,13 @@ def _data_interval(start: datetime | None, end: datetime | None) -> Window | Non
     return interval if interval.start_ms < interval.end_ms else None
 
 
-def _span(moment: datetime, length: timedelta, zone: tzinfo, rule: str) -> Window:
-    first, last = sorted((_ms(moment), _ms(shift(moment, length, zone))))
+def _span(moment: datetime, length: timedelta, direction: int, zone: tzinfo, rule: str) -> Window:
+    try:
+        first, last = sorted((_ms(moment), _ms(shift(moment, length * direction, zone))))
+    except (OverflowError, ValueError):
+        raise WindowError(
+            f"window={length} from {moment} leads beyond the years 1 to 9999", argument="window"
+        ) from None
     return Window(first, last, rule)
 
 
@@ -140,7 +146,7 @@ def _checked(window: Window) -> Window:
 def _warn_of_difference(interval: Window, length: timedelta | None, zone: tzinfo) -> None:
     if length is None:
         return
-    meant = _span(interval.end, -length, zone, "window")
+    meant = _span(interval.end, length, -1, zone, "window")
     if abs(meant.start - interval.start) > TOLERATED_DIFFERENCE:
         log.warning(
             "The data interval of the run is %s long, window is %s: the data interval wins",
@@ -168,23 +174,29 @@ def shift(moment: datetime, length: timedelta, zone: tzinfo) -> datetime:
 
     ``timedelta(days=1)`` before noon of the day on which clocks change is noon of the day before, 23 or 25 hours ago.
     """
-    local = pendulum.instance(_aware(moment).astimezone(zone))
+    years, months, days, clock = _split(length)
+    moment = _aware(moment)
+    if years or months or days:
+        wall = add_duration(moment.astimezone(zone).replace(tzinfo=None), years=years, months=months, days=days)
+        moment = wall.replace(tzinfo=zone)
+    # In UTC, because arithmetic of aware datetimes is that of the wall.
+    return moment.astimezone(timezone.utc) + clock
+
+
+def _split(length: timedelta) -> tuple[int, int, int, timedelta]:
+    """Return years, months and days, which the calendar counts, and the rest, which the clock does; of one sign."""
     if isinstance(length, pendulum.Duration):
-        local = local.add(years=length.years, months=length.months)
-    # A negative timedelta is a number of days below zero and seconds above it; both parts must point the same way.
-    sign = -1 if length < timedelta(0) else 1
-    rest = abs(_without_months(length))
-    return local.add(days=sign * rest.days).add(seconds=sign * rest.seconds, microseconds=sign * rest.microseconds)
+        days = length.weeks * 7 + length.remaining_days
+        return length.years, length.months, days, length.as_timedelta() - timedelta(_days_of(length) + days)
+    days, clock = length.days, timedelta(seconds=length.seconds, microseconds=length.microseconds)
+    if days < 0 and clock:  # Python writes «an hour ago» as a day ago and 23 hours on
+        days, clock = days + 1, clock - timedelta(1)
+    return 0, 0, days, clock
 
 
-def _without_months(length: timedelta) -> timedelta:
-    """Return the part of a length that has the same number of days everywhere."""
-    if not isinstance(length, pendulum.Duration):
-        return length
-    days = length.weeks * 7 + length.remaining_days
-    return timedelta(days=days, seconds=length.remaining_seconds, microseconds=length.microseconds) + timedelta(
-        hours=length.hours, minutes=length.minutes
-    )
+def _days_of(length: pendulum.Duration) -> int:
+    """Return the days that pendulum takes years and months for in a plain timedelta."""
+    return length.years * 365 + length.months * 30
 
 
 def parse_moment(value: object, argument: str) -> int | None:
@@ -216,10 +228,7 @@ def _parse_text(text: str, argument: str) -> datetime | date | int | None:
         )
     # A whole date first: pendulum reads «12:00» as noon of today, and «2020» as a year.
     if re.match(r"\d{4}-\d{2}-\d{2}|\d{8}", text):
-        try:
-            moment = pendulum.parse(text, exact=True)
-        except ValueError:
-            moment = None
+        moment = _parse_iso(text)
         if isinstance(moment, date):  # a DateTime is one, too
             return moment
     raise InvalidArgumentError(f"{argument}={text!r} is no ISO 8601 date or time", argument=argument)
@@ -235,15 +244,24 @@ def parse_duration(value: object) -> timedelta | None:
     if value is None or value in ("", "None"):
         return None
     if isinstance(value, str) and value.startswith("P"):
-        with suppress(ValueError):
-            value = pendulum.parse(value, exact=True)
+        parsed = _parse_iso(value)
+        value = value if parsed is None else parsed  # PT0S is false
     if not isinstance(value, timedelta):
         raise InvalidArgumentError(
             f"window={value!r} is no length of time; expected e.g. timedelta(days=1)", argument="window"
         )
-    if value <= timedelta(0):
-        raise InvalidArgumentError(f"window={value!r} must be longer than zero", argument="window")
+    if value < timedelta(milliseconds=1):
+        raise InvalidArgumentError(
+            f"window={value!r} must be longer than zero, a millisecond at least", argument="window"
+        )
     return value
+
+
+def _parse_iso(text: str) -> object:
+    # pendulum lets a TypeError or an OverflowError out for some texts, too.
+    with suppress(ValueError, TypeError, OverflowError):
+        return pendulum.parse(text, exact=True)
+    return None
 
 
 def _aware(moment: datetime) -> datetime:
@@ -297,15 +315,18 @@ class HalfOpen:
             yield kept
 
     def _keep_page(self, page: Page) -> Page:
-        moments = protocol.parse_timestamps(page.column("timestamp") or ())
-        stamped = [moment for moment in moments if moment is not None]
-        if not stamped or (self._start <= min(stamped) and max(stamped) < self._end):
+        stamps = page.column("timestamp") or ()
+        if protocol.are_stamped_between(stamps, self._start, self._end):
             return page
+        moments = list(map(protocol.read_timestamp, stamps))
+        stamped = [moment for moment in moments if moment is not None]
         self.counts.rows_before_start += sum(moment < self._start for moment in stamped)
         self.counts.rows_after_end += sum(moment >= self._after_end for moment in stamped)
         if not self._drops:
             return page
         dropped = tuple(i for i, moment in enumerate(moments) if moment and self._end <= moment < self._after_end)
+        if not dropped:
+            return page
         self.counts.rows_at_end += len(dropped)
         left_out = set(dropped)
         rows = [row for index, row in enumerate(page.rows) if index not in left_out]
