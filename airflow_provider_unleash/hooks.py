@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import datetime, tzinfo
+from datetime import date, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import urlsplit
 
@@ -287,6 +287,32 @@ def moments_of(context: Context) -> RunMoments:
     )
 
 
+# ---- arguments of a task -----------------------------------------------------------------------
+
+
+def is_visible(value: Any) -> bool:
+    """Tell whether an argument is final when the DAG is parsed: no template, and no output of another task."""
+    if isinstance(value, str):
+        return "{{" not in value and "{%" not in value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(is_visible, value))
+    if isinstance(value, Mapping):
+        return all(map(is_visible, value.values()))
+    return value is None or isinstance(value, (int, float, date, timedelta))
+
+
+def check_visible_bounds(since: Any, until: Any) -> None:
+    """
+    Check the bounds of sessions as far as they are known when the DAG is parsed.
+
+    :raises InvalidArgumentError: one cannot be read, or nothing can lie between them.
+    """
+    from airflow_provider_unleash.window import session_bounds
+
+    with failing_for_good_when_mapped():
+        session_bounds(*(value if is_visible(value) else None for value in (since, until)))
+
+
 # ---- a permanent error fails the task ----------------------------------------------------------
 
 
@@ -297,3 +323,17 @@ def failing_for_good() -> Iterator[None]:
         yield
     except PermanentError as error:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def failing_for_good_when_mapped() -> Iterator[None]:
+    """
+    Let an argument's error be one that Airflow does not retry, and stay what it is.
+
+    A constructor runs when a DAG is parsed, where a ValueError is expected, and again when a mapped task runs.
+    """
+    try:
+        yield
+    except InvalidArgumentError as error:
+        final = type(type(error).__name__, (type(error), AirflowFailException), {})
+        raise final(str(error), argument=error.argument) from None

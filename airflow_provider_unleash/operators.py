@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator
@@ -19,7 +19,15 @@ from airflow_provider_unleash.exceptions import (
     NotFoundError,
     ResultTooLargeError,
 )
-from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, UnleashHook, failing_for_good, moments_of
+from airflow_provider_unleash.hooks import (
+    DEFAULT_CONN_ID,
+    UnleashHook,
+    check_visible_bounds,
+    failing_for_good,
+    failing_for_good_when_mapped,
+    is_visible,
+    moments_of,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -90,6 +98,7 @@ class UnleashListSessionsOperator(_UnleashOperator):
         super().__init__(**kwargs)
         self.since = since
         self.until = until
+        check_visible_bounds(since, until)
 
     def _execute(self, context: Context) -> list[str]:
         from airflow_provider_unleash.window import parse_moment, select_sessions
@@ -142,12 +151,13 @@ class _FetchOperator(_UnleashOperator):
         self.window = window
         self.endpoint = endpoint
         self.on_empty = on_empty
-        self._check_arguments(_is_visible)
+        with failing_for_good_when_mapped():
+            self._check_arguments(is_visible)
 
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
         """Check the arguments whose value is known: at parse time the literal ones, before the first request all."""
         from airflow_provider_unleash.protocol import ENDPOINT_PATHS, check_device_id
-        from airflow_provider_unleash.window import parse_duration, parse_moment
+        from airflow_provider_unleash.window import given_window, parse_duration, parse_moment
 
         checks: dict[str, Callable[[Any], object]] = {
             "device_id": check_device_id,
@@ -160,6 +170,8 @@ class _FetchOperator(_UnleashOperator):
         for name, check in checks.items():
             if is_known(getattr(self, name)):
                 check(getattr(self, name))
+        if is_known(self.start) and is_known(self.end):
+            given_window(self.start, self.end)
 
     def _execute(self, context: Context) -> Any:
         from airflow_provider_unleash.client import restart_on_change
@@ -215,13 +227,6 @@ class _FetchOperator(_UnleashOperator):
             raise AirflowSkipException(said)
         self.log.info(said)
         return True
-
-
-def _is_visible(value: Any) -> bool:
-    """Tell whether a value is final at parse time: no template, and no output of another task."""
-    if isinstance(value, str):
-        return "{{" not in value and "{%" not in value
-    return value is None or isinstance(value, (int, float, date, timedelta, Mapping))
 
 
 def _check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:

@@ -228,7 +228,7 @@ class Answer:
         """Return the text without the key, in any spelling of a URL, and without stream tokens."""
         for spelling in {self.secret, quote(self.secret), quote(self.secret, safe="")} - {""}:
             text = re.sub(re.escape(spelling), "***", text, flags=re.IGNORECASE)
-        return _STREAM_TOKEN_IN_TEXT.sub(r"\1***", text)
+        return mask_tokens_in_text(text)
 
 
 @dataclass(frozen=True)
@@ -557,6 +557,11 @@ def parse_session_start(session_id: str) -> int:
 def mask_token(text: str) -> str:
     """Return a ``source_file_name`` with its stream token, the credential of a live stream, replaced by ``***``."""
     return _STREAM_TOKEN.sub(r"\1***", text)
+
+
+def mask_tokens_in_text(text: str) -> str:
+    """Return any text with the stream tokens in it replaced by ``***``."""
+    return _STREAM_TOKEN_IN_TEXT.sub(r"\1***", text)
 
 
 def mask_stream_tokens(page: Page) -> int:

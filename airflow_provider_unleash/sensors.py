@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_provider_unleash.exceptions import InvalidArgumentError
-from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, UnleashHook, failing_for_good, moments_of
+from airflow_provider_unleash.hooks import (
+    DEFAULT_CONN_ID,
+    UnleashHook,
+    check_visible_bounds,
+    failing_for_good,
+    failing_for_good_when_mapped,
+    is_visible,
+    moments_of,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -57,34 +65,42 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
         self.min_sessions = min_sessions
         self.min_age = min_age
         self.unleash_conn_id = unleash_conn_id
-        if min_sessions < 1:
-            raise InvalidArgumentError(f"min_sessions={min_sessions} must be at least 1", argument="min_sessions")
-        if min_age < timedelta(0):
-            raise InvalidArgumentError(f"min_age={min_age} must not be negative", argument="min_age")
+        with failing_for_good_when_mapped():
+            self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        if self.min_sessions < 1:
+            raise InvalidArgumentError(f"min_sessions={self.min_sessions} must be at least 1", argument="min_sessions")
+        if self.min_age < timedelta(0):
+            raise InvalidArgumentError(f"min_age={self.min_age} must not be negative", argument="min_age")
+        check_visible_bounds(self.since, self.until)
+        if is_visible(self.known_sessions):
+            self._read_known_sessions()
+
+    def execute(self, context: Context) -> Any:
+        # Not in poke(): from there, soft_fail would take a wrong key for a day without sessions.
+        with failing_for_good():
+            return super().execute(context)
 
     def poke(self, context: Context) -> PokeReturnValue:
-        with failing_for_good():
-            new = self._select(context, UnleashHook(self.unleash_conn_id).list_sessions())
-        self.log.info("%d new sessions; waiting for %d", len(new), self.min_sessions)
-        return PokeReturnValue(is_done=len(new) >= self.min_sessions, xcom_value=new)
-
-    def _select(self, context: Context, sessions: list[str]) -> list[str]:
         from airflow_provider_unleash.window import select_sessions, session_bounds
 
-        known = self._known()
+        known = self._read_known_sessions()
         since_ms, until_ms = None, None
         if known is None:
             since_ms, until_ms = session_bounds(self.since, self.until, **moments_of(context))
-        return select_sessions(
-            sessions,
+        new = select_sessions(
+            UnleashHook(self.unleash_conn_id).list_sessions(),
             since_ms=since_ms,
             until_ms=until_ms,
             known_sessions=known,
             min_age_ms=self.min_age // timedelta(milliseconds=1),
             now_ms=time.time_ns() // 1_000_000,
         )
+        self.log.info("%d new sessions; waiting for %d", len(new), self.min_sessions)
+        return PokeReturnValue(is_done=len(new) >= self.min_sessions, xcom_value=new)
 
-    def _known(self) -> Collection[str] | None:
+    def _read_known_sessions(self) -> Collection[str] | None:
         known = self.known_sessions
         if known in ("", "None"):
             return None

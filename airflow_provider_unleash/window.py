@@ -99,23 +99,37 @@ def resolve_window(
     :raises WindowError: no rule applies, or start is after end.
     :raises InvalidArgumentError: a value cannot be read.
     """
-    start_ms, end_ms = parse_moment(start, "start"), parse_moment(end, "end")
-    length = parse_duration(window)
-    if (start_ms is None) != (end_ms is None):
-        missing = "start" if start_ms is None else "end"
-        raise WindowError(f"Only one of start and end is given: {missing} is missing", argument=missing)
-    if start_ms is not None and end_ms is not None:
-        return _checked(Window(start_ms, end_ms, "start_end"))
+    given, length = given_window(start, end), parse_duration(window)
+    if given is not None:
+        return given
     interval = _data_interval(data_interval_start, data_interval_end)
     if interval is not None:
         _warn_of_difference(interval, length, dag_timezone)
         return interval
     if length is not None and partition_date is not None:
-        return _checked(_span(partition_date, length, 1, dag_timezone, "partition_date"))
+        return _span(partition_date, length, 1, dag_timezone, "partition_date")
     moment = data_interval_end or logical_date or run_after
     if length is not None and moment is not None:
-        return _checked(_span(moment, length, -1, dag_timezone, "window"))
+        return _span(moment, length, -1, dag_timezone, "window")
     raise WindowError(_no_window(run_kind, data_interval_end is not None), argument="window")
+
+
+def given_window(start: object, end: object) -> Window | None:
+    """
+    Return the window that a task's ``start`` and ``end`` mean, None where neither is given.
+
+    :raises WindowError: only one is given, or start is after end.
+    :raises InvalidArgumentError: one cannot be read.
+    """
+    start_ms, end_ms = parse_moment(start, "start"), parse_moment(end, "end")
+    if start_ms is None and end_ms is None:
+        return None
+    if start_ms is None or end_ms is None:
+        missing = "start" if start_ms is None else "end"
+        raise WindowError(f"Only one of start and end is given: {missing} is missing", argument=missing)
+    if start_ms > end_ms:
+        raise WindowError(f"start {format_ms(start_ms)} is after end {format_ms(end_ms)}", argument="start")
+    return Window(start_ms, end_ms, "start_end")
 
 
 def _data_interval(start: datetime | None, end: datetime | None) -> Window | None:
@@ -133,14 +147,6 @@ def _span(moment: datetime, length: timedelta, direction: int, zone: tzinfo, rul
             f"window={length} from {moment} leads beyond the years 1 to 9999", argument="window"
         ) from None
     return Window(first, last, rule)
-
-
-def _checked(window: Window) -> Window:
-    if window.start_ms > window.end_ms:
-        raise WindowError(
-            f"start {format_ms(window.start_ms)} is after end {format_ms(window.end_ms)}", argument="start"
-        )
-    return window
 
 
 def _warn_of_difference(interval: Window, length: timedelta | None, zone: tzinfo) -> None:

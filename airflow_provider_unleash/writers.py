@@ -10,14 +10,15 @@ import gzip
 import io
 import logging
 import os
+import re
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
-from itertools import islice, starmap
+from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
@@ -57,6 +58,8 @@ ROW_GROUP_ROWS = 100_000
 ROW_GROUP_BYTES = 64 * 1024 * 1024
 # S3 takes parts of 5 MiB and more, 10 000 at most; fsspec's default would keep 50 MiB in memory.
 _PART_BYTES = 8 * 1024 * 1024
+
+_TRIES = 100  # to create a file in a folder that others remove
 
 _JSON = msgspec.json.Encoder()
 _SORTED_JSON = msgspec.json.Encoder(order="sorted")
@@ -105,7 +108,8 @@ def columns_of(column_types: Mapping[str, str] | None) -> dict[str, ColumnType]:
     """
     columns: dict[str, ColumnType] = {**COLUMNS, EXTRA: "string"}
     for name, kind in (column_types or {}).items():
-        if name in columns or name in HIVE_KEYS:
+        # Readers such as Spark and Athena tell no upper from lower case.
+        if name.lower() in {taken.lower() for taken in columns} | set(HIVE_KEYS):
             raise InvalidArgumentError(
                 f"column_types: {name!r} is a column or a folder key already; it adds columns, it never retypes one",
                 argument="column_types",
@@ -172,10 +176,15 @@ def _fits_float(value: int) -> bool:
         return False
 
 
+_FINER_THAN_MILLISECONDS = re.compile(r"\.\d{3}\d*[1-9]")
+# Stamps of these lengths have seconds and an offset, as RFC 3339 asks for; pyarrow reads many other texts, too.
+_PLAIN_STAMPS = {len("2020-08-17T02:08:49Z"), len("2020-08-17T02:08:49.000Z")}
+
+
 def _whole_ms(stamp: Any) -> int:
     """Return a stamp in epoch milliseconds; raise ValueError where that would lose something."""
     moment = protocol.parse_timestamp(stamp)
-    if moment.microsecond % 1000:
+    if _FINER_THAN_MILLISECONDS.search(stamp):
         raise ValueError(f"{stamp} is finer than a millisecond")
     return protocol.to_epoch_ms(moment, "timestamp")
 
@@ -196,12 +205,28 @@ _ACCEPTED: dict[str, Callable[[Any], bool]] = {
 }
 
 
+# Values of these types pyarrow takes as they are; of others it would make a number of True, or cut 1.5 to 1.
+_PLAIN: dict[str, set[type]] = {
+    "string": {str, type(None)},
+    "int64": {int, type(None)},
+    "float64": {int, float, type(None)},
+    "bool": {bool, type(None)},
+}
+_EXACT: dict[str, Callable[[Any], Any]] = {
+    "string": str,
+    "int64": int,
+    "float64": float,
+    "bool": bool,
+    "timestamp": _whole_ms,
+}
+
+
 def _misfit(page: Page, name: str, kind: str, values: Sequence[Any]) -> UnexpectedResponseError:
     """Return the error that names the first value which does not fit its column."""
     accepts = _ACCEPTED[kind]
     index = next((i for i, value in enumerate(values) if value is not None and not accepts(value)), 0)
     value, row = values[index], page.row_index(index)
-    shown = repr(protocol.mask_token(value) if isinstance(value, str) else value)[: protocol.EXCERPT_CHARS]
+    shown = protocol.mask_tokens_in_text(repr(value))[: protocol.EXCERPT_CHARS]
     return UnexpectedResponseError(
         f"Page {page.number}, row {row}: {name} is {shown}, which does not fit its column of type {kind}. "
         'file_format="jsonl" or "json" keeps values as they come',
@@ -386,21 +411,17 @@ class ParquetWriter(PageWriter):
     def _array(self, page: Page, name: str, values: Sequence[Any]) -> pa.Array:
         kind = self._columns[name]
         try:
-            if kind == "timestamp":
-                return self._timestamps(values)
-            if kind == "float64" and bool in set(map(type, values)):  # pyarrow would read True as 1.0
-                raise _misfit(page, name, kind, values)
-            return self._arrow.array(values, self._types[kind])
-        except (self._arrow.ArrowException, OverflowError, TypeError, ValueError) as error:
-            raise _misfit(page, name, kind, values) from error
-
-    def _timestamps(self, values: Sequence[Any]) -> pa.Array:
-        timestamp = self._types["timestamp"]
-        try:
-            return self._arrow.array(values, self._arrow.string()).cast(timestamp)
-        except self._arrow.ArrowInvalid:  # it reads no stamp without an offset, or with zeros beyond the millisecond
-            stamps = [None if value is None else _whole_ms(value) for value in values]
-            return self._arrow.array(stamps, self._arrow.int64()).cast(timestamp)
+            if kind == "timestamp" and set(map(len, filter(None, values))) <= _PLAIN_STAMPS:
+                return self._arrow.array(values, self._arrow.string()).cast(self._types[kind])
+            if kind != "timestamp" and set(map(type, values)) <= _PLAIN[kind]:
+                return self._arrow.array(values, self._types[kind])
+        except (self._arrow.ArrowException, OverflowError, TypeError):
+            pass  # what follows says which value it is, or takes what pyarrow is too strict about
+        _check_values(page, name, kind, values)
+        exact = [None if value is None else _EXACT[kind](value) for value in values]
+        return self._arrow.array(exact, self._arrow.int64() if kind == "timestamp" else self._types[kind]).cast(
+            self._types[kind]
+        )
 
     def _write_row_group(self) -> None:
         self._parquet.write_table(self._arrow.Table.from_batches(self._batches, self._schema))
@@ -509,15 +530,13 @@ def _publish_file(target: Path) -> Iterator[IO[bytes]]:
     """Write a hidden sibling and rename it; fsspec's own staging is in the temporary folder, often another device."""
     made = _missing_folders(target.parent)
     _remove_abandoned(target)
-    staged, stream = _open_sibling(target)
     try:
-        with stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-            staged.replace(target)
+        with _open_sibling(target) as staged:
+            yield staged
+            staged.flush()
+            os.fsync(staged.fileno())
+            Path(staged.name).replace(target)
     except BaseException:
-        staged.unlink(missing_ok=True)
         for folder in made:
             with contextlib.suppress(OSError):  # another task's object may be in it by now
                 folder.rmdir()
@@ -528,19 +547,31 @@ def _missing_folders(folder: Path) -> list[Path]:
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
-def _open_sibling(target: Path) -> tuple[Path, IO[bytes]]:
-    """Open a new locked file beside the target; the lock tells that somebody is writing it."""
-    while True:
-        staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        target.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _open_sibling(target: Path) -> Iterator[IO[bytes]]:
+    """Yield a new file beside the target, and remove it if it is still there at the end."""
+    with _create_sibling(target) as stream:
         try:
+            yield stream
+        finally:
+            Path(stream.name).unlink(missing_ok=True)
+
+
+def _create_sibling(target: Path) -> IO[bytes]:
+    """Create a locked file beside the target; the lock tells that somebody is writing it."""
+    for _ in range(_TRIES):
+        staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        # Another task may remove the folder after its failure, and this file, before it is locked, as abandoned.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            target.parent.mkdir(parents=True, exist_ok=True)
             stream = staged.open("xb")
-        except FileNotFoundError:  # another task has just removed the folder after its failure
-            continue
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        if staged.exists():  # else somebody took it for abandoned before it was locked
-            return staged, stream
-        stream.close()
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if staged.exists():
+                return stream
+            stream.close()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return staged.open("xb")
 
 
 def _remove_abandoned(target: Path) -> None:
@@ -571,7 +602,9 @@ def _holds_rows(stream: IO[bytes], file_format: FileFormat, compression: Compres
         with content as plain, io.TextIOWrapper(plain, "utf-8", newline="") as text:
             if file_format == "csv":
                 return len(list(islice(csv.reader(text), 2))) > 1
-            return text.read(64).strip() not in ("", "[]")
+            chunks = iter(partial(text.read, 4096), "")
+            written = (char for char in chain.from_iterable(chunks) if not char.isspace())
+            return "".join(islice(written, 2)) not in ("", "[]")
     except Exception as error:
         # Whatever it is, it is not known to be empty, and so must not be replaced by nothing.
         log.warning("The existing object cannot be read (%s); taken as having rows", error)
