@@ -110,6 +110,9 @@ class UnleashClient:
                 "would go to whoever answers)",
                 argument="verify",
             )
+        self._key = protocol.check_api_key(api_key)
+        if self._key.lower() in base_url.lower():
+            raise InvalidArgumentError("The host has the API key in it, which belongs in the password", argument="host")
         self.base_url = protocol.parse_base_url(base_url, allow_http=allow_http)
         self.timeout = _positive(timeout, "timeout")
         self.max_attempts = int(_positive(max_attempts, "max_attempts", least=1))
@@ -117,7 +120,6 @@ class UnleashClient:
         self.max_response_bytes = int(_positive(max_response_bytes, "max_response_bytes", least=1))
         self.mask_stream_tokens = mask_stream_tokens
         self._verify = verify
-        self._key = protocol.check_api_key(api_key)
         self._tokens_reported = False
         self._traffic = Traffic()
         self._traffic_lock = threading.Lock()

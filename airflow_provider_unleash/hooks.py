@@ -195,6 +195,8 @@ def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
 
 
 def _client_arguments(connection: Connection) -> dict[str, Any]:
+    from airflow_provider_unleash.protocol import API_URL
+
     extra = connection.extra_dejson
     readers: dict[str, Callable[[Any], Any]] = {
         "auth": str,
@@ -216,8 +218,8 @@ def _client_arguments(connection: Connection) -> dict[str, Any]:
             raise InvalidArgumentError(
                 f"extra {name}={value!r} cannot be read as {_expected(name)}", argument=name
             ) from None
-    if connection.host:
-        arguments["base_url"] = _base_url(connection.host.strip(), connection.port)
+    if connection.host or connection.port:
+        arguments["base_url"] = _base_url((connection.host or API_URL).strip(), connection.port)
     return arguments
 
 

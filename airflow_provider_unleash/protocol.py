@@ -66,12 +66,12 @@ def parse_base_url(url: str, *, allow_http: bool = False) -> str:
     """
     text = url.strip()
     try:
-        parts = urlsplit(text if re.match(r"[a-z]+:/", text, re.IGNORECASE) else f"https://{text}")
+        parts = urlsplit(text if re.match("[^/]*:/", text) else f"https://{text}")
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise _bad_host(f"{error}") from None
     if parts.scheme not in ("http", "https"):
-        raise _bad_host(f"the scheme is {parts.scheme!r}, not https or http")
+        raise _bad_host("its scheme is neither https nor http")
     if not host or not re.fullmatch(r"[^\s\\%]+", host) or not re.search(r"(^[^\[\]]+|\])(:\d*)?$", parts.netloc):
         raise _bad_host("there is no host name in it")
     if parts.username is not None or parts.password is not None:

@@ -7,7 +7,12 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    BaseSensorOperator,
+    PokeReturnValue,
+)
 
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.hooks import (
@@ -78,18 +83,28 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
             self._read_known_sessions()
 
     def execute(self, context: Context) -> Any:
-        # Not in poke(): from there, soft_fail would take a wrong key for a day without sessions.
-        with failing_for_good():
+        try:
             return super().execute(context)
+        except AirflowSkipException as skipped:
+            # soft_fail is for a day without sessions; a wrong key is none.
+            if self.soft_fail and isinstance(skipped.__cause__, AirflowFailException):
+                raise skipped.__cause__ from skipped.__cause__.__cause__
+            raise
 
     def poke(self, context: Context) -> PokeReturnValue:
+        with failing_for_good():
+            new = self._list_new_sessions(context)
+        self.log.info("%d new sessions; waiting for %d", len(new), self.min_sessions)
+        return PokeReturnValue(is_done=len(new) >= self.min_sessions, xcom_value=new)
+
+    def _list_new_sessions(self, context: Context) -> list[str]:
         from airflow_provider_unleash.window import select_sessions, session_bounds
 
         known = self._read_known_sessions()
         since_ms, until_ms = None, None
         if known is None:
             since_ms, until_ms = session_bounds(self.since, self.until, **moments_of(context))
-        new = select_sessions(
+        return select_sessions(
             UnleashHook(self.unleash_conn_id).list_sessions(),
             since_ms=since_ms,
             until_ms=until_ms,
@@ -97,8 +112,6 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
             min_age_ms=self.min_age // timedelta(milliseconds=1),
             now_ms=time.time_ns() // 1_000_000,
         )
-        self.log.info("%d new sessions; waiting for %d", len(new), self.min_sessions)
-        return PokeReturnValue(is_done=len(new) >= self.min_sessions, xcom_value=new)
 
     def _read_known_sessions(self) -> Collection[str] | None:
         known = self.known_sessions
