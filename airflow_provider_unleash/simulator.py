@@ -883,13 +883,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     parser = _build_parser()
     values = vars(parser.parse_args(argv))
-    stop = threading.Event()
+    ends = {signal.SIGTERM, signal.SIGINT}
+    # Blocked before there is a thread that could take it: a handler that sets an event can deadlock with its waiter.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     try:
         with Simulator(**values) as simulator:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: stop.set())
             print(f"Unleash live simulator on {simulator.base_url}", flush=True)
-            stop.wait()
+            signal.sigwait(ends)
     except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     return 0

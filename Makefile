@@ -1,0 +1,98 @@
+# What one types here. Needs bash, make and Python 3.11 or newer; uses uv where it is installed, else venv and pip.
+# Each of these can be given: make test AIRFLOW=3.0.6, make demo UV= (without uv), make demo PYTHON=/path/to/python3.12
+# (where the environment is not there yet).
+DEFAULT_AIRFLOW := 3.3.2
+AIRFLOW ?= $(DEFAULT_AIRFLOW)
+# The first two need Python 3.11 or 3.12.
+VERSIONS ?= 2.11.2 3.0.6 3.1.8 3.2.2 3.3.2
+UV ?= $(shell command -v uv)
+PYTHON ?=
+
+# What an Airflow needs besides its own bounds. Without, it starts and migrates well, but fails every task.
+PINS_3.0.6 := fastapi<0.118 universal-pathlib<0.3
+PINS_3.2.2 := fastapi<0.138 svcs<26
+
+ENV := $(if $(filter $(DEFAULT_AIRFLOW),$(AIRFLOW)),.venv,.matrix/$(AIRFLOW))
+BIN := $(ENV)/bin
+CONSTRAINTS := constraints/airflow-$(AIRFLOW).txt
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help setup demo demo-ui test check matrix constraints resolve clean
+
+# The servers of demo and tests listen on loopback, where no proxy gets.
+comma := ,
+export no_proxy := 127.0.0.1,localhost$(addprefix $(comma),$(or $(no_proxy),$(NO_PROXY)))
+export NO_PROXY := $(no_proxy)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(ENV)/.all ## an environment with everything that the targets below need, in .venv
+
+demo: $(ENV)/.demo ## a past day of all devices, from a simulated API to Parquet, checked and shown
+	@$(BIN)/python scripts/demo.py
+
+demo-ui: $(ENV)/.demo ## the examples in Airflow's web interface until Ctrl-C; PORT=8080 chooses its port
+	@$(BIN)/python scripts/demo_ui.py $(addprefix --port ,$(PORT)) $(ARGS)
+
+test: $(ENV)/.all ## all tests; ARGS="-k name" goes to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(ENV)/.all ## ruff, mypy, import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+matrix: ## all tests on every Airflow; VERSIONS="2.11.2 3.0.6" chooses
+	@summary=; failed=0; for version in $(VERSIONS); do \
+	  echo "──── Airflow $$version"; \
+	  if $(MAKE) --no-print-directory test AIRFLOW=$$version; then word=passed; else word=FAILED failed=1; fi; \
+	  summary+="Airflow $$version: tests $$word"$$'\n'; \
+	done; printf '\n%s' "$$summary"; exit $$failed
+
+constraints: ## resolve anew what goes with each Airflow, into constraints/
+	@for version in $(VERSIONS); do $(MAKE) --no-print-directory resolve AIRFLOW=$$version; done
+
+clean: ## remove what the other targets made
+	rm -rf .venv .matrix build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# ---- how ----------------------------------------------------------------------------------------
+
+# Sets $$python to the first that is new enough, by its full path: uv cannot follow pyenv's shims.
+FIND_PYTHON = python=; for one in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+    python=$$($$one -c 'import sys; sys.version_info < (3, 11) and sys.exit(1); print(sys.executable)' 2>/dev/null) && break; \
+  done; \
+  [ -n "$$python" ] || { echo "This needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
+
+# An environment that uv made has no pip, and before 25.1 pip has no --group.
+NEW_PIP = $(BIN)/python -c 'import pip; pip.__version__.split(".") < ["25", "1"] and exit(1)' 2>/dev/null || { \
+    $(BIN)/python -m ensurepip >/dev/null; $(BIN)/python -m pip install -qq --upgrade pip; }; $(BIN)/python -m pip
+# --no-compile: most of what is installed is never imported. -qq: -q still warns of each odd entry of a user's pip.conf.
+INSTALL = $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(NEW_PIP) install -qq --no-compile) \
+  --constraint $(CONSTRAINTS)
+
+# Two steps, because the demo needs half of it, and somebody waits for it.
+$(ENV)/.all: $(ENV)/.demo
+	@echo "Installing what tests and checks need into $(ENV) …"
+	@$(INSTALL) --editable '.[parquet,s3]' --group test --group check
+	@touch $@
+
+$(ENV)/.demo: pyproject.toml airflow_provider_unleash/__init__.py $(CONSTRAINTS)
+	@echo "Installing Airflow $(AIRFLOW) into $(ENV) with $(if $(UV),uv,pip) …"
+	@$(BIN)/python -c '' 2>/dev/null || { $(FIND_PYTHON); rm -rf $(ENV); \
+	  $(if $(UV),"$(UV)" venv --quiet --python "$$python","$$python" -m venv) $(ENV); }
+	@$(INSTALL) --editable '.[parquet]' --group demo
+	@touch $@
+
+# Universal: the file says with markers where another Python or system needs another version.
+resolve:
+	@echo "Resolving Airflow $(AIRFLOW) …"; mkdir -p build constraints; rm -f build/resolved.txt
+	@uv="$(UV)"; if [ -z "$$uv" ]; then \
+	  uv=build/uv/bin/uv; [ -x $$uv ] || { $(FIND_PYTHON); "$$python" -m venv build/uv; build/uv/bin/pip install -qq uv; }; fi; \
+	printf '%s\n' 'apache-airflow==$(AIRFLOW)' $(PINS_$(AIRFLOW):%='%') | "$$uv" pip compile - pyproject.toml --quiet \
+	  --universal --python-version 3.11 --extra parquet --extra s3 --group test --group check --group demo \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file build/resolved.txt
+	@{ echo '# Made by «make constraints»: what was newest and goes together.'; cat build/resolved.txt; } > $(CONSTRAINTS)

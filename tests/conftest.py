@@ -1,0 +1,115 @@
+"""
+The parts that tests share: a home for Airflow, a simulator with a connection to it, short waits.
+
+Airflow reads its settings from the environment when it is imported, so that is set here; everything that costs time
+is done by the fixtures of the tests that need it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_unleash.simulator import Simulator
+
+assert "airflow" not in sys.modules, "Airflow was imported before its home was chosen"
+
+_HOME = tempfile.TemporaryDirectory(prefix="airflow-home-", ignore_cleanup_errors=True)
+DAGS_FOLDER = Path(_HOME.name) / "dags"
+DAGS_FOLDER.mkdir()
+for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+    del os.environ[name]
+os.environ |= {
+    "AIRFLOW_HOME": _HOME.name,
+    "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS_FOLDER),
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
+}
+
+
+def pytest_unconfigure() -> None:
+    _HOME.cleanup()
+
+
+@pytest.fixture(scope="session")
+def airflow_home() -> Path:
+    """Give Airflow's home, its database initialized."""
+    from airflow.utils.db import initdb
+
+    initdb()
+    return Path(_HOME.name)
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the client wait next to nothing before it asks again."""
+    monkeypatch.setattr("airflow_provider_unleash.client.BACKOFF_BASE", 0.01)
+    monkeypatch.setattr("airflow_provider_unleash.client.BACKOFF_MOST", 0.01)
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Give a function that makes ``unleash_default``, or another connection, from fields; a str is its URI."""
+
+    def connect(uri: str | None = None, /, conn_id: str = "unleash_default", **fields: Any) -> None:
+        value = uri if uri is not None else json.dumps({"conn_type": "unleash", **fields})
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", value)
+
+    return connect
+
+
+@pytest.fixture
+def serve(connect: Callable[..., None]) -> Iterator[Callable[..., Simulator]]:
+    """Give a function that starts a simulator, and makes ``unleash_default`` a connection to it with those extras."""
+    with ExitStack() as stack:
+
+        def serve(*, key: str | None = None, extra: dict[str, Any] | None = None, **options: Any) -> Simulator:
+            keys = {} if key is None else {"api_keys": [key]}
+            sim = stack.enter_context(Simulator(**{"rows_per_day": 240, "page_size": 20, **keys, **options}))
+            # Set, so that rows with stream tokens warn only where a test is about that.
+            connect(host=sim.base_url, password=sim.api_key, extra={"mask_stream_tokens": False, **(extra or {})})
+            return sim
+
+        yield serve
+
+
+@pytest.fixture
+def answer(connect: Callable[..., None]) -> Iterator[Callable[..., None]]:
+    """Give a function that makes ``unleash_default`` a connection to something that answers the same to everything."""
+    with ExitStack() as stack:
+
+        def answer(body: bytes, content_type: str = "application/json") -> None:
+            connect(host=stack.enter_context(_answering(body, content_type)), password="any-key")
+
+        yield answer
+
+
+@contextmanager
+def _answering(body: bytes, content_type: str) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
