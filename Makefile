@@ -19,7 +19,7 @@ CONSTRAINTS := constraints/airflow-$(AIRFLOW).txt
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-ui test check matrix constraints resolve clean
+.PHONY: help setup demo demo-ui test test-live check matrix constraints resolve clean
 
 # The servers of demo and tests listen on loopback, where no proxy gets.
 comma := ,
@@ -39,6 +39,9 @@ demo-ui: $(ENV)/.demo ## the examples in Airflow's web interface until Ctrl-C; P
 
 test: $(ENV)/.all ## all tests; ARGS="-k name" goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-live: .venv/.all ## every kind of run in a real Airflow, 3 minutes; writes docs/windows.md
+	@.venv/bin/python -m pytest tests/live $(ARGS)
 
 check: $(ENV)/.all ## ruff, mypy, import-linter
 	$(BIN)/ruff check

@@ -111,7 +111,7 @@ def resolve_window(
     moment = data_interval_end or logical_date or run_after
     if length is not None and moment is not None:
         return _span(moment, length, -1, dag_timezone, "window")
-    raise WindowError(_no_window(run_kind, data_interval_end is not None), argument="window")
+    raise WindowError(_no_window(run_kind, data_interval_end, partition_date), argument="window")
 
 
 def given_window(start: object, end: object) -> Window | None:
@@ -161,15 +161,18 @@ def _warn_of_difference(interval: Window, length: timedelta | None, zone: tzinfo
         )
 
 
-def _no_window(run_kind: str, empty_interval: bool) -> str:
-    problem = "an empty data interval (start equals end)" if empty_interval else "no data interval"
+def _no_window(run_kind: str, data_interval_end: datetime | None, partition_date: datetime | None) -> str:
+    problem = "no data interval" if data_interval_end is None else "an empty data interval (start equals end)"
+    by_window = (
+        "the day up to the run" if partition_date is None else f"the day from its partition date {partition_date}"
+    )
     return (
-        f"This {run_kind + ' ' if run_kind else ''}run has {problem}, so it means no window of time. "
+        f"This {(run_kind + ' run').replace('_', '-').strip()} has {problem}, so it means no window of time. "
         'Airflow 3 turns schedule="@daily" into a timetable with an empty interval; a manual or asset-triggered run '
         "may have none at all. Three ways out:\n"
         '1. a timetable with data intervals: schedule=CronDataIntervalTimetable("@daily", timezone="UTC"), '
         "from airflow.timetables.interval\n"
-        "2. on this task: window=timedelta(days=1), the day up to the run\n"
+        f"2. on this task: window=timedelta(days=1), {by_window}\n"
         '3. on this task: start="2020-08-17T00:00:00Z", end="2020-08-18T00:00:00Z" (templates work)'
     )
 

@@ -150,7 +150,7 @@ def test_the_error_names_the_kind_of_run_and_three_ways_out_that_work() -> None:
     with pytest.raises(WindowError) as caught:
         resolve(logical_date=DAY, run_kind="asset_triggered")
     message = str(caught.value)
-    assert message.startswith("This asset_triggered run has no data interval")
+    assert message.startswith("This asset-triggered run has no data interval")
     assert 'schedule="@daily"' in message
     ways = re.findall(r"^([123])\. .*", message, re.MULTILINE)
     assert ways == ["1", "2", "3"]

@@ -1,0 +1,101 @@
+"""
+In every kind of run, a real Airflow asks the API for the window that stands in the table of run kinds, or fails.
+
+Takes minutes, so it runs only when asked for: ``make test-live``. If all is as expected, it writes docs/windows.md.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from importlib.metadata import version
+
+import pytest
+from live_airflow import ROWS_PER_DAY, Observed, Run, observe, processes_in
+from run_kinds import RUN_KINDS, TO_XCOM, RunKind
+from windows_page import PAGE, outcome_of, render, window_in_log
+
+from airflow_provider_unleash.simulator import generate_rows
+
+ASKING = [kind for kind in RUN_KINDS if kind.expected.asked != "nothing"]
+FAILING = [kind for kind in RUN_KINDS if kind.expected.rule.startswith("error: ")]
+
+
+@pytest.fixture(scope="session")
+def observed() -> Observed:
+    """Give what all the runs left behind; nothing runs any more."""
+    return observe()
+
+
+def run_of(kind: RunKind, observed: Observed) -> Run:
+    if kind.dag_id not in observed.runs:
+        pytest.fail(f"{kind}\nno such run ended\n\n{observed.said.get(kind.dag_id, '')[-2000:]}", pytrace=False)
+    return observed.runs[kind.dag_id]
+
+
+def named(kind: RunKind) -> str:
+    return kind.dag_id
+
+
+@pytest.mark.parametrize("kind", RUN_KINDS, ids=named)
+def test_a_run_asks_for_the_window_in_the_table(kind: RunKind, observed: Observed) -> None:
+    run = run_of(kind, observed)
+    outcome = outcome_of(run)
+    if outcome != kind.expected:
+        text = f"{kind}\n\nexpected\n{kind.expected}\n\nobserved\n{outcome}\n\nthe task's log\n{run.log[-2000:]}"
+        pytest.fail(text, pytrace=False)
+
+
+@pytest.mark.parametrize("kind", ASKING, ids=named)
+def test_log_result_and_name_show_the_window_that_was_asked(kind: RunKind, observed: Observed) -> None:
+    run = run_of(kind, observed)
+    [(start, end)] = run.requests
+    assert run.state == "success"
+    assert window_in_log(run) == (stamp(start), stamp(end), kind.expected.rule)
+    rows = list(generate_rows(0, kind.dag_id, start, end - 1, rows_per_day=ROWS_PER_DAY))
+    assert rows, "A window without rows would prove little"
+    if kind.dag_id in TO_XCOM:
+        assert run.xcom == rows
+    else:
+        assert summary_of(run) == (stamp(start), stamp(end), kind.expected.rule, len(rows))
+        assert run.xcom["files"][0]["path"].endswith(f"/{basic(start)}_{basic(end)}.jsonl")
+
+
+@pytest.mark.parametrize("kind", FAILING, ids=named)
+def test_a_run_that_means_no_window_fails_on_its_first_try_and_asks_nothing(kind: RunKind, observed: Observed) -> None:
+    run = run_of(kind, observed)
+    assert (run.state, run.tries, run.max_tries) == ("failed", 1, 2), run.log[-2000:]
+    assert (run.requests, run.xcom) == (frozenset(), None)
+    for way_out in ("CronDataIntervalTimetable(", "window=timedelta(days=1)", "start=", "end="):
+        assert way_out in run.log
+
+
+def test_no_process_and_no_folder_is_left(observed: Observed) -> None:
+    assert not observed.folder.exists()
+    assert processes_in(observed.folder) == []
+
+
+def test_the_page_is_written_from_what_was_seen(observed: Observed) -> None:
+    runs = {kind: observed.runs.get(kind.dag_id) for kind in RUN_KINDS}
+    wrong = [kind.dag_id for kind, run in runs.items() if run is None or outcome_of(run) != kind.expected]
+    assert wrong == [], "The page stays as it was"
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(render(RUN_KINDS, observed.runs, version("apache-airflow")))
+
+
+def summary_of(run: Run) -> tuple[str, str, str, int]:
+    return tuple(run.xcom[key] for key in ("start", "end", "window_rule", "rows"))
+
+
+def stamp(milliseconds: int) -> str:
+    """Return a moment as log and summary write it."""
+    return utc(milliseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def basic(milliseconds: int) -> str:
+    """Return a moment as names of objects have it."""
+    fraction = f".{milliseconds % 1000:03}" if milliseconds % 1000 else ""
+    return f"{utc(milliseconds):%Y%m%dT%H%M%S}{fraction}Z"
+
+
+def utc(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds // 1000, timezone.utc).replace(microsecond=milliseconds % 1000 * 1000)
