@@ -128,7 +128,7 @@ class UnleashClient:
         )
 
     def __repr__(self) -> str:
-        return f"UnleashClient(base_url={self.base_url!r})"
+        return f"UnleashClient(base_url={getattr(self, 'base_url', None)!r})"  # also of one that could not be made
 
     def __enter__(self) -> UnleashClient:
         return self
@@ -263,10 +263,11 @@ class UnleashClient:
                 stream=True,
                 verify=self._verify,
             ) as response:
-                body = self._read_body(response)
-                answer = Answer(url, response.status_code, response.headers, body, self._key)
+                # The body in no variable of its own: some log handlers show those of a traceback's frames.
+                answer = Answer(url, response.status_code, response.headers, self._read_body(response), self._key)
         except requests.RequestException as error:
-            raise _transport_error(url, error) from error
+            # Its message is kept, its traceback is not: the frames of requests hold the header with the key.
+            raise _transport_error(url, error) from None
         protocol.raise_for_status(answer)
         return answer
 

@@ -187,11 +187,13 @@ def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
 
     from airflow_provider_unleash.client import UnleashClient
 
+    conn_id = connection.conn_id
     try:
         arguments = {**_client_arguments(connection), **overrides}
         return UnleashClient(connection.password or "", user_agent=f"airflow/{airflow_version}", **arguments)
     except InvalidArgumentError as error:
-        raise InvalidArgumentError(f"Connection {connection.conn_id!r}: {error}", argument=error.argument) from None
+        del connection  # it shows its password, and some log handlers show the variables of a traceback's frames
+        raise InvalidArgumentError(f"Connection {conn_id!r}: {error}", argument=error.argument) from None
 
 
 def _client_arguments(connection: Connection) -> dict[str, Any]:

@@ -212,8 +212,8 @@ class Answer:
 
     url: str
     status: int
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
     secret: str = field(default="", repr=False)
 
     def excerpt(self) -> str:
@@ -366,6 +366,7 @@ class _TableauAnswer(msgspec.Struct):
     data: list[dict[str, Any]]
 
 
+_BOM = b"\xef\xbb\xbf"
 _SORTED = msgspec.json.Encoder(order="sorted")
 _ANY = msgspec.json.Decoder()
 _TEXT = msgspec.json.Decoder(str)
@@ -458,14 +459,13 @@ def _tableau_page(answer: Answer, number: int) -> Page:
 
 
 def _decode(answer: Answer, decoder: msgspec.json.Decoder[Any], expected: str, row_type: type | None = None) -> Any:
-    body = answer.body.removeprefix(b"\xef\xbb\xbf")
     try:
-        return decoder.decode(body)
+        return decoder.decode(answer.body.removeprefix(_BOM))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         misfit = error
     # The typed decoder stops at the first misfit, so only reading it all tells JSON from the half of something.
     try:
-        content = _ANY.decode(body)
+        content = _ANY.decode(answer.body.removeprefix(_BOM))
     except (msgspec.ValidationError, RecursionError):
         content = None  # JSON, but with a number that no float holds, or nested too deep
     except (msgspec.DecodeError, UnicodeDecodeError):
