@@ -1,0 +1,83 @@
+"""The layers hold, their contract can fail, and types help who writes a DAG."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Check a copy of the package against the project's contracts."""
+    return subprocess.run(
+        [BIN / "lint-imports", "--no-cache"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "airflow_provider_unleash", tmp_path / "airflow_provider_unleash", ignore=ignored)
+    return tmp_path
+
+
+def test_the_package_keeps_its_layers(copy: Path) -> None:
+    checked = lint_imports(copy)
+    assert checked.returncode == 0, checked.stdout
+    assert "3 kept, 0 broken" in checked.stdout
+
+
+def test_an_import_against_the_layers_breaks_its_contract(copy: Path) -> None:
+    against = {
+        "protocol": "from airflow_provider_unleash import client",
+        "window": "from airflow_provider_unleash import writers",
+        "writers": "from airflow.sdk import ObjectStoragePath",
+        "hooks": "from airflow_provider_unleash import simulator",
+    }
+    for module, line in against.items():
+        with (copy / "airflow_provider_unleash" / f"{module}.py").open("a") as source:
+            source.write(f"\n{line}\n")
+    checked = lint_imports(copy)
+    assert checked.returncode != 0
+    assert "0 kept, 3 broken" in checked.stdout
+    package = "airflow_provider_unleash"
+    for importer, imported in (("protocol", "client"), ("window", "writers"), ("hooks", "simulator")):
+        assert f"{package}.{importer} -> {package}.{imported}" in checked.stdout
+    assert f"{package}.writers -> airflow" in checked.stdout
+
+
+def type_check(*paths: Path) -> subprocess.CompletedProcess[str]:
+    """Check files as one does who has no settings for mypy, outside this project."""
+    command = [BIN / "mypy", "--config-file=", "--no-incremental", *paths]
+    return subprocess.run(command, cwd=paths[0].parent, capture_output=True, text=True, check=False)
+
+
+def test_the_examples_are_well_typed() -> None:
+    checked = type_check(*sorted((ROOT / "example_dags").glob("*.py")))
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_types_find_what_an_author_gets_wrong(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        "from airflow_provider_unleash.client import UnleashClient\n"
+        "from airflow_provider_unleash.operators import UnleashToObjectStorageOperator\n"
+        'UnleashToObjectStorageOperator(task_id="a", device_id="b", dst="c", file_format="xml")\n'
+        'UnleashToObjectStorageOperator(task_id="a", device_id="b")\n'
+        'UnleashClient("key").get_records("device", "yesterday", 0)\n'
+    )
+    checked = type_check(wrong)
+    assert [line.split(":")[1] for line in checked.stdout.splitlines() if ": error:" in line] == ["3", "4", "5"]
