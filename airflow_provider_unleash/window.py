@@ -187,7 +187,8 @@ def shift(moment: datetime, length: timedelta, zone: tzinfo) -> datetime:
     moment = _aware(moment)
     if years or months or days:
         wall = add_duration(moment.astimezone(zone).replace(tzinfo=None), years=years, months=months, days=days)
-        moment = wall.replace(tzinfo=zone)
+        # Of a time that comes twice or never, the later reading: that is when Airflow's cron timetables run.
+        moment = max(wall.replace(tzinfo=zone, fold=fold).astimezone(timezone.utc) for fold in (0, 1))
     # In UTC, because arithmetic of aware datetimes is that of the wall.
     return moment.astimezone(timezone.utc) + clock
 

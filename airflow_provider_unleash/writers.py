@@ -177,8 +177,7 @@ def _fits_float(value: int) -> bool:
 
 
 _FINER_THAN_MILLISECONDS = re.compile(r"\.\d{3}\d*[1-9]")
-# Stamps of these lengths have seconds and an offset, as RFC 3339 asks for; pyarrow reads many other texts, too.
-_PLAIN_STAMPS = {len("2020-08-17T02:08:49Z"), len("2020-08-17T02:08:49.000Z")}
+_PLAIN_LENGTHS = {len("2020-08-17T02:08:49Z"), len("2020-08-17T02:08:49.000Z")}
 
 
 def _whole_ms(stamp: Any) -> int:
@@ -187,6 +186,13 @@ def _whole_ms(stamp: Any) -> int:
     if _FINER_THAN_MILLISECONDS.search(stamp):
         raise ValueError(f"{stamp} is finer than a millisecond")
     return protocol.to_epoch_ms(moment, "timestamp")
+
+
+def _are_plain_stamps(stamps: list[str]) -> bool:
+    """Tell whether all have the usual form, which pyarrow reads as it should; it reads many other texts, too."""
+    if not stamps:
+        return True
+    return set(map(len, stamps)) <= _PLAIN_LENGTHS and {stamp[-1] for stamp in stamps} == {"Z"} and min(stamps) > "0001"
 
 
 def _is_timestamp(value: Any) -> bool:
@@ -411,7 +417,7 @@ class ParquetWriter(PageWriter):
     def _array(self, page: Page, name: str, values: Sequence[Any]) -> pa.Array:
         kind = self._columns[name]
         try:
-            if kind == "timestamp" and set(map(len, filter(None, values))) <= _PLAIN_STAMPS:
+            if kind == "timestamp" and _are_plain_stamps(list(filter(None, values))):
                 return self._arrow.array(values, self._arrow.string()).cast(self._types[kind])
             if kind != "timestamp" and set(map(type, values)) <= _PLAIN[kind]:
                 return self._arrow.array(values, self._types[kind])

@@ -13,7 +13,8 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,12 @@ def airflow_home() -> Path:
     from airflow.utils.db import initdb
 
     initdb()
+    with suppress(ImportError):
+        from airflow.sdk.execution_time import supervisor
+
+        # As Airflow 3.3 does it; before, each task of dag.test() builds an execution API of its own, for seconds.
+        if not hasattr(supervisor.in_process_api_server, "cache_info"):
+            supervisor.in_process_api_server = cache(supervisor.in_process_api_server)
     return Path(_HOME.name)
 
 

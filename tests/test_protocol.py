@@ -565,11 +565,13 @@ def test_no_excerpt_shows_a_key_in_another_spelling(encode: Any) -> None:
 
 
 @pytest.mark.parametrize("copies", [1, 3])
-def test_no_excerpt_shows_a_piece_of_a_key_that_the_cut_goes_through(copies: int) -> None:
+@pytest.mark.parametrize("key", [KEY, "k+3/y=&" * 6], ids=["plain", "percent-encoded"])
+def test_no_excerpt_shows_a_piece_of_a_key_that_the_cut_goes_through(key: str, copies: int) -> None:
     # White space shrinks to nothing, so what stands where reading ends can be within the first 200 characters.
-    for padding in range(8192 - len(KEY) * copies - 2, 8192 + 2):
-        shown = answer(" " * padding + KEY * copies + " " * 8192).excerpt()
-        assert not shows_piece(KEY, shown), padding
+    shown_as = quote(key, safe="")
+    for padding in range(8192 - len(shown_as) * copies - 2, 8192 + 2):
+        shown = answer(" " * padding + shown_as * copies + " " * 8192, secret=key).excerpt()
+        assert not shows_piece(shown_as, shown), padding
 
 
 def test_an_excerpt_of_an_answer_without_a_secret_is_the_body() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from itertools import pairwise
@@ -228,6 +228,16 @@ def test_of_any_rows_only_those_stamped_end_are_dropped_and_all_are_counted(data
 
 # ---- days and clocks -----------------------------------------------------------------------------
 
+HOUR_MS = 3_600_000
+
+
+def as_it_is(moment: datetime) -> datetime:
+    return moment
+
+
+def in_utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC)
+
 
 def midnight(day: date, zone: tzinfo) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=zone)
@@ -326,3 +336,34 @@ def test_a_window_is_never_empty_and_begins_or_ends_at_the_moment_of_its_run(
     assert window.start_ms < window.end_ms
     at = window.start_ms if name == "partition_date" else window.end_ms
     assert at == micros(moment) // 1000
+
+
+@pytest.mark.parametrize("spell_run", [as_it_is, in_utc, pendulum.instance], ids=["zoneinfo", "utc", "pendulum"])
+@pytest.mark.parametrize("dag_zone", [ZoneInfo, pendulum.timezone], ids=["zoneinfo", "pendulum"])
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Australia/Sydney"])
+def test_a_daily_run_in_the_hour_that_comes_twice_leaves_no_hour_out_and_doubles_none(
+    zone: str, dag_zone: Callable[[str], tzinfo], spell_run: Callable[[datetime], datetime]
+) -> None:
+    # Airflow's cron timetables run such a day at the later of its two half past two.
+    month = 10 if zone == "Europe/Berlin" else 4
+    runs = [datetime(2020, month, day, 2, 30, fold=1, tzinfo=ZoneInfo(zone)) for day in range(1, 30)]
+    one_day = {"window": timedelta(days=1), "dag_timezone": dag_zone(zone)}
+    backwards = [resolve_window(run_after=spell_run(run), **one_day) for run in runs]  # type: ignore[arg-type]
+    forwards = [resolve_window(partition_date=spell_run(run), **one_day) for run in runs]  # type: ignore[arg-type]
+    for windows in (backwards, forwards):
+        assert all(first.end_ms == last.start_ms for first, last in pairwise(windows))
+        assert {window.end_ms - window.start_ms for window in windows} == {24 * HOUR_MS, 25 * HOUR_MS}
+
+
+@PROPERTY
+@given(st.sampled_from(ZONES), moments, st.timedeltas(timedelta(milliseconds=1), timedelta(days=40)), st.booleans())
+def test_a_window_does_not_depend_on_how_its_moment_and_zone_are_spelled(
+    zone: ZoneInfo, moment: datetime, length: timedelta, forwards: bool
+) -> None:
+    name = "partition_date" if forwards else "run_after"
+    found = {
+        resolve_window(window=length, dag_timezone=dag_timezone, **{name: spelled})  # type: ignore[arg-type]
+        for dag_timezone in (zone, pendulum.timezone(str(zone)))
+        for spelled in (moment, moment.astimezone(zone), pendulum.instance(moment), pendulum.instance(moment, tz=zone))
+    }
+    assert len(found) == 1

@@ -428,6 +428,7 @@ MISFITS: list[tuple[str, Any]] = [
     *(("timestamp", value) for value in ("x", "", "2020-08-17", "2020-02-30T00:00:00Z", 1597622730877, True, [], {})),
     *(("timestamp", f"2020-08-17T02:08:{stamp}Z") for stamp in ("49.000001", "49.0005", "60", "49.0000004")),
     *(("timestamp", stamp) for stamp in ("9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+01:00")),
+    *(("timestamp", stamp) for stamp in ("9999-12-31T23:59:59-0100", "0000-01-01T00:00:00Z", "2020-08-17T02:08+0200")),
     *(("confidence", "0.5"), ("confidence", True), ("zone", 1), ("visits", 1.5), ("visits", "1"), ("visits", True)),
     *(("seen", 1), ("seen", 0.0), ("seen", "true"), ("until", "x"), ("until", "2020-08-17T02:08:49.000001Z")),
 ]
@@ -814,6 +815,21 @@ def test_a_name_that_is_too_long_leaves_no_folder(name: str, folder: Any) -> Non
 
 
 @every_format
+def test_a_file_where_a_folder_should_be_is_an_error_and_stays(file_format: str, compression: Any, folder: Any) -> None:
+    (file_of(folder) / "device=W1").write_text("mine")
+    with pytest.raises(OSError, match="device=W1"):
+        write(folder / "device=W1" / "start_date=2020-08-17" / "o", [], file_format, compression)
+    assert tree(folder) == {"device=W1": b"mine"}
+
+
+def test_a_folder_where_the_object_should_be_is_an_error_and_stays(folder: Any) -> None:
+    (file_of(folder) / "o").mkdir()
+    with pytest.raises(OSError, match="o"):
+        write(folder / "o", [], "jsonl")
+    assert tree(folder) == {"o": None}
+
+
+@every_format
 def test_until_the_end_readers_see_the_previous_object_and_nothing_else(
     file_format: str, compression: Any, folder: Any
 ) -> None:
@@ -1108,6 +1124,7 @@ def test_an_object_that_cannot_be_read_counts_as_having_rows(
     [
         *(("jsonl", None, b"", False), ("jsonl", None, b"\n", False), ("jsonl", None, b"{}\n", True)),
         *(("json", None, b"[]", False), ("json", None, b"[{}]", True), ("json", None, b"", False)),
+        *(("json", None, b"[ ]\n", False), ("json", None, b"[\r\n]", False)),
         *(("json", None, b" " * 100 + b"[{}]", True), ("jsonl", None, b"\n" * 100 + b"{}", True)),
         *(("csv", None, b"", False), ("csv", None, b"a,b", False), ("csv", None, b"a,b\n", False)),
         *(("csv", None, b'"a\nb",c\r\n', False), ("csv", None, b'"a\nb",c\r\n1,2', True)),

@@ -1,0 +1,150 @@
+"""Real DAG runs, in process on SQLite, and the contexts of tasks without one."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import sqlite3
+import textwrap
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from conftest import DAGS_FOLDER
+
+UTC = timezone.utc
+DAY = datetime(2026, 1, 12, tzinfo=UTC)
+NEXT_DAY = DAY + timedelta(days=1)
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+DAY_START = 1_768_176_000_000  # DAY in epoch milliseconds
+DAY_END = DAY_START + DAY_MS
+STREET, CROWD, SILENT = "Wb8fabc31378ce07", "W9d3f1bcad8e8abd", "W7d2e90b4c6a1f58"
+
+_HEADER = """
+from datetime import datetime, timedelta, timezone
+from airflow.providers.common.compat.sdk import DAG, task
+from airflow.timetables.interval import CronDataIntervalTimetable
+from airflow_provider_unleash.operators import *
+from airflow_provider_unleash.sensors import *
+
+with DAG(dag_id={dag_id!r}, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc), catchup=False, {arguments}) as dag:
+"""
+DAILY = 'schedule=CronDataIntervalTimetable("@daily", timezone="UTC")'
+_numbers = count(1)
+
+
+def make_context(
+    interval: tuple[datetime, datetime] | None = (DAY, NEXT_DAY),
+    *,
+    run_type: str = "scheduled",
+    run_after: datetime | None = None,
+    dag_timezone: Any = UTC,
+    **moments: datetime,
+) -> dict[str, Any]:
+    """Return what a task sees of its run: as in Airflow 3, what the run does not have is not there."""
+    context = {"dag": SimpleNamespace(timezone=dag_timezone), **moments}
+    context["dag_run"] = SimpleNamespace(run_type=run_type, run_after=run_after)
+    if interval is not None:
+        context |= {"data_interval_start": interval[0], "data_interval_end": interval[1]}
+    return context
+
+
+class DagRun:
+    """A DAG run that is over, as Airflow's database has it."""
+
+    def __init__(self, home: Path, dag_id: str, run_id: str) -> None:
+        self._home, self._dag_id, self._run_id = home, dag_id, run_id
+
+    def _query(self, sql: str) -> list[Any]:
+        with closing(sqlite3.connect(self._home / "airflow.db")) as database:
+            return database.execute(sql, (self._dag_id, self._run_id)).fetchall()
+
+    @cached_property
+    def state(self) -> str:
+        [(state,)] = self._query("SELECT state FROM dag_run WHERE dag_id = ? AND run_id = ?")
+        return state
+
+    @cached_property
+    def states(self) -> dict[Any, str]:
+        """The states by task id; of mapped tasks by task id and index."""
+        rows = self._query("SELECT task_id, map_index, state FROM task_instance WHERE dag_id = ? AND run_id = ?")
+        return {_name(task_id, index): state for task_id, index, state in rows}
+
+    @cached_property
+    def tries(self) -> dict[Any, int]:
+        """How often each task was tried, named as in ``states``."""
+        rows = self._query("SELECT task_id, map_index, try_number FROM task_instance WHERE dag_id = ? AND run_id = ?")
+        return {_name(task_id, index): tries for task_id, index, tries in rows}
+
+    @cached_property
+    def xcoms(self) -> dict[Any, Any]:
+        """What each task returned, named as in ``states``."""
+        rows = self._query(
+            "SELECT task_id, map_index, value FROM xcom WHERE dag_id = ? AND run_id = ? AND key = 'return_value'"
+        )
+        return {_name(task_id, index): _plain(value) for task_id, index, value in rows}
+
+
+def _name(task_id: str, map_index: int) -> Any:
+    return task_id if map_index < 0 else (task_id, map_index)
+
+
+def _plain(value: Any) -> Any:
+    """Return what a column of JSON means; SQLite gives numbers as such, Airflow 3 keeps JSON as a JSON string."""
+    value = json.loads(value) if isinstance(value, (str, bytes)) else value
+    return json.loads(value) if isinstance(value, str) and value[:1] in ("{", "[", '"') else value
+
+
+def load_dag(path: Path) -> Any:
+    """Return the ``dag`` of a file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.dag
+
+
+def has_runs_without_dates(dag: Any) -> bool:
+    """Tell whether this Airflow knows runs without a logical date."""
+    return "logical_date" in inspect.signature(dag.test).parameters
+
+
+def run_dag_file(home: Path, path: Path, moment: datetime | None = NEXT_DAY) -> DagRun:
+    """Run the DAG of a file as if triggered then; None is a run without a logical date. Remove the file."""
+    try:
+        dag = load_dag(path)
+        name = "logical_date" if has_runs_without_dates(dag) else "execution_date"
+        dag_run = dag.test(**{name: moment})
+        return DagRun(home, dag.dag_id, dag_run.run_id)
+    finally:
+        path.unlink()
+
+
+def run_dag(home: Path, body: str, moment: datetime | None = NEXT_DAY, arguments: str = DAILY) -> DagRun:
+    """Run a DAG made of a body of tasks."""
+    dag_id = f"test_{next(_numbers)}"
+    # Airflow 3 runs only DAGs whose file lies in its folder.
+    path = DAGS_FOLDER / f"{dag_id}.py"
+    path.write_text(_HEADER.format(dag_id=dag_id, arguments=arguments) + textwrap.indent(textwrap.dedent(body), "    "))
+    return run_dag_file(home, path, moment)
+
+
+def can_reschedule(home: Path) -> bool:
+    """Tell whether this Airflow can reschedule in process, by a sensor that is not ours; that of 3.0 cannot."""
+    run = run_dag(
+        home,
+        """
+        from airflow.providers.common.compat.sdk import BaseSensorOperator
+
+        class Never(BaseSensorOperator):
+            def poke(self, context):
+                return False
+
+        Never(task_id="wait", mode="reschedule", poke_interval=0.1, timeout=0.3, soft_fail=True)
+        """,
+    )
+    return run.states == {"wait": "skipped"}

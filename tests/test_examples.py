@@ -1,0 +1,165 @@
+"""Every example DAG runs, and does what it says."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import DAGS_FOLDER
+from dag_runs import (
+    DAY_END,
+    DAY_MS,
+    DAY_START,
+    HOUR_MS,
+    NEXT_DAY,
+    SILENT,
+    STREET,
+    DagRun,
+    load_dag,
+    run_dag_file,
+)
+
+from airflow_provider_unleash.simulator import Simulator
+
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "example_dags").glob("*.py"))
+DAY = f"{NEXT_DAY - timedelta(days=1):%Y-%m-%d}"
+
+
+@pytest.fixture
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the folder that the examples write to."""
+    monkeypatch.setenv("UNLEASH_LAKE", f"file://{tmp_path}/lake")
+    return tmp_path / "lake"
+
+
+@pytest.fixture
+def sim(serve) -> Simulator:
+    return serve(sessions_from=DAY_START)
+
+
+@pytest.fixture
+def run_example(airflow_home: Path, lake: Path) -> Callable[..., DagRun]:
+    def run_example(name: str, **arguments: object) -> DagRun:
+        [path] = [path for path in EXAMPLES if path.name == f"example_unleash_{name}.py"]
+        run = run_dag_file(airflow_home, Path(shutil.copy(path, DAGS_FOLDER)), **arguments)
+        assert run.state == "success"
+        return run
+
+    return run_example
+
+
+def files_in(lake: Path) -> list[str]:
+    return sorted(str(path.relative_to(lake)) for path in lake.rglob("*") if path.is_file())
+
+
+def rows_by_device(sim: Simulator, start_ms: int, end_ms: int) -> dict[str, int]:
+    return {device: len(sim.rows(device, start_ms, end_ms)) for device in sim.devices}
+
+
+# ---- all ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_has_a_test_of_its_own(path):
+    assert f"test_{path.stem.removeprefix('example_unleash_')}_" in Path(__file__).read_text()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_parsed_without_a_request_and_without_a_warning_about_its_code(path, sim):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dag = load_dag(path)
+    assert [warning for warning in caught if warning.filename == str(path) or "unleash" in warning.filename] == []
+    assert dag.dag_id == path.stem
+    assert dag.catchup is False
+    assert sim.requests == []
+
+
+def test_the_test_dags_are_the_example_dags_of_the_project():
+    assert len(EXAMPLES) >= 5
+    assert all(path.name.startswith("example_unleash_") for path in EXAMPLES)
+
+
+# ---- each --------------------------------------------------------------------------------------
+
+
+def test_daily_lands_the_days_rows_of_every_device_and_lets_a_silent_one_be_silent(run_example, sim, lake):
+    run = run_example("daily")
+    expected = rows_by_device(sim, DAY_START, DAY_END - 1)
+    assert expected[SILENT] == 0
+    assert {device: run.states["extract", index] for index, device in enumerate(sim.devices)} == {
+        device: "success" if rows else "skipped" for device, rows in expected.items()
+    }
+    assert run.xcoms["report"] == sum(expected.values())
+    assert files_in(lake) == sorted(
+        f"device={device}/start_date={DAY}/20260112T000000Z_20260113T000000Z.parquet"
+        for device, rows in expected.items()
+        if rows
+    )
+    for name in files_in(lake):
+        device = name.partition("/")[0].removeprefix("device=")
+        table = pq.read_table(lake / name, partitioning=None)
+        records = sim.rows(device, DAY_START, DAY_END - 1)
+        assert table.column("frame_number").to_pylist() == [record["frame_number"] for record in records]
+
+
+def test_daily_run_again_changes_nothing(run_example, sim, lake):
+    rows = run_example("daily").xcoms["report"]
+    before = {name: (lake / name).read_bytes() for name in files_in(lake)}
+    assert run_example("daily").xcoms["report"] == rows
+    assert {name: (lake / name).read_bytes() for name in files_in(lake)} == before
+
+
+def test_late_data_lands_three_days_and_replaces_them_the_night_after(run_example, serve, lake):
+    sim = serve(devices=(STREET, SILENT))
+    run_example("late_data")
+    days = [f"2026-01-{day}" for day in (10, 11, 12, 13)]
+    assert [name.split("/")[1] for name in files_in(lake)] == [f"start_date={day}" for day in days[:3]]
+    # What came late is there the night after, and nothing twice.
+    sim = serve(devices=(STREET, SILENT), rows_per_day=300)
+    run_example("late_data", moment=NEXT_DAY + timedelta(days=1))
+    assert [name.split("/")[1] for name in files_in(lake)] == [f"start_date={day}" for day in days]
+    rows = [pq.read_metadata(lake / name).num_rows for name in files_in(lake)]
+    expected = [
+        len(sim.rows(STREET, DAY_START + day * DAY_MS, DAY_START + (day + 1) * DAY_MS - 1)) for day in (-2, -1, 0, 1)
+    ]
+    assert rows[1:] == expected[1:]
+    assert rows[0] != expected[0]  # three days back is no more
+
+
+def test_aggregate_counts_the_last_hour_by_class(run_example, sim):
+    run = run_example("aggregate", moment=NEXT_DAY - timedelta(hours=12))
+    noon = DAY_START + 12 * HOUR_MS
+    records = sim.rows(STREET, noon - HOUR_MS, noon - 1)
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts[record["class_name"]] += record["count"]
+    assert len(counts) > 1
+    assert run.xcoms == {"get_rows": records, "count_by_class": dict(counts)}
+
+
+def test_hook_counts_the_rows_of_each_device_and_names_the_silent_ones(run_example, sim):
+    run = run_example("hook")
+    assert run.xcoms["count_rows"] == rows_by_device(sim, DAY_START, DAY_END)
+    assert run.xcoms["report_silent"] == [SILENT]
+
+
+def test_wait_for_sessions_waits_and_then_lands_every_device(run_example, sim, lake):
+    run = run_example("wait_for_sessions")
+    assert run.xcoms["wait_for_sessions"] == [session for session in sim.sessions() if int(session) < DAY_END]
+    assert run.xcoms["wait_for_sessions"]
+    assert [name.split("/")[0] for name in files_in(lake)] == sorted(f"device={device}" for device in sim.devices)
+    for name in files_in(lake):
+        device = name.partition("/")[0].removeprefix("device=")
+        lines = gzip.decompress((lake / name).read_bytes()).splitlines()
+        assert [json.loads(line) for line in lines] == sim.rows(device, DAY_START, DAY_END - 1)

@@ -1,0 +1,219 @@
+"""What is installed is what is meant: typed, light to import, its core free of Airflow."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import distribution, requires
+from pathlib import Path
+
+import pytest
+
+import airflow_provider_unleash
+from airflow_provider_unleash import exceptions
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(airflow_provider_unleash.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+CORE = ["client", "exceptions", "protocol", "simulator", "window", "writers"]
+
+BLOCK = """
+import importlib.abc, sys
+
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+def run(code: str, *options: str) -> str:
+    """Run code in a Python of its own and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code], capture_output=True, text=True, cwd="/", env=os.environ, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---- imports -----------------------------------------------------------------------------------
+
+
+def test_the_core_is_imported_and_works_without_airflow():
+    code = BLOCK.format(blocked=["airflow"]) + (
+        "".join(f"import airflow_provider_unleash.{module}\n" for module in CORE)
+        + "from airflow_provider_unleash.client import UnleashClient\n"
+        "from airflow_provider_unleash.simulator import Simulator\n"
+        "with Simulator() as sim, UnleashClient(sim.api_key, sim.base_url) as client:\n"
+        "    print(len(client.list_devices()), client.get_records(sim.devices[0], 10**12, 10**12 + 10**7) != [])\n"
+        "assert not [name for name in sys.modules if name.partition('.')[0] == 'airflow']\n"
+    )
+    assert run(code) == "6 True\n"
+
+
+def test_the_blocker_of_the_test_above_does_block():
+    code = BLOCK.format(blocked=["airflow"]) + "import airflow_provider_unleash.hooks"
+    with pytest.raises(AssertionError, match="airflow is blocked"):
+        run(code)
+
+
+def test_the_core_without_pyarrow_fails_for_parquet_only():
+    code = BLOCK.format(blocked=["pyarrow"]) + (
+        "from pathlib import Path\n"
+        "from types import SimpleNamespace\n"
+        "from tempfile import TemporaryDirectory\n"
+        "from airflow_provider_unleash.writers import open_object\n"
+        "with TemporaryDirectory() as folder:\n"
+        "    path = SimpleNamespace(protocol='file', path=f'{folder}/x.jsonl')\n"
+        "    with open_object(path, 'jsonl'):\n"
+        "        pass\n"
+        "    print(Path(path.path).exists())\n"
+    )
+    assert run(code) == "True\n"
+
+
+IMPORT = """
+import json, sys, warnings
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseHook, BaseOperator
+from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
+
+before, caught = set(sys.modules), []
+warnings.showwarning = lambda message, category, filename, *rest: caught.append(f"{filename}: {message}")
+import airflow_provider_unleash.operators, airflow_provider_unleash.sensors
+
+added = set(sys.modules) - before
+for module in MODULES:
+    __import__(f"airflow_provider_unleash.{module}")
+print(json.dumps({"added": sorted(added), "caught": caught}))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict[str, list[str]]:
+    """Give what importing the operators adds to Airflow, and what warnings importing everything gives."""
+    return json.loads(run(f"MODULES = {MODULES!r}\n{IMPORT}", "-W", "always").splitlines()[-1])
+
+
+def test_what_every_dag_file_imports_adds_no_library_to_what_airflow_loads_itself(imported):
+    added = {name.partition(".")[0] for name in imported["added"]} - set(sys.stdlib_module_names)
+    assert added <= {"airflow", "airflow_provider_unleash"}
+
+
+def test_what_every_dag_file_imports_leaves_client_and_writers_for_the_worker(imported):
+    ours = {name.partition(".")[2] for name in imported["added"] if name.startswith("airflow_provider_unleash.")}
+    assert ours == {"exceptions", "hooks", "operators", "sensors"}
+
+
+def test_no_module_is_imported_with_a_warning_of_its_own(imported):
+    assert [text for text in imported["caught"] if text.startswith(str(PACKAGE))] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("hooks", ["UnleashHook"]),
+        (
+            "operators",
+            [
+                "UnleashListDevicesOperator",
+                "UnleashListSessionsOperator",
+                "UnleashGetAnalyticsOperator",
+                "UnleashToObjectStorageOperator",
+            ],
+        ),
+        ("sensors", ["UnleashNewSessionsSensor"]),
+        ("exceptions", ["UnleashError", "TransientError", "PermanentError"]),
+        ("client", ["UnleashClient"]),
+        ("simulator", ["Simulator", "Fault"]),
+    ],
+)
+def test_the_documented_imports_work(module, names):
+    imported = importlib.import_module(f"airflow_provider_unleash.{module}")
+    assert all(hasattr(imported, name) for name in names)
+
+
+# ---- distribution ------------------------------------------------------------------------------
+
+
+def test_the_package_is_typed():
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_the_version_is_written_once():
+    version = re.escape(airflow_provider_unleash.__version__)
+    places = [
+        path.name
+        for path in [*PACKAGE.glob("*.py"), ROOT / "pyproject.toml"]
+        if re.search(rf"""["']{version}["']""", path.read_text())
+    ]
+    assert places == ["__init__.py"]
+
+
+def test_only_parquet_and_s3_need_an_extra():
+    needed = requires("airflow-provider-unleash")
+    optional = {re.split(r"[\[>=<; ]", line)[0]: line.partition("extra == ")[2].strip("\"'") for line in needed}
+    assert {name: extra for name, extra in optional.items() if extra} == {
+        "pyarrow": "parquet",
+        "apache-airflow-providers-amazon": "s3",
+    }
+    assert not any("<" in line or "==" in line.partition(";")[0] for line in needed)  # no upper bounds
+
+
+def test_the_distribution_declares_one_provider():
+    provided = [entry.name for entry in distribution("airflow-provider-unleash").entry_points]
+    assert provided == ["provider_info"]
+
+
+# ---- exceptions --------------------------------------------------------------------------------
+
+
+def test_the_tree_in_the_docstring_is_the_tree_of_the_classes():
+    tree = re.findall(r"^(.*?)(\w+Error)", exceptions.__doc__, re.MULTILINE)
+    documented, parents = {}, {}
+    for indent, name in tree:
+        documented[name] = parents.get(len(indent) - 4)
+        parents[len(indent)] = name
+    classes = {name: value.__bases__[0].__name__ for name, value in vars(exceptions).items() if name.endswith("Error")}
+    assert {name: parent or "Exception" for name, parent in documented.items()} == classes
+
+
+@pytest.mark.parametrize("name", [name for name in vars(exceptions) if name.endswith("Error")])
+def test_every_error_survives_a_pickle(name):
+    import pickle
+
+    error = getattr(exceptions, name)("said", status=418, url="https://api.unleashlive.com/v1")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+# ---- rules of the house ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.name)
+def test_every_module_says_in_one_sentence_what_it_is(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring
+    assert docstring.splitlines()[0].endswith((".", ":"))
+
+
+def test_no_test_replaces_the_api_by_a_mock():
+    for path in Path(__file__).parent.glob("*.py"):
+        imported = {
+            name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for name in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+        }
+        assert not {"unittest.mock", "mock", "MagicMock"} & imported, path.name
+
+
+def test_the_samples_of_the_api_are_json():
+    for path in (Path(__file__).parent / "samples").iterdir():
+        json.loads(path.read_text())

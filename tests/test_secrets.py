@@ -1,0 +1,285 @@
+"""The key is in no log, error, XCom, rendered field or file, whatever goes right or wrong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from socket import socket
+from urllib.parse import quote
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipException
+from dag_runs import DAY, NEXT_DAY, SILENT, STREET, make_context, run_dag
+
+from airflow_provider_unleash.exceptions import UnleashError
+from airflow_provider_unleash.hooks import UnleashHook
+from airflow_provider_unleash.operators import (
+    UnleashGetAnalyticsOperator,
+    UnleashListDevicesOperator,
+    UnleashListSessionsOperator,
+    UnleashToObjectStorageOperator,
+)
+from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
+from airflow_provider_unleash.simulator import Fault, Simulator
+
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
+# Characters that look otherwise in a URL; the second goes as Bearer.
+KEYS = ["rEcOgnisable/4711+key=", "ul_pat_rEcOgnisable4711"]
+
+
+def spellings(key: str) -> set[str]:
+    encoded = base64.b64encode(key.encode()).decode()
+    return {key, quote(key), quote(key, safe=""), encoded, json.dumps(key)[1:-1], repr(key)[1:-1]}
+
+
+def leaks(key: str, texts: dict[str, str | bytes]) -> list[str]:
+    """Return the names of the texts that have the key in any spelling."""
+    found = []
+    for name, text in texts.items():
+        content = text if isinstance(text, bytes) else text.encode()
+        found += [f"{name}: {spelling}" for spelling in spellings(key) if spelling.encode() in content]
+    return found
+
+
+def texts_of_error(error: BaseException | None) -> Iterator[tuple[str, str]]:
+    """Yield an error's traceback, and what the errors of its chain hold."""
+    if error is not None:
+        yield "traceback", "".join(traceback.format_exception(error))
+    while error is not None:
+        yield type(error).__name__, f"{error} {error!r} {error.args!r}"
+        if isinstance(error, UnleashError):
+            yield f"fields of {type(error).__name__}", repr(vars(error))
+        error = error.__cause__ or error.__context__
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    return tmp_path / "lake"
+
+
+DOERS: dict[str, Callable[[Path], object]] = {
+    "devices": lambda lake: UnleashListDevicesOperator(task_id="t").execute(make_context()),
+    "sessions": lambda lake: UnleashListSessionsOperator(task_id="t", since=DAY).execute(make_context()),
+    "rows": lambda lake: UnleashGetAnalyticsOperator(task_id="t", device_id=STREET).execute(make_context()),
+    "unknown device": lambda lake: UnleashGetAnalyticsOperator(task_id="t", device_id="W0").execute(make_context()),
+    "no rows": lambda lake: UnleashToObjectStorageOperator(
+        task_id="t", device_id=SILENT, dst=str(lake), on_empty="fail"
+    ).execute(make_context()),
+    "storage": lambda lake: UnleashToObjectStorageOperator(
+        task_id="t", device_id=STREET, dst=str(lake), file_format="parquet"
+    ).execute(make_context()),
+    "sensor": lambda lake: UnleashNewSessionsSensor(task_id="t").execute(make_context()),
+    "version": lambda lake: UnleashHook().get_version(),
+    "records": lambda lake: UnleashHook().get_records(STREET, DAY, NEXT_DAY, endpoint="tableau"),
+    "pages": lambda lake: list(UnleashHook().iter_pages(STREET, DAY, NEXT_DAY)),
+    "test_connection": lambda lake: UnleashHook().test_connection(),
+}
+FAULTS = {
+    "nothing": [],
+    "echo 401": [Fault("echo_key", times=None)],
+    "echo 400": [Fault("echo_key", times=None, status=400)],
+    "echo 429": [Fault("echo_key", times=None, status=429)],
+    "echo 500": [Fault("echo_key", times=None, status=500)],
+    "echo 200": [Fault("echo_key", times=None, status=200)],
+    "redirect": [Fault("redirect", times=None)],
+    "html": [Fault("html", times=None)],
+    "garbage": [Fault("garbage", times=None)],
+    "half body": [Fault("half_body", times=None)],
+    "reset": [Fault("reset", times=None)],
+    "timeout": [Fault("slow", times=None, seconds=0.3)],
+    "wrong shape": [Fault("wrong_shape", times=None)],
+}
+
+
+@pytest.fixture
+def heard(caplog, capfd) -> Callable[[], dict[str, str]]:
+    """Give a function that returns what was logged and printed."""
+    for name in ("airflow_provider_unleash", "airflow.task", "airflow.hooks", "requests", "urllib3", "tenacity"):
+        caplog.set_level(logging.DEBUG, name)
+
+    def heard() -> dict[str, str]:
+        printed = capfd.readouterr()
+        records = "\n".join(f"{record.getMessage()} {record.__dict__!r}" for record in caplog.records)
+        # At this level, Airflow 3.0 logs how a task tells its supervisor what to mask.
+        out = "\n".join(line for line in printed.out.splitlines() if "msg=MaskSecret(" not in line)
+        return {"log": caplog.text, "records": records, "stdout": out, "stderr": printed.err}
+
+    return heard
+
+
+def outcome(doer: Callable[[Path], object], lake: Path) -> tuple[object, BaseException | None]:
+    try:
+        return doer(lake), None
+    except (UnleashError, AirflowException, AirflowSkipException) as error:
+        return None, error
+
+
+def assert_kept_secret(serve, heard, lake: Path, doer: str, fault: str, key: str) -> None:
+    serve(
+        key=key,
+        faults=FAULTS[fault],
+        sessions_from=1_768_176_000_000,
+        rows_per_day=60,
+        extra={"timeout": 0.1 if fault == "timeout" else 30, "max_attempts": 2, "mask_stream_tokens": None},
+    )
+    result, error = outcome(DOERS[doer], lake)
+    assert error is None or fault != "nothing" or doer in ("unknown device", "no rows")
+    texts = {**heard(), "result": repr(result), **dict(texts_of_error(error)), **files_under(lake)}
+    assert leaks(key, texts) == []
+
+
+@pytest.mark.parametrize("doer", DOERS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_key_is_nowhere_after_a_task_whatever_the_api_answers(serve, heard, lake, doer, fault):
+    assert_kept_secret(serve, heard, lake, doer, fault, KEYS[0])
+
+
+@pytest.mark.parametrize("doer", DOERS)
+@pytest.mark.parametrize("fault", ["nothing", "echo 401"])
+def test_a_key_that_goes_as_bearer_is_nowhere_too(serve, heard, lake, doer, fault):
+    assert_kept_secret(serve, heard, lake, doer, fault, KEYS[1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "extra"),
+    [
+        ({"host": "http://eu.example.com"}, {}),
+        ({"host": "http://127.0.0.1:1"}, {}),
+        ({"host": "nowhere.invalid"}, {}),
+        ({"host": "https://user:{key}@eu.example.com"}, {}),
+        ({"host": "https://{key}@eu.example.com"}, {}),
+        ({"host": "https://eu.example.com:{key}"}, {}),
+        ({"host": "{key}://eu.example.com"}, {}),
+        ({"host": "{key}"}, {}),
+        ({"host": "https://eu.example.com/?key={key}"}, {}),
+        ({}, {"verify": "/no/such/file"}),
+        ({}, {"auth": "basic"}),
+        ({}, {"timeout": "soon"}),
+        ({"password": "{key} and more"}, {}),
+        ({"password": "{key}é"}, {}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("key", KEYS)
+def test_the_key_is_nowhere_after_a_connection_that_cannot_be_used(connect, heard, lake, key, fields, extra):
+    fields = {name: value.replace("{key}", key) for name, value in fields.items()}
+    connect(**{"password": key, **fields}, extra={"max_attempts": 1, "timeout": 3, **extra})
+    for doer in ("devices", "storage", "test_connection"):
+        result, error = outcome(DOERS[doer], lake)
+        assert error is not None or result[0] is False
+        texts = {**heard(), "result": repr(result), **dict(texts_of_error(error))}
+        assert leaks(key, texts) == []
+
+
+def traceback_with_locals(error: BaseException) -> str:
+    """Return an error as the console of Airflow 3.0 shows it, and many a service that collects errors."""
+    return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+
+
+@pytest.mark.parametrize("fault", ["redirect", "half body", "reset", "timeout", "html", "wrong shape"])
+@pytest.mark.parametrize("doer", ["devices", "storage", "sensor"])
+def test_the_key_is_in_no_variable_of_a_failed_tasks_traceback(serve, lake, fault, doer):
+    extra = {"timeout": 0.1 if fault == "timeout" else 30, "max_attempts": 2}
+    serve(key=KEYS[0], faults=FAULTS[fault], sessions_from=1_768_176_000_000, extra=extra)
+    _, error = outcome(DOERS[doer], lake)
+    assert leaks(KEYS[0], {"traceback": traceback_with_locals(error)}) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"host": "http://127.0.0.1:1"},
+        {"host": "https://127.0.0.1:1"},
+        {"host": "nowhere.invalid"},
+        {"host": "http://eu.example.com"},
+        {"extra": {"verify": "/no/such/file"}},
+        {"extra": {"timeout": "soon"}},
+        {"password": "{key} and more"},
+    ],
+    ids=str,
+)
+def test_the_key_is_in_no_variable_of_a_broken_connections_traceback(connect, lake, fields):
+    password = fields.get("password", "{key}").replace("{key}", KEYS[0])
+    connect(**{**fields, "password": password, "extra": {"max_attempts": 1, **fields.get("extra", {})}})
+    _, error = outcome(DOERS["storage"], lake)
+    assert leaks(KEYS[0], {"traceback": traceback_with_locals(error)}) == []
+
+
+def test_the_search_finds_a_key_in_a_variable():
+    def fail() -> None:
+        key = KEYS[0]
+        raise ValueError(len(key))
+
+    with pytest.raises(ValueError, match="22") as caught:
+        fail()
+    assert leaks(KEYS[0], {"traceback": traceback_with_locals(caught.value)})
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_tls_against_http_shows_no_key(serve, connect, heard, lake, key):
+    sim = serve(key=key)
+    connect(host=f"https://127.0.0.1:{sim.port}", password=key, extra={"max_attempts": 1})
+    result, error = outcome(DOERS["devices"], lake)
+    assert leaks(key, {**heard(), "result": repr(result), **dict(texts_of_error(error))}) == []
+    assert error is not None
+
+
+def test_the_search_finds_a_key_that_is_logged_printed_raised_or_written(heard, lake):
+    """Each text above is searched as it is; Airflow's own masking of what it prints does not help to pass."""
+    for key in KEYS:
+        logging.getLogger("airflow_provider_unleash.client").debug("sent %s", quote(key))
+        sys.stdout.write(base64.b64encode(key.encode()).decode())
+        lake.mkdir(exist_ok=True)
+        (lake / "x").write_text(key)
+        chain = ValueError(key)
+        error = UnleashError("said", url=key)
+        error.__cause__ = chain
+        found = leaks(key, {**heard(), **dict(texts_of_error(error)), **files_under(lake)})
+        assert {text.partition(":")[0] for text in found} == {
+            *("log", "records", "stdout", "traceback", "ValueError", "fields of UnleashError", f"{lake}/x"),
+        }
+
+
+def test_runs_leave_the_key_in_no_database_log_or_file_of_airflow(airflow_home, serve, connect, heard, lake):
+    key = KEYS[0]
+    sim = serve(key=key, sessions_from=1_768_176_000_000, extra={"mask_stream_tokens": False, "max_attempts": 1})
+    with closing(socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    with Simulator(api_keys=[key], faults=[Fault("echo_key", times=None)]) as echoing:
+        connect(conn_id="echoing", host=echoing.base_url, password=key)
+        connect(conn_id="dead", host=dead, password=key, extra={"max_attempts": 1})
+        run = run_dag(
+            airflow_home,
+            f"""
+            for conn_id in ("unleash_default", "echoing", "dead"):
+                common = dict(unleash_conn_id=conn_id, retries=1, retry_delay=timedelta(0))
+                UnleashListDevicesOperator(task_id=f"devices_{{conn_id}}", **common)
+                UnleashListSessionsOperator(task_id=f"sessions_{{conn_id}}", **common)
+                UnleashGetAnalyticsOperator(task_id=f"rows_{{conn_id}}", device_id={STREET!r}, **common)
+                UnleashToObjectStorageOperator(
+                    task_id=f"storage_{{conn_id}}", device_id={STREET!r}, dst={str(lake)!r}, **common
+                )
+                UnleashNewSessionsSensor(task_id=f"sensor_{{conn_id}}", timeout=5, **common)
+            """,
+        )
+    for task_id, state in run.states.items():
+        assert state == ("success" if task_id.endswith("unleash_default") else "failed"), task_id
+    assert len(run.xcoms) == 5
+    assert sim.requests
+    files = {**files_under(airflow_home), **files_under(lake)}
+    assert leaks(key, {**heard(), "xcoms": repr(run.xcoms), **files}) == []
+    # What is searched does hold what the tasks were given.
+    database = b"".join(content for name, content in files.items() if Path(name).name.startswith("airflow.db"))
+    assert b"storage_echoing" in database
