@@ -5,6 +5,7 @@ DEFAULT_AIRFLOW := 3.3.2
 AIRFLOW ?= $(DEFAULT_AIRFLOW)
 # The first two need Python 3.11 or 3.12.
 VERSIONS ?= 2.11.2 3.0.6 3.1.8 3.2.2 3.3.2
+MATRIX := $(VERSIONS) 3.3.2@3.12 3.3.2@3.13
 UV ?= $(shell command -v uv)
 PYTHON ?=
 
@@ -49,12 +50,8 @@ check: $(ENV)/.all ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-matrix: ## all tests on every Airflow; VERSIONS="2.11.2 3.0.6" chooses
-	@summary=; failed=0; for version in $(VERSIONS); do \
-	  echo "──── Airflow $$version"; \
-	  if $(MAKE) --no-print-directory test AIRFLOW=$$version; then word=passed; else word=FAILED failed=1; fi; \
-	  summary+="Airflow $$version: tests $$word"$$'\n'; \
-	done; printf '\n%s' "$$summary"; exit $$failed
+matrix: ## all tests on every Airflow; TARGETS="2.11.2 3.3.2@3.13" chooses; all of them: docs/compatibility.md
+	@$(FIND_PYTHON); "$$python" scripts/matrix.py $(or $(TARGETS),--page $(MATRIX)) $(if $(ARGS),--pytest "$(ARGS)")
 
 constraints: ## resolve anew what goes with each Airflow, into constraints/
 	@for version in $(VERSIONS); do $(MAKE) --no-print-directory resolve AIRFLOW=$$version; done
