@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import date, datetime, timedelta, tzinfo
+from datetime import date, datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import urlsplit
 
@@ -270,6 +270,7 @@ class RunMoments(TypedDict):
     partition_date: datetime | None
     logical_date: datetime | None
     run_after: datetime | None
+    undated_partition: str | None
     dag_timezone: tzinfo
     run_kind: str
 
@@ -277,17 +278,19 @@ class RunMoments(TypedDict):
 def moments_of(context: Context) -> RunMoments:
     """Read the moments of a run; Airflow 3 leaves keys out that a run does not have, so nothing is indexed."""
     values: Mapping[str, Any] = context
-    dag_run = values.get("dag_run")
+    dag, dag_run = values.get("dag"), values.get("dag_run")
     run_type = getattr(dag_run, "run_type", "")
     return RunMoments(
         data_interval_start=values.get("data_interval_start"),
         data_interval_end=values.get("data_interval_end"),
-        partition_date=values.get("partition_date"),
+        partition_date=values.get("partition_date") or getattr(dag_run, "partition_date", None),
         logical_date=values.get("logical_date"),
         # Airflow 2.11 has no run_after; a run's start is the nearest it knows.
         run_after=getattr(dag_run, "run_after", None) or getattr(dag_run, "start_date", None),
-        dag_timezone=values["dag"].timezone,
-        run_kind=str(getattr(run_type, "value", run_type)),
+        # Airflow 3.2 tells a task the key of its partition only.
+        undated_partition=None if hasattr(dag_run, "partition_date") else getattr(dag_run, "partition_key", None),
+        dag_timezone=getattr(dag, "timezone", None) or timezone.utc,
+        run_kind=str(getattr(run_type, "value", run_type) or ""),
     )
 
 

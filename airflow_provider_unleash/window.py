@@ -78,6 +78,7 @@ def resolve_window(
     partition_date: datetime | None = None,
     logical_date: datetime | None = None,
     run_after: datetime | None = None,
+    undated_partition: str | None = None,
     dag_timezone: tzinfo = timezone.utc,
     run_kind: str = "",
 ) -> Window:
@@ -95,6 +96,8 @@ def resolve_window(
     :param start: datetime, date, ISO 8601 text or epoch milliseconds; ``""`` and ``"None"`` are not given.
     :param end: likewise.
     :param window: ``timedelta``, pendulum duration or ISO 8601 duration.
+    :param undated_partition: key of a run's partition whose date is not known; such a run has no rule 3 or 4, because
+        the partition may lie anywhere.
     :param run_kind: what the error calls the run, e.g. ``manual``.
     :raises WindowError: no rule applies, or start is after end.
     :raises InvalidArgumentError: a value cannot be read.
@@ -106,6 +109,12 @@ def resolve_window(
     if interval is not None:
         _warn_of_difference(interval, length, dag_timezone)
         return interval
+    if undated_partition:
+        raise WindowError(
+            f"The run is for the partition {undated_partition!r}, and this Airflow tells no date of it (3.3 does): "
+            "give start and end, e.g. made of {{ dag_run.partition_key }}",
+            argument="start",
+        )
     if length is not None and partition_date is not None:
         return _span(partition_date, length, 1, dag_timezone, "partition_date")
     moment = data_interval_end or logical_date or run_after

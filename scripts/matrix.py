@@ -28,12 +28,16 @@ from pathlib import Path
 import airflow
 from airflow.models import DagRun
 from airflow.providers.common.compat.sdk import DAG
+try:
+    from airflow.sdk.definitions.context import Context
+except ImportError:
+    Context = object
 schema = Path(airflow.__file__).parent / "provider.yaml.schema.json"
 print(json.dumps({
     "python": "%d.%d" % sys.version_info[:2],
     "without_dates": "logical_date" in inspect.signature(DAG.test).parameters,
     "run_after": hasattr(DagRun, "run_after"),
-    "partition_date": hasattr(DagRun, "partition_date"),
+    "partition_date": "partition_date" in getattr(Context, "__annotations__", ()),
     "form_from_provider_info": schema.exists() and "conn-fields" in schema.read_text(),
 }))
 """
@@ -58,7 +62,8 @@ What an older Airflow does not have is absent there, without breaking anything:
 - **Runs without dates** (manual, asset-triggered) exist since 3.0. On 2.11 every run has a data interval.
 - **`run_after`**, the moment rule 4 of the [window](windows.md) ends at where a run has no dates, exists since 3.0;
   2.11 has the run's start date instead.
-- **Partition dates** (rule 3) exist since 3.2.
+- **Partition dates** (rule 3) reach a task since 3.3. On 3.2 a task is told the partition's key only: there a partition
+  run fails at once, and asks for `start` and `end`.
 - **The connection form** comes from the provider info since 3.2; older versions import the hook, and Airflow 2.11 and
   3.0 build its form with Flask AppBuilder. On 3.0 that is there only with the FAB provider; without it the fields of
   the extras do not show, and are written as JSON into *Extra*.

@@ -584,6 +584,17 @@ def test_whole_days_are_calendar_days_of_the_dags_timezone(serve, lake, window, 
     assert (end - start) // HOUR_MS == hours
 
 
+def test_a_partition_of_which_airflow_tells_no_date_is_not_taken_for_the_day_of_the_run(serve, lake):
+    sim = serve()
+    context = make_context(None, run_after=NEXT_DAY)
+    context["dag_run"].partition_key = "2025-12-24"
+    with pytest.raises(AirflowFailException) as caught:
+        store(lake, context, window=timedelta(days=1))
+    assert isinstance(caught.value.__cause__, errors.WindowError)
+    assert "2025-12-24" in str(caught.value)
+    assert sim.requests == []
+
+
 @pytest.mark.parametrize("operator", FETCHERS)
 @pytest.mark.parametrize(
     "context",

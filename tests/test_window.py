@@ -789,3 +789,10 @@ def test_an_unreadable_id_that_is_known_is_no_problem() -> None:
 def test_of_no_sessions_none_are_new() -> None:
     assert select_sessions([], since_ms=MIDNIGHT, until_ms=MIDNIGHT + 1) == []
     assert select_sessions([], known_sessions=[], min_age_ms=5, now_ms=MIDNIGHT) == []
+
+
+def test_a_partition_without_a_date_is_never_taken_for_the_time_of_its_run() -> None:
+    with pytest.raises(WindowError, match="partition 'a-day'"):
+        resolve(window=timedelta(days=1), run_after=NEXT_DAY, undated_partition="a-day")
+    given = resolve(start=DAY, end=NEXT_DAY, undated_partition="a-day")
+    assert (given.start, given.end) == (DAY, NEXT_DAY)

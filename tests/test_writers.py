@@ -930,33 +930,43 @@ def test_a_writer_that_fails_takes_nothing_from_another_in_the_same_new_folder(f
     assert tree(folder) == {"new": None, "new/o": b'{"a":1}\n'}
 
 
-def test_many_writers_at_once_leave_one_whole_object(folder: Any) -> None:
-    path = folder / "new" / "deep" / "o"
+def write_at_once(paths: list[Any], fails: Callable[[int], bool]) -> list[BaseException]:
+    """Let six threads write each object at once, some failing, and return the errors that are not their own."""
     start = threading.Barrier(6)
     errors: list[BaseException] = []
 
-    def write_often(name: str) -> None:
-        start.wait()
-        for turn in range(15):
+    def write_all(name: str) -> None:
+        for turn, path in enumerate(paths):
+            start.wait()
             try:
                 with open_object(path, "jsonl") as writer:
                     writer.write_page(page_of(*[{"writer": name}] * 50))
-                    if turn % 3 == 0:
+                    if fails(turn):
                         raise StopError
             except StopError:
                 pass
             except BaseException as error:
                 errors.append(error)
 
-    threads = [threading.Thread(target=write_often, args=(name,)) for name in "abcdef"]
+    threads = [threading.Thread(target=write_all, args=(name,)) for name in "abcdef"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert errors == []
+    return errors
+
+
+def test_many_writers_at_once_leave_one_whole_object(folder: Any) -> None:
+    path = folder / "new" / "deep" / "o"
+    assert write_at_once([path] * 10, lambda turn: turn % 3 == 0) == []
     assert tree(folder).keys() == {"new", "new/deep", "new/deep/o"}
     rows = read_records(file_of(path).read_bytes(), "jsonl")
     assert (len(rows), len({row["writer"] for row in rows})) == (50, 1)
+
+
+def test_writers_that_fail_at_once_and_remove_their_folders_do_not_disturb_each_other(folder: Any) -> None:
+    assert write_at_once([folder / str(turn) / "deep" / "o" for turn in range(150)], lambda turn: True) == []
+    assert not [path for path in file_of(folder).rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("spelling", ["{}", "file://{}", "local://{}"])
