@@ -392,11 +392,12 @@ def check_json_object(answer: Answer) -> Answer:
     Return the answer, if its body looks like an object: the cheap check, for where decoding comes later.
 
     :raises TransportError: it is not JSON.
+    :raises UnexpectedResponseError: it is, but nothing that can be read.
     """
     body = answer.body
     if body[:1] == b"{" and body[-1:] == b"}":
         return answer
-    _decode(answer, _ANY, "JSON")
+    _decode(answer, _ANY, "what can be read")
     return answer
 
 
@@ -565,7 +566,7 @@ def mask_tokens_in_text(text: str) -> str:
 
 
 def mask_stream_tokens(page: Page) -> int:
-    """Mask the tokens in ``source_file_name`` in place, and return how many different ones there were."""
+    """Mask the tokens in ``source_file_name`` in place, and return how many different names had one."""
     masked = _token_names(page)
     if masked:
         index = page.keys.index("source_file_name")

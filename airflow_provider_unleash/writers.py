@@ -107,6 +107,10 @@ def columns_of(column_types: Mapping[str, str] | None) -> dict[str, ColumnType]:
     :raises InvalidArgumentError: a declared name is taken, or its type is unknown.
     """
     columns: dict[str, ColumnType] = {**COLUMNS, EXTRA: "string"}
+    if not isinstance(column_types, (Mapping, type(None))):
+        raise InvalidArgumentError(
+            f"column_types={column_types!r} is no dict of names and types", argument="column_types"
+        )
     for name, kind in (column_types or {}).items():
         # Readers such as Spark and Athena tell no upper from lower case.
         if name.lower() in {taken.lower() for taken in columns} | set(HIVE_KEYS):
@@ -356,7 +360,7 @@ class JsonWriter(PageWriter):
 
 
 class CsvWriter(PageWriter):
-    """A header, then a row a line, as RFC 4180 has it; null is an empty field."""
+    """A header, then a row a line, as RFC 4180 has it; null is an empty field, and so is an empty text."""
 
     def __init__(self, stream: IO[bytes], columns: Mapping[str, ColumnType]) -> None:
         super().__init__(stream, columns)
@@ -480,6 +484,8 @@ def open_object(
     """
     Yield a writer; when the block ends the object is there whole, when it raises everything is as it was.
 
+    Of a store other than files this asks that fsspec's ``autocommit=False`` holds there, as it does for S3.
+
     :param path: the object, e.g. an ``ObjectStoragePath``.
     :param file_format: jsonl, json, csv or parquet.
     :param compression: gzip or None; Parquet is compressed inside.
@@ -582,10 +588,11 @@ def _create_sibling(target: Path) -> IO[bytes]:
 
 def _remove_abandoned(target: Path) -> None:
     """Remove what a killed process left of this object."""
-    for staged in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        with contextlib.suppress(OSError), staged.open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            staged.unlink()
+    with contextlib.suppress(FileNotFoundError):  # another task removed the folder after its failure
+        for staged in list(target.parent.glob(f".{glob.escape(target.name)}.*.tmp")):
+            with contextlib.suppress(OSError), staged.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                staged.unlink()
 
 
 def has_rows(path: StoragePath, file_format: FileFormat, compression: Compression | None = None) -> bool:
