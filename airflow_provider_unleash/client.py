@@ -111,7 +111,7 @@ class UnleashClient:
                 argument="verify",
             )
         self._key = protocol.check_api_key(api_key)
-        if self._key.lower() in base_url.lower():
+        if len(self._key) >= 8 and self._key.lower() in base_url.lower():
             raise InvalidArgumentError("The host has the API key in it, which belongs in the password", argument="host")
         self.base_url = protocol.parse_base_url(base_url, allow_http=allow_http)
         self.timeout = _positive(timeout, "timeout")
@@ -307,6 +307,7 @@ def restart_on_change(read: Callable[[], T]) -> T:
     retrying = Retrying(
         retry=retry_if_exception_type(SnapshotChangedError),
         stop=stop_after_attempt(RESTARTS + 1),
+        wait=lambda state: _backoff(state.attempt_number),
         before_sleep=lambda state: log.warning("%s; starting the window again", _error_of(state)),
         reraise=True,
     )

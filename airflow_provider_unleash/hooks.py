@@ -167,8 +167,12 @@ def _diagnosis(error: UnleashError) -> str:
     if isinstance(error, InvalidArgumentError):
         return "The connection cannot be used"
     if isinstance(error, TransportError):
-        reasons = {"tls": "TLS problem", "not_json": "Not the Unleash live Analytics API, or a proxy before it"}
-        return reasons.get(error.reason, "No route to the API")
+        return {
+            "tls": "TLS problem",
+            "timeout": "No answer in time",
+            "truncated": "The answer was cut short",
+            "not_json": "Not the Unleash live Analytics API, or a proxy before it",
+        }.get(error.reason, "No route to the API")
     return "The API has a problem"
 
 
@@ -192,8 +196,11 @@ def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
         arguments = {**_client_arguments(connection), **overrides}
         return UnleashClient(connection.password or "", user_agent=f"airflow/{airflow_version}", **arguments)
     except InvalidArgumentError as error:
-        del connection  # it shows its password, and some log handlers show the variables of a traceback's frames
-        raise InvalidArgumentError(f"Connection {conn_id!r}: {error}", argument=error.argument) from None
+        # A key may have been pasted into another field, too. And the connection shows its password to log handlers
+        # that write the variables of a traceback's frames.
+        said = str(error).replace(connection.password or "\0", "***")
+        del connection
+        raise InvalidArgumentError(f"Connection {conn_id!r}: {said}", argument=error.argument) from None
 
 
 def _client_arguments(connection: Connection) -> dict[str, Any]:

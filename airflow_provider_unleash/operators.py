@@ -101,9 +101,9 @@ class UnleashListSessionsOperator(_UnleashOperator):
         check_visible_bounds(since, until)
 
     def _execute(self, context: Context) -> list[str]:
-        from airflow_provider_unleash.window import parse_moment, select_sessions
+        from airflow_provider_unleash.window import select_sessions, session_bounds
 
-        since_ms, until_ms = parse_moment(self.since, "since"), parse_moment(self.until, "until")
+        since_ms, until_ms = session_bounds(self.since, self.until)
         sessions = self.hook.list_sessions()
         selected = set(select_sessions(sessions, since_ms=since_ms, until_ms=until_ms))
         self.log.info("The account has %d sessions, %d of them between the bounds", len(sessions), len(selected))
@@ -181,9 +181,10 @@ class _FetchOperator(_UnleashOperator):
         window = resolve_window(start=self.start, end=self.end, window=self.window, **moments_of(context))
         self.log.info("The window is %s", window)
         with self.hook.get_conn() as client:
-            return restart_on_change(lambda: self._fetch(client, window))
+            began = time.monotonic()
+            return restart_on_change(lambda: self._fetch(client, window, began))
 
-    def _fetch(self, client: UnleashClient, window: Window) -> Any:
+    def _fetch(self, client: UnleashClient, window: Window, began: float) -> Any:
         raise NotImplementedError
 
     @contextmanager
@@ -204,10 +205,11 @@ class _FetchOperator(_UnleashOperator):
             if now - reported >= PROGRESS_SECONDS:
                 reported = now
                 rows, seconds = pages.counts.rows, now - began
+                total = max(page.number, page.total_pages)  # of no rows, the API may say there are 0 pages
                 self.log.info(
                     "%d of %d pages (%.0f %%), %d rows, %.0f rows/s, about %.0f s left",
-                    *(page.number, page.total_pages, 100 * page.number / page.total_pages, rows, rows / seconds),
-                    seconds * (page.total_pages / page.number - 1),
+                    *(page.number, total, 100 * page.number / total, rows, rows / seconds),
+                    seconds * (total / page.number - 1),
                 )
 
     def _check_empty(self, client: UnleashClient, counts: RowCounts) -> bool:
@@ -258,7 +260,7 @@ class UnleashGetAnalyticsOperator(_FetchOperator):
         super().__init__(**kwargs)
         self.max_xcom_bytes = max_xcom_bytes
 
-    def _fetch(self, client: UnleashClient, window: Window) -> list[dict[str, Any]]:
+    def _fetch(self, client: UnleashClient, window: Window, began: float) -> list[dict[str, Any]]:
         records: list[dict[str, Any]] = []
         size = 0
         with self._open_pages(client, window) as (pages, counts):
@@ -340,15 +342,18 @@ class UnleashToObjectStorageOperator(_FetchOperator):
         super()._check_arguments(is_known)
         if all(map(is_known, (self.file_format, self.compression, self.column_types))):
             check_file_format(self.file_format, self.compression, self.column_types)
-        if is_known(self.dst) and not str(self.dst).strip():
-            raise InvalidArgumentError("dst is empty; expected e.g. s3://aws_default@lake/unleash", argument="dst")
+        dst = str(self.dst)
+        if is_known(self.dst) and "://" not in dst and not dst.startswith("/"):
+            raise InvalidArgumentError(
+                f"dst={dst!r} is no URL and no absolute path; expected e.g. s3://aws_default@lake/unleash",
+                argument="dst",
+            )
 
-    def _fetch(self, client: UnleashClient, window: Window) -> dict[str, Any]:
+    def _fetch(self, client: UnleashClient, window: Window, began: float) -> dict[str, Any]:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
 
         from airflow_provider_unleash.writers import has_rows, object_name, open_object, url_of
 
-        began = time.monotonic()
         name = object_name(self.device_id, window.start_ms, window.end_ms, self.file_format, self.compression)
         path = ObjectStoragePath(self.dst) / name
         with (
@@ -376,7 +381,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
     def _summarize(
         self, window: Window, counts: RowCounts, effort: dict[str, float], written: dict[str, Any]
     ) -> dict[str, Any]:
-        from airflow_provider_unleash.window import format_ms
+        from airflow_provider_unleash.protocol import format_ms
 
         return {
             "device_id": self.device_id,

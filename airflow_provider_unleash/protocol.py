@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -197,6 +198,16 @@ def _in_calendar(moment_ms: int, given: object, argument: str) -> int:
         f"{argument}={given} lies beyond the years 1 to 9999; microseconds? Milliseconds have 13 digits",
         argument=argument,
     )
+
+
+def from_epoch_ms(moment_ms: int) -> datetime:
+    """Return epoch milliseconds as an aware UTC datetime."""
+    return _EPOCH + timedelta(milliseconds=moment_ms)
+
+
+def format_ms(moment_ms: int) -> str:
+    """Return epoch milliseconds as the API writes its stamps: ``2020-08-17T02:08:49.000Z``."""
+    return from_epoch_ms(moment_ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # ---- answers -----------------------------------------------------------------------------------
@@ -470,6 +481,10 @@ def _decode(answer: Answer, decoder: msgspec.json.Decoder[Any], expected: str, r
     except (msgspec.ValidationError, RecursionError):
         content = None  # JSON, but with a number that no float holds, or nested too deep
     except (msgspec.DecodeError, UnicodeDecodeError):
+        if _is_json(answer.body):  # with half a surrogate pair, which msgspec takes for the end of a text
+            raise UnexpectedResponseError(
+                f"{answer.url} answered JSON with half a character: {answer.excerpt()}", url=answer.url
+            ) from None
         raise TransportError(
             f"{answer.url} answered {answer.status}, but not JSON: {answer.excerpt() or 'an empty body'}",
             reason="not_json",
@@ -485,6 +500,18 @@ def _decode(answer: Answer, decoder: msgspec.json.Decoder[Any], expected: str, r
         status=answer.status,
         url=answer.url,
     )
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _locate_misfit(content: object, row_type: type | None) -> tuple[str | None, int | None]:

@@ -14,7 +14,7 @@ from pendulum.helpers import add_duration
 
 from airflow_provider_unleash import protocol
 from airflow_provider_unleash.exceptions import InvalidArgumentError, WindowError
-from airflow_provider_unleash.protocol import Page
+from airflow_provider_unleash.protocol import Page, format_ms, from_epoch_ms
 
 log = logging.getLogger(__name__)
 
@@ -45,24 +45,15 @@ class Window:
     @property
     def start(self) -> datetime:
         """The start as an aware UTC datetime."""
-        return _from_epoch_ms(self.start_ms)
+        return from_epoch_ms(self.start_ms)
 
     @property
     def end(self) -> datetime:
         """The end as an aware UTC datetime."""
-        return _from_epoch_ms(self.end_ms)
+        return from_epoch_ms(self.end_ms)
 
     def __str__(self) -> str:
         return f"[{format_ms(self.start_ms)}, {format_ms(self.end_ms)}) from {_RULES[self.rule]}"
-
-
-def _from_epoch_ms(moment_ms: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(milliseconds=moment_ms)
-
-
-def format_ms(moment_ms: int) -> str:
-    """Return epoch milliseconds as the API writes its stamps: ``2020-08-17T02:08:49.000Z``."""
-    return _from_epoch_ms(moment_ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # ---- the rules ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import re
+import tempfile
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,15 +113,15 @@ def columns_of(column_types: Mapping[str, str] | None) -> dict[str, ColumnType]:
             f"column_types={column_types!r} is no dict of names and types", argument="column_types"
         )
     for name, kind in (column_types or {}).items():
+        if not isinstance(name, str) or not isinstance(kind, str) or kind not in _ACCEPTED:
+            raise InvalidArgumentError(
+                f"column_types: {name!r} is {kind!r}, none of {', '.join(_ACCEPTED)}", argument="column_types"
+            )
         # Readers such as Spark and Athena tell no upper from lower case.
         if name.lower() in {taken.lower() for taken in columns} | set(HIVE_KEYS):
             raise InvalidArgumentError(
                 f"column_types: {name!r} is a column or a folder key already; it adds columns, it never retypes one",
                 argument="column_types",
-            )
-        if kind not in _ACCEPTED:
-            raise InvalidArgumentError(
-                f"column_types: {name!r} is {kind!r}, none of {', '.join(_ACCEPTED)}", argument="column_types"
             )
         columns[name] = kind  # type: ignore[assignment]  # checked above
     return columns
@@ -359,6 +360,15 @@ class JsonWriter(PageWriter):
         self._stream.write(b"[]\n" if self._opening == b"[\n" else b"\n]\n")
 
 
+# Readers guess a CSV column's type from its first rows or files, so each value shows the type it has.
+_WRITTEN: dict[str, Callable[[Any], str]] = {
+    "bool": lambda value: str(value).lower(),
+    "int64": lambda value: str(int(value)),
+    "float64": lambda value: repr(float(value)),
+    "timestamp": lambda value: protocol.format_ms(_whole_ms(value)),
+}
+
+
 class CsvWriter(PageWriter):
     """A header, then a row a line, as RFC 4180 has it; null is an empty field, and so is an empty text."""
 
@@ -374,7 +384,8 @@ class CsvWriter(PageWriter):
     def _cells(self, page: Page, name: str, values: Sequence[Any]) -> Sequence[Any]:
         kind = self._columns[name]
         _check_values(page, name, kind, values)
-        return [value if value is None else str(value).lower() for value in values] if kind == "bool" else values
+        written = _WRITTEN.get(kind)
+        return values if written is None else [None if value is None else written(value) for value in values]
 
     def _write_rows(self, rows: Any) -> None:
         text = io.StringIO(newline="")
@@ -484,8 +495,6 @@ def open_object(
     """
     Yield a writer; when the block ends the object is there whole, when it raises everything is as it was.
 
-    Of a store other than files this asks that fsspec's ``autocommit=False`` holds there, as it does for S3.
-
     :param path: the object, e.g. an ``ObjectStoragePath``.
     :param file_format: jsonl, json, csv or parquet.
     :param compression: gzip or None; Parquet is compressed inside.
@@ -518,7 +527,9 @@ def _publish(path: StoragePath) -> AbstractContextManager[IO[bytes]]:
     """Yield a stream whose content becomes the object at ``path`` when the block ends, and never when it raises."""
     if path.protocol in ("", "file", "local"):
         return _publish_file(Path(path.path))
-    return _publish_upload(path)
+    if path.protocol in ("s3", "s3a"):
+        return _publish_upload(path)
+    return _publish_copy(path)
 
 
 @contextmanager
@@ -535,6 +546,15 @@ def _publish_upload(path: StoragePath) -> Iterator[IO[bytes]]:
             with contextlib.suppress(Exception):
                 undo()
         raise
+
+
+@contextmanager
+def _publish_copy(path: StoragePath) -> Iterator[IO[bytes]]:
+    # Some stores publish whatever is closed (adlfs does, whatever autocommit says), so they get a whole file only.
+    with tempfile.NamedTemporaryFile(prefix="unleash-") as spool:
+        yield spool
+        spool.flush()
+        path.fs.put_file(spool.name, path.path)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """
 The whole test suite, the example DAGs in it, on each Airflow and Python; writes docs/compatibility.md from the run.
 
-``make matrix`` runs it. It exits 0 only when every test passed in every environment.
+``make matrix`` runs it. It exits 0 only when every test passed in every environment whose Python is installed, those
+of Python 3.11 among them.
 """
 
 from __future__ import annotations
@@ -101,11 +102,13 @@ def main() -> int:
     options = parser.parse_args()
     targets = [Target(*name.split("@")) for name in options.targets]
     ran = [target for target in targets if run_tests(target, options.pytest)]
+    left_out = [target for target in targets if target not in ran]
     print("\n".join(["", *(f"Airflow {target.name:<14} {describe(target)}" for target in ran)]))
-    if not ran:
-        print("No target has its Python here: nothing was tested")
+    print("\n".join(f"Airflow {target.name:<14} left out: no Python {target.python} here" for target in left_out))
+    # 3.12 and 3.13 are tried where they are installed; without 3.11 there is no matrix.
+    if any(target.python == "3.11" for target in left_out):
         return 1
-    if options.page:
+    if options.page and not left_out:
         PAGE.write_text(TEXT.format(table="\n".join(table(ran))))
     return int(any(failures(target) for target in ran))
 
