@@ -46,6 +46,7 @@ class Stage:
             "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "UNLEASH_LAKE": f"file://{self.lake}",
         }
         self._processes: list[subprocess.Popen[str]] = []
