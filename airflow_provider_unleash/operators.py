@@ -369,7 +369,9 @@ class UnleashToObjectStorageOperator(_FetchOperator):
                     "replace_with_empty=True replaces it",
                     path=str(path),
                 )
-        written = {"path": str(path), "url": url_of(path), "rows": counts.rows, "bytes": writer.size}
+        url = url_of(path)
+        with_connection = str(path) if "://" in str(path) else url  # a plain folder has neither
+        written = {"path": with_connection, "url": url, "rows": counts.rows, "bytes": writer.size}
         effort = {"seconds": time.monotonic() - began, **asdict(client.traffic)}
         effort = {name: round(number, 3) for name, number in effort.items()}
         self.log.info(
