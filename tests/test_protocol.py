@@ -855,8 +855,8 @@ def test_rows_on_one_of_no_pages_are_unexpected(endpoint: Any, content: Any) -> 
 
 @pytest.mark.parametrize(
     "value",
-    ["1e400", "-1e400", "9" * 5000, "[" * 5000 + "]" * 5000, '{"a":' * 5000 + "1" + "}" * 5000],
-    ids=["1e400", "-1e400", "5000 digits", "5000 lists", "5000 objects"],
+    ["1e400", "-1e400", "9" * 5000, "[" * 10**5 + "]" * 10**5, '{"a":' * 10**5 + "1" + "}" * 10**5],
+    ids=["1e400", "-1e400", "5000 digits", "100000 lists", "100000 objects"],
 )
 @pytest.mark.parametrize("endpoint", ["compact", "tableau"])
 def test_json_that_no_value_here_can_hold_is_unexpected_and_not_retried(endpoint: Any, value: str) -> None:
