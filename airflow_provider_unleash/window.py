@@ -197,16 +197,13 @@ def _split(length: timedelta) -> tuple[int, int, int, timedelta]:
     """Return years, months and days, which the calendar counts, and the rest, which the clock does; of one sign."""
     if isinstance(length, pendulum.Duration):
         days = length.weeks * 7 + length.remaining_days
-        return length.years, length.months, days, length.as_timedelta() - timedelta(_days_of(length) + days)
+        # A plain timedelta of pendulum takes a year for 365 days and a month for 30.
+        clock = length.as_timedelta() - timedelta(length.years * 365 + length.months * 30 + days)
+        return length.years, length.months, days, clock
     days, clock = length.days, timedelta(seconds=length.seconds, microseconds=length.microseconds)
     if days < 0 and clock:  # Python writes «an hour ago» as a day ago and 23 hours on
         days, clock = days + 1, clock - timedelta(1)
     return 0, 0, days, clock
-
-
-def _days_of(length: pendulum.Duration) -> int:
-    """Return the days that pendulum takes years and months for in a plain timedelta."""
-    return length.years * 365 + length.months * 30
 
 
 def parse_moment(value: object, argument: str) -> int | None:

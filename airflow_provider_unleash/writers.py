@@ -363,9 +363,9 @@ class JsonWriter(PageWriter):
 # Readers guess a CSV column's type from its first rows or files, so each value shows the type it has.
 _WRITTEN: dict[str, Callable[[Any], str]] = {
     "bool": lambda value: str(value).lower(),
-    "int64": lambda value: str(int(value)),
-    "float64": lambda value: repr(float(value)),
-    "timestamp": lambda value: protocol.format_ms(_whole_ms(value)),
+    "int64": lambda value: str(_EXACT["int64"](value)),
+    "float64": lambda value: repr(_EXACT["float64"](value)),
+    "timestamp": lambda value: protocol.format_ms(_EXACT["timestamp"](value)),
 }
 
 
@@ -440,9 +440,8 @@ class ParquetWriter(PageWriter):
             pass  # what follows says which value it is, or takes what pyarrow is too strict about
         _check_values(page, name, kind, values)
         exact = [None if value is None else _EXACT[kind](value) for value in values]
-        return self._arrow.array(exact, self._arrow.int64() if kind == "timestamp" else self._types[kind]).cast(
-            self._types[kind]
-        )
+        plain = self._arrow.int64() if kind == "timestamp" else self._types[kind]
+        return self._arrow.array(exact, plain).cast(self._types[kind])
 
     def _write_row_group(self) -> None:
         self._parquet.write_table(self._arrow.Table.from_batches(self._batches, self._schema))
