@@ -288,8 +288,8 @@ class UnleashClient:
     def _guard_tokens(self, page: Page) -> Page:
         """Mask stream tokens, or say once that there are some, as ``mask_stream_tokens`` has it."""
         if self.mask_stream_tokens:
-            protocol.mask_stream_tokens(page)
-        elif self.mask_stream_tokens is None and not self._tokens_reported and protocol.has_stream_tokens(page):
+            return protocol.mask_stream_tokens(page)
+        if self.mask_stream_tokens is None and not self._tokens_reported and protocol.has_stream_tokens(page):
             self._tokens_reported = True
             log.warning(
                 "Rows carry stream tokens (?token=… in source_file_name): whoever reads them can open the live stream. "

@@ -8,9 +8,10 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from itertools import chain
 from operator import itemgetter
 from typing import Annotated, Any, Literal
@@ -250,17 +251,24 @@ class Page:
     :param number: from 1.
     :param total_pages: what this page said of the number of pages; 0 where there are no rows.
     :param keys: names of the fields, in the order of each row.
-    :param rows: lists of values in the order of ``keys``.
+    :param tuples: the rows, as they are kept: the garbage collector forgets tuples of plain values, where thousands
+        of lists keep it busy for as long as decoding them takes.
     :param ragged: whether some rows lack a key, ``msgspec.UNSET`` standing there; only the tableau endpoint can.
-    :param dropped: indices, in the answer, of rows that are not in ``rows`` any more.
+    :param dropped: indices, in the answer, of rows that are not here any more.
     """
 
     number: int
     total_pages: int
     keys: tuple[str, ...]
-    rows: list[list[Any]]
+    tuples: list[tuple[Any, ...]]
     ragged: bool = False
     dropped: tuple[int, ...] = ()
+    _columns: dict[str, list[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def rows(self) -> list[list[Any]]:
+        """The rows as lists of values, in the order of ``keys``."""
+        return list(map(list, self.tuples))
 
     def records(self) -> list[dict[str, Any]]:
         """Return the rows as dicts, each with the keys that came."""
@@ -268,23 +276,25 @@ class Page:
         if self.ragged:
             return [
                 {key: value for key, value in zip(keys, row, strict=True) if value is not msgspec.UNSET}
-                for row in self.rows
+                for row in self.tuples
             ]
-        return [dict(zip(keys, row, strict=True)) for row in self.rows]
+        return [dict(zip(keys, row, strict=True)) for row in self.tuples]
 
-    def columns(self) -> dict[str, tuple[Any, ...]]:
-        """Return the fields of all rows, None where a row lacks one; nothing where there are no rows."""
-        columns = dict(zip(self.keys, zip(*self.rows, strict=True), strict=False))
-        if self.ragged:
-            return {key: tuple(None if v is msgspec.UNSET else v for v in values) for key, values in columns.items()}
-        return columns
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the fields of all rows, None where a row lacks one."""
+        return {key: self._column(key) for key in self.keys}
 
     def column(self, key: str) -> list[Any] | None:
         """Return one field of all rows, None where a row lacks it; or None where the whole page does."""
-        if key not in self.keys:
-            return None
-        values = list(map(itemgetter(self.keys.index(key)), self.rows))
-        return [None if value is msgspec.UNSET else value for value in values] if self.ragged else values
+        return self._column(key) if key in self.keys else None
+
+    def _column(self, key: str) -> list[Any]:
+        # Kept, because boundary, masking and writer ask for the same ones.
+        if key not in self._columns:
+            index = self.keys.index(key)
+            values = [row[index] for row in self.tuples]
+            self._columns[key] = [None if v is msgspec.UNSET else v for v in values] if self.ragged else values
+        return self._columns[key]
 
     def row_index(self, index: int) -> int:
         """Return the index that a row of ``rows`` had in the answer."""
@@ -369,7 +379,7 @@ def _http_date(value: str) -> float | None:
 class _CompactAnswer(msgspec.Struct):
     keys: list[str]
     total_num_pages: Annotated[int, msgspec.Meta(ge=0)]
-    data: list[list[Any]]
+    data: list[tuple[Any, ...]]
 
 
 class _TableauAnswer(msgspec.Struct):
@@ -424,9 +434,9 @@ def parse_page(answer: Answer, number: int, endpoint: Endpoint = "compact") -> P
     except UnexpectedResponseError as error:
         error.page = number
         raise
-    if page.total_pages == 0 and page.rows:
+    if page.total_pages == 0 and page.tuples:
         raise UnexpectedResponseError(
-            f"{answer.url} answered total_num_pages 0, but {len(page.rows)} rows",
+            f"{answer.url} answered total_num_pages 0, but {len(page.tuples)} rows",
             page=number,
             field="total_num_pages",
             value=0,
@@ -447,12 +457,12 @@ def _compact_page(answer: Answer, number: int) -> Page:
             url=answer.url,
         )
     if set(map(len, rows)) - {len(keys)}:
-        index = next(index for index, row in enumerate(rows) if len(row) != len(keys))
+        index, misfit = next((index, list(row)) for index, row in enumerate(rows) if len(row) != len(keys))
         raise UnexpectedResponseError(
-            f"{answer.url}: row {index} of page {number} has {len(rows[index])} values for {len(keys)} keys: "
-            f"{answer.redact(repr(rows[index]))[:EXCERPT_CHARS]}",
+            f"{answer.url}: row {index} of page {number} has {len(misfit)} values for {len(keys)} keys: "
+            f"{answer.redact(repr(misfit))[:EXCERPT_CHARS]}",
             row=index,
-            value=rows[index],
+            value=misfit,
             url=answer.url,
         )
     return Page(number, content.total_num_pages, keys, rows)
@@ -463,9 +473,8 @@ def _tableau_page(answer: Answer, number: int) -> Page:
     records = content.data
     keys = tuple(dict.fromkeys(chain.from_iterable(records)))
     if len(keys) > 1 and set(map(len, records)) == {len(keys)}:
-        rows = list(map(list, map(itemgetter(*keys), records)))
-        return Page(number, content.total_num_pages, keys, rows)
-    rows = [[record.get(key, msgspec.UNSET) for key in keys] for record in records]
+        return Page(number, content.total_num_pages, keys, list(map(itemgetter(*keys), records)))
+    rows = [tuple(record.get(key, msgspec.UNSET) for key in keys) for record in records]
     ragged = any(len(record) < len(keys) for record in records)
     return Page(number, content.total_num_pages, keys, rows, ragged)
 
@@ -550,8 +559,9 @@ def parse_timestamp(text: str) -> datetime:
 def are_stamped_between(values: Sequence[Any], start: datetime, end: datetime) -> bool:
     """Tell whether all values certainly are timestamps after ``start`` and before ``end``; the quick look."""
     try:
-        moments = msgspec.convert(values, list[datetime])
-        return not moments or (start < min(moments) and max(moments) < end)
+        # Rows come in the order of time, which sorts faster than least and greatest are found.
+        moments = sorted(msgspec.convert(values, list[datetime]))
+        return not moments or (start < moments[0] and moments[-1] < end)
     except (msgspec.ValidationError, TypeError):  # one is no timestamp, or names no offset
         return False
 
@@ -592,15 +602,17 @@ def mask_tokens_in_text(text: str) -> str:
     return _STREAM_TOKEN_IN_TEXT.sub(r"\1***", text)
 
 
-def mask_stream_tokens(page: Page) -> int:
-    """Mask the tokens in ``source_file_name`` in place, and return how many different names had one."""
+def mask_stream_tokens(page: Page) -> Page:
+    """Return the page with the tokens in ``source_file_name`` masked."""
     masked = _token_names(page)
-    if masked:
-        index = page.keys.index("source_file_name")
-        for row in page.rows:
-            if isinstance(row[index], str):
-                row[index] = masked.get(row[index], row[index])
-    return len(masked)
+    if not masked:
+        return page
+    index = page.keys.index("source_file_name")
+    rows = [
+        (*row[:index], masked.get(row[index], row[index]), *row[index + 1 :]) if isinstance(row[index], str) else row
+        for row in page.tuples
+    ]
+    return replace(page, tuples=rows)
 
 
 def has_stream_tokens(page: Page) -> bool:
@@ -611,5 +623,9 @@ def has_stream_tokens(page: Page) -> bool:
 def _token_names(page: Page) -> dict[str, str]:
     """Return the masked form of each ``source_file_name`` that carries an unmasked token."""
     names: Sequence[Any] = page.column("source_file_name") or ()
-    distinct = {name for name in names if isinstance(name, str)}
-    return {name: masked for name in distinct if (masked := mask_token(name)) != name}
+    try:
+        distinct = set(names)
+    except TypeError:  # a list or an object among them
+        distinct = {name for name in names if isinstance(name, str)}
+    masked = {name: mask_token(name) for name in distinct if isinstance(name, str)}
+    return {name: mask for name, mask in masked.items() if mask != name}

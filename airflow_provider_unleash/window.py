@@ -318,7 +318,7 @@ class HalfOpen:
         for page in self._pages:
             self.counts.pages += 1
             kept = self._keep_page(page)
-            self.counts.rows += len(kept.rows)
+            self.counts.rows += len(kept.tuples)
             yield kept
 
     def _keep_page(self, page: Page) -> Page:
@@ -336,8 +336,8 @@ class HalfOpen:
             return page
         self.counts.rows_at_end += len(dropped)
         left_out = set(dropped)
-        rows = [row for index, row in enumerate(page.rows) if index not in left_out]
-        return replace(page, rows=rows, dropped=dropped)
+        rows = [row for index, row in enumerate(page.tuples) if index not in left_out]
+        return replace(page, tuples=rows, dropped=dropped)
 
 
 # ---- sessions of a window ----------------------------------------------------------------------

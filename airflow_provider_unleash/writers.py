@@ -182,7 +182,7 @@ def _fits_float(value: int) -> bool:
 
 
 _FINER_THAN_MILLISECONDS = re.compile(r"\.\d{3}\d*[1-9]")
-_PLAIN_LENGTHS = {len("2020-08-17T02:08:49Z"), len("2020-08-17T02:08:49.000Z")}
+_PLAIN_LENGTHS = {None, len("2020-08-17T02:08:49Z"), len("2020-08-17T02:08:49.000Z")}
 
 
 def _whole_ms(stamp: Any) -> int:
@@ -191,13 +191,6 @@ def _whole_ms(stamp: Any) -> int:
     if _FINER_THAN_MILLISECONDS.search(stamp):
         raise ValueError(f"{stamp} is finer than a millisecond")
     return protocol.to_epoch_ms(moment, "timestamp")
-
-
-def _are_plain_stamps(stamps: list[str]) -> bool:
-    """Tell whether all have the usual form, which pyarrow reads as it should; it reads many other texts, too."""
-    if not stamps:
-        return True
-    return set(map(len, stamps)) <= _PLAIN_LENGTHS and {stamp[-1] for stamp in stamps} == {"Z"} and min(stamps) > "0001"
 
 
 def _is_timestamp(value: Any) -> bool:
@@ -216,13 +209,6 @@ _ACCEPTED: dict[str, Callable[[Any], bool]] = {
 }
 
 
-# Values of these types pyarrow takes as they are; of others it would make a number of True, or cut 1.5 to 1.
-_PLAIN: dict[str, set[type]] = {
-    "string": {str, type(None)},
-    "int64": {int, type(None)},
-    "float64": {int, float, type(None)},
-    "bool": {bool, type(None)},
-}
 _EXACT: dict[str, Callable[[Any], Any]] = {
     "string": str,
     "int64": int,
@@ -263,10 +249,10 @@ def _extras(page: Page, columns: Mapping[str, ColumnType]) -> list[str | None]:
     """Return, for each row, the JSON text of its keys that have no column, or None."""
     unknown = [key for key in page.keys if key not in columns or key == EXTRA]
     if not unknown:
-        return [None] * len(page.rows)
+        return [None] * len(page.tuples)
     indices = [page.keys.index(key) for key in unknown]
     texts: list[str | None] = []
-    for row in page.rows:
+    for row in page.tuples:
         rest = {key: row[i] for key, i in zip(unknown, indices, strict=True) if row[i] is not msgspec.UNSET}
         texts.append(_SORTED_JSON.encode(rest).decode() if rest else None)
     return texts
@@ -275,7 +261,7 @@ def _extras(page: Page, columns: Mapping[str, ColumnType]) -> list[str | None]:
 def _values(page: Page, columns: Mapping[str, ColumnType]) -> dict[str, Sequence[Any]]:
     """Return the values of each column in its order; a key that the page lacks is null in all rows."""
     given = page.columns()
-    nothing = (None,) * len(page.rows)
+    nothing = (None,) * len(page.tuples)
     return {name: _extras(page, columns) if name == EXTRA else given.get(name, nothing) for name in columns}
 
 
@@ -324,7 +310,7 @@ def _objects(page: Page) -> list[Any]:
         row_type = _row_type(page.keys)
     except ValueError:  # a name that msgspec takes for no field
         return page.records()
-    return list(starmap(row_type, page.rows))
+    return list(starmap(row_type, page.tuples))
 
 
 @lru_cache(maxsize=16)
@@ -351,9 +337,10 @@ class JsonWriter(PageWriter):
     _opening = b"[\n"
 
     def write_page(self, page: Page) -> None:
-        if page.rows:
-            lines = map(_JSON.encode, _objects(page))
-            self._stream.write(self._opening + b",\n".join(lines))
+        if page.tuples:
+            # A line break in a text is written as \\n, so each one here ends a row.
+            lines = _JSON.encode_lines(_objects(page)).rstrip(b"\n")
+            self._stream.write(self._opening + lines.replace(b"\n", b",\n"))
             self._opening = b",\n"
 
     def finish(self) -> None:
@@ -367,6 +354,18 @@ _WRITTEN: dict[str, Callable[[Any], str]] = {
     "float64": lambda value: repr(_EXACT["float64"](value)),
     "timestamp": lambda value: protocol.format_ms(_EXACT["timestamp"](value)),
 }
+
+
+_WRITTEN_STAMP = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z")
+
+
+def _are_written_stamps(values: Sequence[Any]) -> bool:
+    """Tell whether all are stamps, and stand as they would be written anyhow; the quick look at the usual ones."""
+    try:
+        msgspec.convert(values, list[datetime])
+        return all(map(_WRITTEN_STAMP.fullmatch, values))
+    except (msgspec.ValidationError, TypeError):
+        return False
 
 
 class CsvWriter(PageWriter):
@@ -383,6 +382,8 @@ class CsvWriter(PageWriter):
 
     def _cells(self, page: Page, name: str, values: Sequence[Any]) -> Sequence[Any]:
         kind = self._columns[name]
+        if kind == "timestamp" and _are_written_stamps(values):
+            return values
         _check_values(page, name, kind, values)
         written = _WRITTEN.get(kind)
         return values if written is None else [None if value is None else written(value) for value in values]
@@ -402,9 +403,11 @@ class ParquetWriter(PageWriter):
     def __init__(self, stream: IO[bytes], columns: Mapping[str, ColumnType]) -> None:
         super().__init__(stream, columns)
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         self._arrow = pa
+        self._compute = pc
         self._types: dict[ColumnType, pa.DataType] = {
             "string": pa.string(),
             "int64": pa.int64(),
@@ -412,9 +415,11 @@ class ParquetWriter(PageWriter):
             "bool": pa.bool_(),
             "timestamp": pa.timestamp("ms", tz="UTC"),
         }
+        # Told to expect these, pyarrow takes nothing else for them. Of numbers it would cut 1.5 to 1, so it shall look.
+        self._given = {"string": pa.string(), "timestamp": pa.string(), "bool": pa.bool_()}
         self._schema = pa.schema([(name, self._types[kind]) for name, kind in columns.items()])
-        # Counters have hardly a value twice; a dictionary of them costs time and saves nothing.
-        repeating = [name for name, kind in columns.items() if kind not in ("int64", "bool")]
+        # Counters and stamps have hardly a value twice; a dictionary of them costs time and saves nothing.
+        repeating = [name for name, kind in columns.items() if kind in ("string", "float64")]
         self._parquet = pq.ParquetWriter(stream, self._schema, compression="zstd", use_dictionary=repeating)
         self._batches: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
@@ -432,16 +437,32 @@ class ParquetWriter(PageWriter):
     def _array(self, page: Page, name: str, values: Sequence[Any]) -> pa.Array:
         kind = self._columns[name]
         try:
-            if kind == "timestamp" and _are_plain_stamps(list(filter(None, values))):
-                return self._arrow.array(values, self._arrow.string()).cast(self._types[kind])
-            if kind != "timestamp" and set(map(type, values)) <= _PLAIN[kind]:
-                return self._arrow.array(values, self._types[kind])
+            found = self._arrow.array(values, self._given.get(kind))
+            if self._is_plain(found, kind, values):
+                return found.cast(self._types[kind])
         except (self._arrow.ArrowException, OverflowError, TypeError):
             pass  # what follows says which value it is, or takes what pyarrow is too strict about
         _check_values(page, name, kind, values)
         exact = [None if value is None else _EXACT[kind](value) for value in values]
         plain = self._arrow.int64() if kind == "timestamp" else self._types[kind]
         return self._arrow.array(exact, plain).cast(self._types[kind])
+
+    def _is_plain(self, found: pa.Array, kind: ColumnType, values: Sequence[Any]) -> bool:
+        """Tell whether the cast of what pyarrow understood is what the column should have."""
+        if kind == "timestamp":
+            return self._are_plain_stamps(found)
+        if kind in self._given:
+            return True
+        types = self._arrow.types
+        if types.is_floating(found.type):
+            return kind == "float64" and bool not in set(map(type, values))  # after a float, True became 1.0
+        return bool(types.is_integer(found.type) or types.is_null(found.type))
+
+    def _are_plain_stamps(self, stamps: pa.Array) -> bool:
+        """Tell whether all have the usual form, which pyarrow reads as it should; it reads many other texts, too."""
+        compute = self._compute
+        usual = compute.and_not(compute.ends_with(stamps, "Z"), compute.starts_with(stamps, "0000"))
+        return set(compute.binary_length(stamps).unique().to_pylist()) <= _PLAIN_LENGTHS and usual.false_count == 0
 
     def _write_row_group(self) -> None:
         self._parquet.write_table(self._arrow.Table.from_batches(self._batches, self._schema))

@@ -1019,7 +1019,7 @@ def test_tokens_are_masked_in_source_file_name_only(endpoint: Any, content: Any)
     page = parse_page(answer(content), 1, endpoint)
     before = page.records()
     assert has_stream_tokens(page)
-    assert mask_stream_tokens(page) == 2
+    page = mask_stream_tokens(page)
     names = {STREAM: "Wabcdb35be35bb72?token=***", "W2?token=b": "W2?token=***"}
 
     def expected(record: dict[str, Any]) -> dict[str, Any]:
@@ -1028,7 +1028,6 @@ def test_tokens_are_masked_in_source_file_name_only(endpoint: Any, content: Any)
 
     assert page.records() == list(map(expected, before))
     assert not has_stream_tokens(page)
-    assert mask_stream_tokens(page) == 0
 
 
 @pytest.mark.parametrize(
@@ -1041,10 +1040,8 @@ def test_tokens_are_masked_in_source_file_name_only(endpoint: Any, content: Any)
 )
 def test_a_page_without_open_tokens_is_left_as_it_is(content: dict[str, Any]) -> None:
     page = parse_page(answer(content), 1)
-    rows = json.dumps(page.rows)
     assert not has_stream_tokens(page)
-    assert mask_stream_tokens(page) == 0
-    assert json.dumps(page.rows) == rows
+    assert mask_stream_tokens(page) is page
 
 
 # ---- stamps and sessions -----------------------------------------------------------------------
