@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar, cast
@@ -487,33 +487,46 @@ class _Extraction:
     def pages(self) -> Generator[Page, None, None]:
         try:
             first = self._parse(1, self._fetch(1))
-            seen = {1: first.digest()} if first.total_pages > 1 else {}
             total = first.total_pages
+            digest = first.digest() if total > 1 else b""
             yield first
             del first
-            for page in self._in_order(range(2, total + 1)):
-                self._compare(total, page)
-                if page.number == total:
-                    seen[total] = page.digest()
-                yield page
-            for page in self._in_order(seen):
-                self._compare(total, page, seen[page.number])
+            if total > 1:
+                yield from self._rest(total, digest)
         finally:
             self._stop()
 
-    def _in_order(self, numbers: Iterable[int]) -> Iterator[Page]:
-        """Yield pages in the order of ``numbers``, with some requests ahead of the consumer."""
-        rest = iter(numbers)
+    def _rest(self, total: int, first_digest: bytes) -> Iterator[Page]:
+        """Yield the pages after the first; then read the first and the last again, and compare."""
+        again = {1: first_digest}
+        for page in self._in_order(range(2, total + 1), (1, total)):
+            if page.total_pages != total:
+                raise self._changed(page, f"total_num_pages was {total}, page {page.number} says {page.total_pages}")
+            if page.number not in again:
+                if page.number == total:
+                    again[total] = page.digest()
+                yield page
+                del page  # before the next one is made: the same memory again is what a processor has in its cache
+            elif page.digest() != again[page.number]:
+                raise self._changed(page, f"page {page.number} has other rows when read again")
+
+    def _changed(self, page: Page, what: str) -> SnapshotChangedError:
+        return SnapshotChangedError(f"The pages changed while they were read: {what}", url=self._path(page.number))
+
+    def _in_order(self, numbers: Iterable[int], afterwards: Iterable[int]) -> Iterator[Page]:
+        """Yield pages in that order, with some requests ahead of the consumer; afterwards is when all are answered."""
+        rest = chain(((number, False) for number in numbers), ((number, True) for number in afterwards))
         ahead: deque[tuple[int, Callable[[], Answer]]] = deque()
         while True:
-            for number in islice(rest, 2 * self._concurrency - 1 - len(ahead)):
-                ahead.append((number, self._submit(number)))
+            for number, waits in islice(rest, 2 * self._concurrency - 1 - len(ahead)):
+                before = [answer for _, answer in ahead] if waits else []
+                ahead.append((number, self._submit(number, before)))
             if not ahead:
                 return
             number, answer = ahead.popleft()
             yield self._parse(number, answer())
 
-    def _submit(self, number: int) -> Callable[[], Answer]:
+    def _submit(self, number: int, before: list[Callable[[], Answer]]) -> Callable[[], Answer]:
         """Return a way to get the answer, asked for in the background where there is a background."""
         if self._concurrency == 1:
             return partial(self._fetch, number)
@@ -521,7 +534,13 @@ class _Extraction:
             self._workers = ThreadPoolExecutor(
                 self._concurrency, "unleash-page", initializer=_watch_sockets, initargs=(self._gate,)
             )
-        return self._workers.submit(self._fetch, number).result
+        return self._workers.submit(self._fetch_after, number, before).result
+
+    def _fetch_after(self, number: int, before: list[Callable[[], Answer]]) -> Answer:
+        # What is before has a thread already, because threads take requests in order.
+        for answer in before:
+            answer()
+        return self._fetch(number)
 
     def _fetch(self, number: int) -> Answer:
         return self._client._get(self._path(number), protocol.check_json_object, self._gate)
@@ -534,15 +553,6 @@ class _Extraction:
         except TransportError:
             page = self._client._get(self._path(number), parse, self._gate)
         return self._client._guard_tokens(page)
-
-    def _compare(self, total: int, page: Page, digest: bytes | None = None) -> None:
-        if page.total_pages != total:
-            what = f"total_num_pages was {total}, page {page.number} says {page.total_pages}"
-        elif digest is not None and page.digest() != digest:
-            what = f"page {page.number} has other rows when read again"
-        else:
-            return
-        raise SnapshotChangedError(f"The pages changed while they were read: {what}", url=self._path(page.number))
 
     def _stop(self) -> None:
         self._gate.stop()

@@ -200,16 +200,17 @@ class _FetchOperator(_UnleashOperator):
         """Yield the pages, and log how far it is, at most every ten seconds."""
         began = reported = time.monotonic()
         for page in pages:
+            number, total = page.number, max(page.number, page.total_pages)  # of no rows, there may be 0 pages
             yield page
+            del page  # as the client does
             now = time.monotonic()
             if now - reported >= PROGRESS_SECONDS:
                 reported = now
                 rows, seconds = pages.counts.rows, now - began
-                total = max(page.number, page.total_pages)  # of no rows, the API may say there are 0 pages
                 self.log.info(
                     "%d of %d pages (%.0f %%), %d rows, %.0f rows/s, about %.0f s left",
-                    *(page.number, total, 100 * page.number / total, rows, rows / seconds),
-                    seconds * (total / page.number - 1),
+                    *(number, total, 100 * number / total, rows, rows / seconds),
+                    seconds * (total / number - 1),
                 )
 
     def _check_empty(self, client: UnleashClient, counts: RowCounts) -> bool:
@@ -362,6 +363,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
         ):
             for page in pages:
                 writer.write_page(page)
+                del page  # as the client does
             empty = self._check_empty(client, counts)
             if empty and not self.replace_with_empty and has_rows(path, self.file_format, self.compression):
                 raise EmptyReplacementError(

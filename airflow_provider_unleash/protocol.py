@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from operator import itemgetter
 from typing import Annotated, Any, Literal
@@ -574,6 +574,8 @@ def read_timestamp(value: Any) -> datetime | None:
         return None
 
 
+# Who polls reads the same ids each time, and a thousand who wait read them a thousand times.
+@lru_cache(maxsize=1 << 16)
 def parse_session_start(session_id: str) -> int:
     """
     Return the start of a session in epoch milliseconds, which its id reads as.

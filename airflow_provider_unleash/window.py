@@ -315,11 +315,13 @@ class HalfOpen:
         self._drops = window.start_ms < window.end_ms
 
     def __iter__(self) -> Iterator[Page]:
-        for page in self._pages:
-            self.counts.pages += 1
-            kept = self._keep_page(page)
-            self.counts.rows += len(kept.tuples)
-            yield kept
+        return map(self._count_page, self._pages)
+
+    def _count_page(self, page: Page) -> Page:
+        kept = self._keep_page(page)
+        self.counts.pages += 1
+        self.counts.rows += len(kept.tuples)
+        return kept
 
     def _keep_page(self, page: Page) -> Page:
         stamps = page.column("timestamp") or ()

@@ -439,7 +439,7 @@ class ParquetWriter(PageWriter):
         try:
             found = self._arrow.array(values, self._given.get(kind))
             if self._is_plain(found, kind, values):
-                return found.cast(self._types[kind])
+                return found if found.type == self._types[kind] else found.cast(self._types[kind])
         except (self._arrow.ArrowException, OverflowError, TypeError):
             pass  # what follows says which value it is, or takes what pyarrow is too strict about
         _check_values(page, name, kind, values)
