@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 def get_provider_info() -> dict[str, Any]:
     """Return what Airflow discovers through the entry point ``apache_airflow_provider``."""
     name = "Unleash live"
-    modules = {kind: f"airflow_provider_unleash.{kind}" for kind in ("hooks", "operators", "sensors")}
+    modules = {kind: f"airflow_provider_unleash.{kind}" for kind in ("hooks", "operators", "sensors", "triggers")}
     return {
         "package-name": "airflow-provider-unleash",
         "name": name,

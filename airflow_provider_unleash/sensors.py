@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
     AirflowFailException,
+    AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
+    conf,
 )
 
-from airflow_provider_unleash.exceptions import InvalidArgumentError
+from airflow_provider_unleash import exceptions
+from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, UnleashError
 from airflow_provider_unleash.hooks import (
     DEFAULT_CONN_ID,
     UnleashHook,
@@ -44,6 +49,8 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
     :param min_sessions: how many new ones to wait for.
     :param min_age: a session counts once its start lies this far back: the API tells no end of a session, and the data
         of a fresh one is just arriving.
+    :param deferrable: wait in the triggerer, without a worker slot, sharing polls with all that wait on the same
+        connection; as ``[operators] default_deferrable`` has it where not given. It wins over ``mode``.
     :param unleash_conn_id: connection of type «Unleash live» (templated).
     :raises UnexpectedResponseError: an id does not read as a start.
     :raises WindowError: ``since`` is not before ``until``.
@@ -60,10 +67,12 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
         known_sessions: Collection[str] | None = None,
         min_sessions: int = 1,
         min_age: timedelta = timedelta(0),
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         unleash_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.deferrable = deferrable
         self.since = since
         self.until = until
         self.known_sessions = known_sessions
@@ -83,10 +92,65 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
             self._read_known_sessions()
 
     def execute(self, context: Context) -> Any:
+        with self._failing_permanently():
+            return self._execute_deferred(context) if self.deferrable else super().execute(context)
+
+    def _execute_deferred(self, context: Context) -> list[str]:
+        """Look once, as there may be nothing to wait for; then leave the rest to the trigger."""
+        look = self.poke(context)
+        if not look.is_done:
+            self._defer(context)
+        return look.xcom_value or []
+
+    def _defer(self, context: Context) -> None:
+        from airflow_provider_unleash.triggers import UnleashNewSessionsTrigger
+
+        known, since_ms, until_ms = self._read_bounds(context)
+        self.defer(
+            trigger=UnleashNewSessionsTrigger(
+                unleash_conn_id=self.unleash_conn_id,
+                since=since_ms,
+                until=until_ms,
+                known_sessions=None if known is None else list(known),
+                min_sessions=self.min_sessions,
+                min_age=self.min_age.total_seconds(),
+                poke_interval=self.poke_interval,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.timeout),
+        )
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[str]:
+        """
+        Return the sessions of the trigger's event.
+
+        :raises AirflowFailException: the trigger met an error that repeating cannot help.
+        :raises UnleashError: it met another one too often.
+        """
+        if event["status"] == "success":
+            found: list[str] = event["sessions"]
+            self.log.info("%d new sessions", len(found))
+            return found
+        said = f"{event['error']}: {event['message']}"
+        kind = getattr(exceptions, event["error"], UnleashError)
+        raise AirflowFailException(said) if issubclass(kind, PermanentError) else UnleashError(said)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        with self._failing_permanently():
+            try:
+                return super().resume_execution(next_method, next_kwargs, context)
+            except AirflowException as error:
+                # Airflow 2.11 would retry it, which it does with no other sensor that has timed out.
+                if type(error).__name__ == "TaskDeferralTimeout":
+                    raise AirflowSensorTimeout(f"No new sessions in {self.timeout:.0f} s") from error
+                raise
+
+    @contextmanager
+    def _failing_permanently(self) -> Iterator[None]:
+        """Let a permanent error fail the task, ``soft_fail`` or not: that is for a day without sessions."""
         try:
-            return super().execute(context)
+            yield
         except AirflowSkipException as skipped:
-            # soft_fail is for a day without sessions; a wrong key is none.
             if self.soft_fail and isinstance(skipped.__cause__, AirflowFailException):
                 raise skipped.__cause__ from skipped.__cause__.__cause__
             raise
@@ -98,12 +162,9 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
         return PokeReturnValue(is_done=len(new) >= self.min_sessions, xcom_value=new)
 
     def _list_new_sessions(self, context: Context) -> list[str]:
-        from airflow_provider_unleash.window import select_sessions, session_bounds
+        from airflow_provider_unleash.window import select_sessions
 
-        known = self._read_known_sessions()
-        since_ms, until_ms = None, None
-        if known is None:
-            since_ms, until_ms = session_bounds(self.since, self.until, **moments_of(context))
+        known, since_ms, until_ms = self._read_bounds(context)
         return select_sessions(
             UnleashHook(self.unleash_conn_id).list_sessions(),
             since_ms=since_ms,
@@ -112,6 +173,15 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
             min_age_ms=self.min_age // timedelta(milliseconds=1),
             now_ms=time.time_ns() // 1_000_000,
         )
+
+    def _read_bounds(self, context: Context) -> tuple[Collection[str] | None, int | None, int | None]:
+        """Return the known sessions, or between which starts new ones lie."""
+        from airflow_provider_unleash.window import session_bounds
+
+        known = self._read_known_sessions()
+        if known is not None:
+            return known, None, None
+        return (None, *session_bounds(self.since, self.until, **moments_of(context)))
 
     def _read_known_sessions(self) -> Collection[str] | None:
         known = self.known_sessions

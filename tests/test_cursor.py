@@ -1,0 +1,207 @@
+"""A cursor loses no session, whenever it is listed, and does not grow for ever."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from dag_runs import DAY_END, DAY_START, run_dag
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_unleash import cursor as cursors
+from airflow_provider_unleash.cursor import Cursor, SessionCursor
+from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError
+from airflow_provider_unleash.simulator import Simulator
+
+T = 1_700_000_000_000
+
+
+def ids(*numbers: int) -> list[str]:
+    return [str(T + number) for number in numbers]
+
+
+# ---- pure ----------------------------------------------------------------------------------------
+
+
+def test_at_first_all_sessions_are_pending_or_those_since() -> None:
+    assert Cursor().pending(ids(3, 1, 2)) == ids(1, 2, 3)
+    assert Cursor(floor=T + 2).pending(ids(3, 1, 2)) == ids(2, 3)
+
+
+def test_what_is_handled_is_not_pending_and_what_is_listed_late_is() -> None:
+    cursor = Cursor()
+    cursor.mark_handled(ids(1, 3), ids(1, 3))
+    assert cursor.pending(ids(1, 2, 3, 4)) == ids(2, 4)
+
+
+def test_what_the_api_does_not_list_any_more_is_forgotten() -> None:
+    cursor = Cursor()
+    cursor.mark_handled(ids(1, 2, 3), ids(2, 3))
+    assert cursor.handled == ids(2, 3)
+
+
+def test_an_id_that_is_no_start_is_an_error() -> None:
+    with pytest.raises(UnexpectedResponseError):
+        Cursor(floor=T).pending(["not-a-start"])
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_each_session_is_pending_until_it_is_handled_and_never_again(data: st.DataObject) -> None:
+    most = 5
+    cursor, listed, handled = Cursor(), set[str](), set[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cursors, "MOST_HANDLED", most)
+        for _ in range(data.draw(st.integers(1, 12))):
+            # Late ones are listed within the sessions that are kept by name.
+            least = min([int(session) - T for session in cursor.handled[-most:]], default=0)
+            listed |= set(ids(*data.draw(st.lists(st.integers(least, least + 30), max_size=6))))
+            assert cursor.pending(sorted(listed)) == sorted(listed - handled)
+            done = data.draw(st.lists(st.sampled_from(sorted(listed)), max_size=6)) if listed else []
+            cursor.mark_handled(done, listed)
+            handled |= set(done)
+            cursor = Cursor(**json.loads(json.dumps(asdict(cursor))))
+            pending = sorted(listed - handled)
+            assert cursor.pending(sorted(listed)) == pending
+            assert len(cursor.handled) <= most or (pending and cursor.floor == int(pending[0]))
+
+
+def test_a_full_cursor_is_smaller_than_what_the_store_takes() -> None:
+    cursor = Cursor()
+    everything = ids(*range(cursors.MOST_HANDLED * 2))
+    cursor.mark_handled(everything, everything)
+    assert len(cursor.handled) == cursors.MOST_HANDLED
+    assert len(json.dumps(asdict(cursor))) < 65_535
+    assert cursor.pending(everything) == []
+
+
+# ---- on a store ----------------------------------------------------------------------------------
+
+
+class Store(dict[str, Any]):
+    """What ``context["asset_state_store"][asset]`` looks like; values go through JSON as they do there."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return json.loads(super().get(key, "null")) or default
+
+    def set(self, key: str, value: Any) -> None:
+        assert value is not None
+        self[key] = json.dumps(value)
+
+
+def make_cursor(store: Store, dag_id: str = "consumer", **arguments: Any) -> SessionCursor:
+    context = {"asset_state_store": {"asset": store}, "dag": SimpleNamespace(dag_id=dag_id)}
+    return SessionCursor(context, "asset", **arguments)
+
+
+def test_each_dag_has_a_cursor_of_its_own() -> None:
+    store = Store()
+    make_cursor(store, "a").mark_handled(ids(1), ids(1, 2))
+    assert make_cursor(store, "a").pending(ids(1, 2)) == ids(2)
+    assert make_cursor(store, "b").pending(ids(1, 2)) == ids(1, 2)
+    assert store.get(cursors.CONSUMERS_KEY) == ["a", "b"]
+
+
+def test_since_counts_until_there_is_a_cursor() -> None:
+    store = Store()
+    make_cursor(store, since=T + 5).mark_handled(ids(7), ids(3, 7))
+    assert make_cursor(store, since=T).pending(ids(3, 7, 8)) == ids(8)
+
+
+def test_windows_follow_each_other_without_gap_or_overlap() -> None:
+    store = Store()
+    listed = ids(10, 20)
+    window = make_cursor(store).begin_window(listed, T + 30)
+    assert window == {"start": T + 10, "end": T + 30, "sessions": listed}
+    make_cursor(store).finish_window(listed)
+    assert make_cursor(store).begin_window(listed, T + 40) is None
+    listed = ids(10, 20, 25, 50, 90)  # one of them listed late, another too young
+    assert make_cursor(store).begin_window(listed, T + 60) == {
+        "start": T + 30,
+        "end": T + 60,
+        "sessions": ids(25, 50),
+    }
+    make_cursor(store).finish_window(listed)
+    assert make_cursor(store).pending(listed) == ids(90)
+
+
+def test_a_window_that_was_not_finished_comes_again_as_it_was() -> None:
+    store = Store()
+    window = make_cursor(store).begin_window(ids(10), T + 30)
+    assert make_cursor(store).begin_window(ids(10, 40), T + 60) == window
+    make_cursor(store).finish_window(ids(10, 40))
+    assert make_cursor(store).begin_window(ids(10, 40), T + 60) == {
+        "start": T + 30,
+        "end": T + 60,
+        "sessions": ids(40),
+    }
+
+
+def test_finishing_what_was_not_begun_changes_nothing() -> None:
+    store = Store()
+    make_cursor(store).finish_window(ids(1))
+    assert make_cursor(store).pending(ids(1)) == ids(1)
+
+
+def test_a_window_never_runs_backwards() -> None:
+    store = Store()
+    make_cursor(store).begin_window(ids(10), T + 30)
+    make_cursor(store).finish_window(ids(10))
+    assert make_cursor(store).begin_window(ids(10, 15), T + 30) is None
+
+
+def test_without_a_store_the_error_says_what_it_takes() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"Airflow 3[.]3 and the asset among the task's inlets"):
+        SessionCursor({"dag": SimpleNamespace(dag_id="a")}, "asset")
+
+
+# ---- in a DAG run --------------------------------------------------------------------------------
+
+CONSUMER = """
+from airflow.providers.common.compat.sdk import Asset
+from airflow_provider_unleash.cursor import SessionCursor
+from airflow_provider_unleash.hooks import UnleashHook
+
+sessions = Asset(name="sessions-of-{name}", uri="unleash://{name}/sessions")
+
+@task(inlets=[sessions])
+def consume(**context):
+    cursor = SessionCursor(context, sessions)
+    listed = UnleashHook().list_sessions()
+    pending = cursor.pending(listed)
+    cursor.mark_handled(pending[:{most}], listed)
+    return pending
+
+consume()
+"""
+
+
+def has_store() -> bool:
+    with suppress(ImportError):
+        from airflow.sdk.execution_time.context import AssetStateStoreAccessors  # noqa: F401
+
+        return True
+    return False
+
+
+@pytest.mark.skipif(not has_store(), reason="this Airflow has no asset state store")
+def test_the_cursor_stays_in_airflows_store(airflow_home: Any, serve: Callable[..., Simulator]) -> None:
+    sim = serve(sessions_from=DAY_START, session_period=3600.0, clock=lambda: DAY_END / 1000)
+    run = run_dag(airflow_home, CONSUMER.format(name="a", most=3), arguments="schedule=None")
+    assert run.xcoms["consume"] == sim.sessions()
+    # A run of another DAG has a cursor of its own.
+    run = run_dag(airflow_home, CONSUMER.format(name="a", most=3), arguments="schedule=None")
+    assert run.xcoms["consume"] == sim.sessions()
+
+
+@pytest.mark.skipif(has_store(), reason="this Airflow has an asset state store")
+def test_on_an_older_airflow_the_error_says_what_it_takes(airflow_home: Any, serve: Callable[..., Simulator]) -> None:
+    serve()
+    run = run_dag(airflow_home, CONSUMER.format(name="b", most=3), arguments="schedule=None")
+    assert run.states == {"consume": "failed"}
