@@ -20,7 +20,7 @@ CONSTRAINTS := constraints/airflow-$(AIRFLOW).txt
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-ui test test-live check matrix constraints resolve clean
+.PHONY: help setup demo demo-ui test test-live bench check matrix constraints resolve clean
 
 # The servers of demo and tests listen on loopback, where no proxy gets.
 comma := ,
@@ -43,6 +43,9 @@ test: $(ENV)/.all ## all tests; ARGS="-k name" goes to pytest
 
 test-live: .venv/.all ## every kind of run in a real Airflow, 3 minutes; writes docs/windows.md
 	@.venv/bin/python -m pytest tests/live $(ARGS)
+
+bench: $(ENV)/.bench ## speed and memory beside other tools, 30 minutes; ARGS=--page writes docs/performance.md
+	@$(BIN)/python scripts/bench.py $(ARGS)
 
 check: $(ENV)/.all ## ruff, mypy, import-linter
 	$(BIN)/ruff check
@@ -80,6 +83,11 @@ $(ENV)/.all: $(ENV)/.demo
 	@$(INSTALL) --editable '.[parquet,s3]' --group test --group check
 	@touch $@
 
+$(ENV)/.bench: $(ENV)/.demo
+	@echo "Installing what is measured beside this package into $(ENV) …"
+	@$(INSTALL) --group bench
+	@touch $@
+
 $(ENV)/.demo: pyproject.toml airflow_provider_unleash/__init__.py $(CONSTRAINTS)
 	@echo "Installing Airflow $(AIRFLOW) into $(ENV) with $(if $(UV),uv,pip) …"
 	@$(BIN)/python -c '' 2>/dev/null || { $(FIND_PYTHON); rm -rf $(ENV); \
@@ -93,6 +101,6 @@ resolve:
 	@uv="$(UV)"; if [ -z "$$uv" ]; then \
 	  uv=build/uv/bin/uv; [ -x $$uv ] || { $(FIND_PYTHON); "$$python" -m venv build/uv; build/uv/bin/pip install -qq uv; }; fi; \
 	printf '%s\n' 'apache-airflow==$(AIRFLOW)' $(PINS_$(AIRFLOW):%='%') | "$$uv" pip compile - pyproject.toml --quiet \
-	  --universal --python-version 3.11 --extra parquet --extra s3 --group test --group check --group demo \
+	  --universal --python-version 3.11 --extra parquet --extra s3 --group test --group check --group demo --group bench \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file build/resolved.txt
 	@{ echo '# Made by «make constraints»: what was newest and goes together.'; cat build/resolved.txt; } > $(CONSTRAINTS)

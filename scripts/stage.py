@@ -1,4 +1,4 @@
-"""What demo and demo-ui share: a simulated API, and an Airflow of their own in a temporary folder."""
+"""What demo, demo-ui and bench share: a simulated API, and an Airflow of their own in a temporary folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from airflow_provider_unleash.simulator import DEFAULT_KEYS
 
@@ -51,9 +50,9 @@ class Stage:
         }
         self._processes: list[subprocess.Popen[str]] = []
 
-    def start_simulator(self) -> None:
-        """Start the API on a free port, and point Airflow's connection at it."""
-        process = self._start("airflow_provider_unleash.simulator", "--port", "0", stdout=subprocess.PIPE)
+    def start_simulator(self, *options: str) -> None:
+        """Start an API on a free port, and point Airflow's connection at it."""
+        process = self._start("airflow_provider_unleash.simulator", "--port", "0", *options, stdout=subprocess.PIPE)
         assert process.stdout is not None
         said = process.stdout.readline().split()
         if not said:
@@ -90,7 +89,18 @@ class Stage:
         lines = self.log.read_text(errors="replace").splitlines()
         return StageError("\n".join([*lines[-40:], "", message, f"Above is the end of {self.log}"]))
 
-    def _start(self, module: str, *args: str, stdout: int | IO[str] | None = None) -> subprocess.Popen[str]:
+    def start_worker(self, module: str, *args: str) -> subprocess.Popen[str]:
+        """Start a module that reads what to do from its standard input, and answers on its standard output."""
+        return self._start(module, *args, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def stop_worker(self, process: subprocess.Popen[str]) -> None:
+        """End a worker that has nothing left to do."""
+        process.communicate()
+        self._processes.remove(process)
+
+    def _start(
+        self, module: str, *args: str, stdin: int = subprocess.DEVNULL, stdout: int | None = None
+    ) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", module, *args]
         with self.log.open("a") as log:
             # A session of its own: Ctrl-C reaches this process alone, which then stops the others in order.
@@ -98,7 +108,7 @@ class Stage:
                 command,
                 cwd=self.home,
                 env=self.environ,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=stdout or log,
                 stderr=log,
                 text=True,

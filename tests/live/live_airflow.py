@@ -113,14 +113,10 @@ class LiveStage(Stage):
         }
         self._commands: list[subprocess.Popen[str]] = []
 
-    def start_simulator(self) -> None:
+    def start_simulator(self, *options: str) -> None:
         devices = ",".join(kind.dag_id for kind in RUN_KINDS)
-        options = ("--port", "0", "--devices", devices, "--rows-per-day", str(ROWS_PER_DAY))
-        process = self._start("airflow_provider_unleash.simulator", *options, stdout=subprocess.PIPE)
-        said = process.stdout.readline().split()
-        if not said:
-            raise self.failure("The simulator did not start")
-        self.use_api(said[-1])
+        super().start_simulator("--devices", devices, "--rows-per-day", str(ROWS_PER_DAY), *options)
+        self.use_api(self.api)
 
     def use_api(self, url: str) -> None:
         """Point Airflow's connection at a simulator."""

@@ -1,0 +1,214 @@
+"""
+What ``make bench`` compares, each a function that reads all pages of one window; and the process that runs one.
+
+It reads jobs from its standard input, a line of JSON each, and answers each with a line of what it took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_unleash.simulator import DEFAULT_KEYS
+
+DEVICE = "Wb8fabc31378ce07"
+START = datetime(2026, 1, 12, tzinfo=timezone.utc)
+END = datetime(2026, 1, 13, tzinfo=timezone.utc)
+HEADERS = {"x-api-key": DEFAULT_KEYS[0]}
+WINDOW = f"{DEVICE}/{int(START.timestamp())}000/{int(END.timestamp())}000"
+PATH = f"/v1/analytics/{WINDOW}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    One extraction.
+
+    :param api: base URL
+    :param page_concurrency: of ours; the others know one only
+    """
+
+    api: str
+    page_concurrency: int = 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an extraction took: seconds, seconds of all threads, MiB of the process at most and before."""
+
+    rows: int
+    wall: float
+    cpu: float
+    peak: float
+    before: float
+
+
+# ---- the contenders ------------------------------------------------------------------------------
+# Libraries are imported where they are used: each contender has a process of its own, which shall hold its own only.
+
+
+def run_floor(job: Job, folder: Path) -> int:
+    """Read the bytes of all pages and decode them once, nothing else: what no client can do without."""
+    import msgspec
+
+    contents = (msgspec.json.decode(body) for body in _bodies(job))
+    return sum(len(content["data"]) for content in contents)
+
+
+def run_loop(job: Job, folder: Path) -> int:
+    """Do what one writes by hand: a loop of requests, and a file of JSON lines."""
+    rows = 0
+    with (folder / "rows.jsonl").open("w") as file:
+        for body in _bodies(job):
+            content = json.loads(body)
+            for row in content["data"]:
+                file.write(json.dumps(dict(zip(content["keys"], row, strict=True))) + "\n")
+                rows += 1
+    return rows
+
+
+def _bodies(job: Job) -> Iterator[bytes]:
+    import requests
+
+    with requests.Session() as session:
+        page, pages = 1, 1
+        while page <= pages:
+            response = session.get(f"{job.api}{PATH}/{page}", headers=HEADERS, timeout=60)
+            response.raise_for_status()
+            if page == 1:
+                pages = response.json()["total_num_pages"]
+            yield response.content
+            page += 1
+
+
+def run_http_operator(job: Job, folder: Path) -> int:
+    """Go Airflow's own way, which keeps all pages in memory; what it returns would go to XCom."""
+    from airflow.providers.http.operators.http import HttpOperator
+
+    def next_page(response: Any) -> dict[str, str] | None:
+        path, _, page = str(response.url).removeprefix(job.api).rpartition("/")
+        return {"endpoint": f"{path}/{int(page) + 1}"} if int(page) < response.json()["total_num_pages"] else None
+
+    def to_rows(responses: list[Any]) -> list[dict[str, Any]]:
+        pages = [response.json() for response in responses]
+        return [dict(zip(page["keys"], row, strict=True)) for page in pages for row in page["data"]]
+
+    os.environ["AIRFLOW_CONN_API"] = json.dumps({"conn_type": "http", "host": job.api})
+    operator = HttpOperator(
+        task_id="fetch",
+        http_conn_id="api",
+        method="GET",
+        endpoint=f"{PATH}/1",
+        headers=HEADERS,
+        pagination_function=next_page,
+        response_filter=to_rows,
+    )
+    return len(operator.execute({}))
+
+
+def run_dlt(job: Job, folder: Path) -> int:
+    """Run dlt's rest_api source to its filesystem destination, from the tableau endpoint because it wants objects."""
+    import dlt
+    from dlt.sources.helpers.rest_client.paginators import BasePaginator
+    from dlt.sources.rest_api import rest_api_source
+
+    class PageInPath(BasePaginator):
+        def update_state(self, response: Any, data: list[Any] | None = None) -> None:
+            self._page = int(response.url.rpartition("/")[2])
+            self._has_next_page = self._page < response.json()["total_num_pages"]
+
+        def update_request(self, request: Any) -> None:
+            request.url = f"{request.url.rpartition('/')[0]}/{self._page + 1}"
+
+    source = rest_api_source(
+        {
+            "client": {"base_url": job.api, "headers": HEADERS},
+            "resources": [
+                {
+                    "name": "rows",
+                    "endpoint": {
+                        "path": f"/v1/analytics/tableau/{WINDOW}/1",
+                        "paginator": PageInPath(),
+                        "data_selector": "data",
+                    },
+                }
+            ],
+        }
+    )
+    destination = dlt.destinations.filesystem(bucket_url=f"{folder}/lake")
+    pipeline: Any = dlt.pipeline("bench", pipelines_dir=str(folder), destination=destination)
+    pipeline.run(source)
+    return int(pipeline.last_trace.last_normalize_info.row_counts["rows"])
+
+
+def run_ours(file_format: str, job: Job, folder: Path) -> int:
+    """Run the operator of this package, everything switched on."""
+    from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
+
+    connection = {"conn_type": "unleash", "host": job.api, "password": DEFAULT_KEYS[0]}
+    extra = {"page_concurrency": job.page_concurrency, "mask_stream_tokens": False}
+    os.environ["AIRFLOW_CONN_UNLEASH_DEFAULT"] = json.dumps({**connection, "extra": extra})
+    operator = UnleashToObjectStorageOperator(
+        task_id="extract",
+        device_id=DEVICE,
+        dst=f"file://{folder}",
+        file_format=file_format,  # type: ignore[arg-type]  # one of them, by the table below
+        start=START,
+        end=END,
+    )
+    return int(operator.execute({})["rows"])
+
+
+CONTENDERS: dict[str, Callable[[Job, Path], int]] = {
+    "floor": run_floor,
+    "parquet": partial(run_ours, "parquet"),
+    "jsonl": partial(run_ours, "jsonl"),
+    "json": partial(run_ours, "json"),
+    "csv": partial(run_ours, "csv"),
+    "loop": run_loop,
+    "http": run_http_operator,
+    "dlt": run_dlt,
+}
+
+
+# ---- the process ---------------------------------------------------------------------------------
+
+
+def measure(contender: Callable[[Job, Path], int], job: Job) -> Cost:
+    """Run it once, in an empty folder."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        before = _memory("VmRSS")
+        wall, cpu = time.perf_counter(), time.process_time()
+        rows = contender(job, Path(folder))
+        return Cost(rows, time.perf_counter() - wall, time.process_time() - cpu, _memory("VmHWM"), before)
+
+
+def _memory(name: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    match = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
+    assert match is not None
+    return int(match[1]) / 1024
+
+
+def main() -> None:
+    """Run the jobs of one contender."""
+    # What libraries print goes where the log is, and only answers to whoever asked.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    contender = CONTENDERS[sys.argv[1]]
+    for line in sys.stdin:
+        print(json.dumps(asdict(measure(contender, Job(**json.loads(line))))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

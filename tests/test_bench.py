@@ -1,0 +1,100 @@
+"""The benchmark measures what it says: every contender reads every row, and a goal that is missed says so."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_unleash.simulator import DEFAULT_KEYS, Simulator
+
+sys.path.append(str(Path(__file__).parent.parent / "scripts"))
+import bench
+from bench_contenders import CONTENDERS, Cost, Job, measure
+from bench_waiting import Waiting, wait
+
+NEEDS = {"http": "airflow.providers.http", "dlt": "dlt"}
+
+
+def is_installed(name: str) -> bool:
+    try:
+        return find_spec(NEEDS.get(name, "airflow")) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_each_contender_reads_every_row_of_every_page(name: str, airflow_home: Path, monkeypatch) -> None:
+    if not is_installed(name):
+        pytest.skip(f"{name} is not installed")
+    # The contender sets connections, which is for the worker that it has to itself.
+    monkeypatch.setenv("AIRFLOW_CONN_UNLEASH_DEFAULT", "{}")
+    monkeypatch.setenv("AIRFLOW_CONN_API", "{}")
+    with Simulator(fixed_pages=3, page_size=7) as sim:
+        cost = measure(CONTENDERS[name], Job(sim.base_url, page_concurrency=2))
+        pages = [request.path.rpartition("/")[2] for request in sim.requests]
+    assert cost.rows == 21
+    assert set(pages) == {"1", "2", "3"}
+    assert cost.wall > 0
+    assert cost.peak >= cost.before > 1
+
+
+def test_sensors_that_wait_share_their_polls_and_leave_the_loop_free(connect) -> None:
+    with Simulator() as sim:
+        connect(host=sim.base_url, password=DEFAULT_KEYS[0])
+        burden = asyncio.run(wait(Waiting(sim.base_url, sensors=50, poke_interval=0.5, seconds=1.8)))
+        assert 2 <= len(sim.requests) <= 4
+    assert burden.cpu < 1.8
+
+
+# ---- what comes of it ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def figures() -> bench.Figures:
+    """Give figures as the goals want them."""
+    size = bench.Size(pages=200, rounds=1)
+    found = bench.Figures(size)
+    walls = {"floor": 10.0, "loop": 13.0, "http": 14.0, "dlt": 20.0}
+    for latency in bench.LATENCIES:
+        for name, concurrency in bench.runs_of_a_round(size.contenders, latency):
+            wall = walls.get(name, size.pages * latency / 1000 / concurrency * 1.2 if latency else 1.5)
+            found.costs[name, latency, concurrency].append(Cost(1, wall, 1.5 if name in bench.OURS else 1.0, 0, 0))
+    found.memory |= {(name, pages): pages / 100 for name in size.contenders for pages in size.memory_pages}
+    found.imports.append((3.0, 0.01))
+    found.waiting = bench.Waited(requests=12, block=0.02, cpu=1.0)
+    return found
+
+
+def test_goals_that_are_met_are_called_met(figures: bench.Figures) -> None:
+    assert len(list(bench.goals(figures))) == 17
+    assert all(line.endswith("| met |") for line in bench.goals(figures)), list(bench.goals(figures))
+
+
+@pytest.mark.parametrize("spoil", ["wall", "cpu", "memory", "imports", "requests", "block"])
+def test_a_goal_that_is_missed_is_called_missed(figures: bench.Figures, spoil: str) -> None:
+    if spoil == "wall":
+        figures.costs["parquet", 50, 8][:] = [Cost(1, 99.0, 1.5, 0, 0)]
+    elif spoil == "cpu":
+        figures.costs["jsonl", 0, 1][:] = [Cost(1, 1.5, 1.8, 0, 0)]
+    elif spoil == "memory":
+        figures.memory["csv", 1000] = 22.0
+    elif spoil == "imports":
+        figures.imports[:] = [(3.0, 0.3)]
+    else:
+        figures.waiting = bench.Waited(**{"requests": 12, "block": 0.02, "cpu": 1.0, spoil: 14})
+    missed = [line for line in bench.goals(figures) if line.endswith("| **missed** |")]
+    assert len(missed) == (4 if spoil == "wall" else 1)
+
+
+def test_the_page_has_every_contender_and_concurrency(figures: bench.Figures, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench, "version", lambda name: "1.2.3")
+    page = bench.page_text(figures)
+    assert all(f"| {name} |" in page for name in bench.NAMES.values())
+    assert all(f"| {concurrency} | " in page for concurrency in bench.CONCURRENCIES)
+    bench.draw(figures, tmp_path / "picture.svg")
+    assert "</svg>" in (tmp_path / "picture.svg").read_text()
