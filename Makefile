@@ -41,7 +41,7 @@ demo-ui: $(ENV)/.demo ## the examples in Airflow's web interface until Ctrl-C; P
 test: $(ENV)/.all ## all tests; ARGS="-k name" goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-live: .venv/.all ## every kind of run in a real Airflow, 3 minutes; writes docs/windows.md
+test-live: .venv/.all ## every kind of run and lost events in a real Airflow, 6 minutes; writes docs/windows.md
 	@.venv/bin/python -m pytest tests/live $(ARGS)
 
 bench: $(ENV)/.bench ## speed and memory beside other tools, 30 minutes; ARGS=--page writes docs/performance.md

@@ -24,7 +24,7 @@ with DAG(
     wait = UnleashNewSessionsSensor(
         task_id="wait_for_sessions",
         min_age=timedelta(minutes=30),  # the data of a fresh session is just arriving
-        mode="reschedule",  # no worker slot is held between pokes
+        deferrable=True,  # waits in the triggerer, without a worker slot; polls once for all who wait
         poke_interval=300,
         timeout=6 * 60 * 60,
         soft_fail=True,  # a day without sessions is skipped, not failed

@@ -61,9 +61,9 @@ class Stage:
         connection = {"conn_type": "unleash", "host": self.api, "password": DEFAULT_KEYS[0]}
         self.environ["AIRFLOW_CONN_UNLEASH_DEFAULT"] = json.dumps(connection)
 
-    def start_airflow(self, *command: str) -> None:
+    def start_airflow(self, *command: str) -> subprocess.Popen[str]:
         """Start a part of Airflow that goes on until the show is over."""
-        self._start("airflow", *command)
+        return self._start("airflow", *command)
 
     def run_airflow(self, *command: str) -> None:
         """Run one command of Airflow to its end."""

@@ -113,6 +113,15 @@ def has_runs_without_dates(dag: Any) -> bool:
     return "logical_date" in inspect.signature(dag.test).parameters
 
 
+def has_asset_state_store() -> bool:
+    """Tell whether this Airflow keeps values for an asset."""
+    try:
+        from airflow.sdk.execution_time import context
+    except ImportError:
+        return False
+    return hasattr(context, "AssetStateStoreAccessors")
+
+
 def run_dag_file(home: Path, path: Path, moment: datetime | None = NEXT_DAY) -> DagRun:
     """Run the DAG of a file as if triggered then; None is a run without a logical date. Remove the file."""
     try:

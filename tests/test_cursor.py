@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dag_runs import DAY_END, DAY_START, run_dag
+from dag_runs import DAY_END, DAY_START, has_asset_state_store, run_dag
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -182,15 +181,7 @@ consume()
 """
 
 
-def has_store() -> bool:
-    with suppress(ImportError):
-        from airflow.sdk.execution_time.context import AssetStateStoreAccessors  # noqa: F401
-
-        return True
-    return False
-
-
-@pytest.mark.skipif(not has_store(), reason="this Airflow has no asset state store")
+@pytest.mark.skipif(not has_asset_state_store(), reason="this Airflow has no asset state store")
 def test_the_cursor_stays_in_airflows_store(airflow_home: Any, serve: Callable[..., Simulator]) -> None:
     sim = serve(sessions_from=DAY_START, session_period=3600.0, clock=lambda: DAY_END / 1000)
     run = run_dag(airflow_home, CONSUMER.format(name="a", most=3), arguments="schedule=None")
@@ -200,7 +191,7 @@ def test_the_cursor_stays_in_airflows_store(airflow_home: Any, serve: Callable[.
     assert run.xcoms["consume"] == sim.sessions()
 
 
-@pytest.mark.skipif(has_store(), reason="this Airflow has an asset state store")
+@pytest.mark.skipif(has_asset_state_store(), reason="this Airflow has an asset state store")
 def test_on_an_older_airflow_the_error_says_what_it_takes(airflow_home: Any, serve: Callable[..., Simulator]) -> None:
     serve()
     run = run_dag(airflow_home, CONSUMER.format(name="b", most=3), arguments="schedule=None")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import shutil
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,6 +26,7 @@ from dag_runs import (
     SILENT,
     STREET,
     DagRun,
+    has_asset_state_store,
     load_dag,
     run_dag_file,
 )
@@ -32,6 +36,9 @@ from airflow_provider_unleash.simulator import Simulator
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "example_dags").glob("*.py"))
+HAS_WATCHERS = hasattr(
+    importlib.import_module("airflow.sdk" if find_spec("airflow.sdk") else "airflow"), "AssetWatcher"
+)
 DAY = f"{NEXT_DAY - timedelta(days=1):%Y-%m-%d}"
 
 
@@ -74,7 +81,11 @@ def test_an_example_has_a_test_of_its_own(path):
     assert f"test_{path.stem.removeprefix('example_unleash_')}_" in Path(__file__).read_text()
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in EXAMPLES if HAS_WATCHERS or "AssetWatcher" not in path.read_text()],
+    ids=lambda path: path.stem,
+)
 def test_an_example_is_parsed_without_a_request_and_without_a_warning_about_its_code(path, sim):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -163,3 +174,24 @@ def test_wait_for_sessions_waits_and_then_lands_every_device(run_example, sim, l
         device = name.partition("/")[0].removeprefix("device=")
         lines = gzip.decompress((lake / name).read_bytes()).splitlines()
         assert [json.loads(line) for line in lines] == sim.rows(device, DAY_START, DAY_END - 1)
+
+
+@pytest.mark.skipif(not has_asset_state_store(), reason="this Airflow has no asset state store")
+def test_event_driven_lands_what_is_new_once_and_goes_on_from_there(run_example, serve, lake):
+    now = int(time.time() * 1000)
+    sim = serve(devices=(STREET, SILENT), sessions_from=now - 3 * HOUR_MS, session_period=1800.0, rows_per_day=2000)
+    run = run_example("event_driven")
+    windows = run.xcoms["begin"]
+    assert [window["device_id"] for window in windows] == [STREET, SILENT]
+    [(start, end)] = {(window["start"], window["end"]) for window in windows}
+    assert str(start) == sim.sessions()[0]
+    assert 0 <= end + 30 * 60_000 - now < 60_000
+    [rows] = [
+        run.xcoms["extract", index]["rows"] for index, window in enumerate(windows) if window["device_id"] == STREET
+    ]
+    assert rows == len(sim.rows(STREET, start, end - 1)) > 0
+    # The same event again finds nothing to do, and writes nothing.
+    before = files_in(lake)
+    run = run_example("event_driven")
+    assert run.states["begin"] == "skipped"
+    assert files_in(lake) == before

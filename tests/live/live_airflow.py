@@ -114,8 +114,7 @@ class LiveStage(Stage):
         self._commands: list[subprocess.Popen[str]] = []
 
     def start_simulator(self, *options: str) -> None:
-        devices = ",".join(kind.dag_id for kind in RUN_KINDS)
-        super().start_simulator("--devices", devices, "--rows-per-day", str(ROWS_PER_DAY), *options)
+        super().start_simulator(*options)
         self.use_api(self.api)
 
     def use_api(self, url: str) -> None:
@@ -134,6 +133,25 @@ class LiveStage(Stage):
         """Start the commands that make the runs of some kinds."""
         commands = {kind.dag_id: kind.run.replace("DAG", kind.dag_id).split()[1:] for kind in kinds}
         self._commands.append(self._start("airflow_commands", str(self.said), json.dumps(commands)))
+
+    def start_api_server(self) -> None:
+        """Start what all other parts of Airflow talk to."""
+        self.start_airflow("api-server", "--host", "127.0.0.1", "--port", self.url.rpartition(":")[2])
+
+    def has_api_server(self) -> bool:
+        """Tell whether it answers already."""
+        with suppress(URLError, ConnectionError, TimeoutError):
+            return bool(_ask(f"{self.url}/api/v2/version"))
+        return False
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """Kill a part of Airflow with all that it started, as the kernel does where memory is short."""
+        parts = psutil.Process(process.pid)
+        for part in [*parts.children(recursive=True), parts]:
+            with suppress(psutil.NoSuchProcess):
+                part.kill()
+        process.wait()
+        self._processes.remove(process)
 
     def check_alive(self) -> bool:
         """Return whether commands are under way; raise if something ended that should not."""
@@ -174,7 +192,7 @@ def _free_port() -> int:
 
 def observe() -> Observed:
     """Make all runs, wait for them, stop everything, and return what was seen."""
-    with _time_limit(), _folder() as folder:
+    with time_limit(), temporary_folder() as folder:
         live, tests = LiveStage(folder / "live"), LiveStage(folder / "tests")
         try:
             _run_everything(live, tests)
@@ -189,13 +207,13 @@ def observe() -> Observed:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def temporary_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="unleash-live-", ignore_cleanup_errors=True) as folder:
         yield Path(folder).resolve()
 
 
 @contextmanager
-def _time_limit() -> Iterator[None]:
+def time_limit() -> Iterator[None]:
     """Raise when the time is over, and when somebody ends this process: SIGTERM would else leave the others behind."""
 
     def end(number: int, frame: object) -> None:
@@ -214,22 +232,23 @@ def _time_limit() -> Iterator[None]:
 
 
 def _run_everything(live: LiveStage, tests: LiveStage) -> None:
-    live.start_simulator()
+    devices = ",".join(kind.dag_id for kind in RUN_KINDS)
+    live.start_simulator("--devices", devices, "--rows-per-day", str(ROWS_PER_DAY))
     tests.use_api(live.api)
     live.run_airflow("db", "migrate")
     for path in live.home.glob("airflow.db*"):
         shutil.copy(path, tests.home)
     tests.start_commands(_kinds_by("airflow dags test"))
-    live.start_airflow("api-server", "--host", "127.0.0.1", "--port", live.url.rpartition(":")[2])
+    live.start_api_server()
     live.start_airflow("dag-processor")
     # Not before the others are ready: a worker that finds no API uses up a try of its task, and an update of an
     # asset is lost for a DAG that is not there yet.
-    _wait_until(lambda: _answers(live.url) and _are_dags_there(live), live, tests)
+    wait_until(lambda: live.has_api_server() and _are_dags_there(live), live, tests)
     live.start_commands([*_kinds_by("airflow dags trigger"), *_kinds_by("airflow backfill")])
     for kind in _kinds_by("POST"):
         _post_run(live, kind)
     # SQLite has one writer at a time, and the scheduler is a busy one.
-    _wait_until(lambda: not live.check_alive(), live, tests)
+    wait_until(lambda: not live.check_alive(), live, tests)
     # -s: else they serve logs on all interfaces.
     live.start_airflow("scheduler", "-s")
     live.start_airflow("triggerer", "-s")
@@ -240,7 +259,7 @@ def _kinds_by(how: str) -> list[RunKind]:
     return [kind for kind in RUN_KINDS if kind.run.startswith(how)]
 
 
-def _wait_until(is_so: Callable[[], bool], *stages: LiveStage) -> None:
+def wait_until(is_so: Callable[[], bool], *stages: LiveStage) -> None:
     while not is_so():
         for stage in stages:
             stage.check_alive()
@@ -278,12 +297,6 @@ def _ask(url: str, body: str | None = None) -> Any:
     request = Request(url, None if body is None else body.encode(), headers)
     with build_opener(ProxyHandler({})).open(request, timeout=60) as answer:
         return json.load(answer)
-
-
-def _answers(url: str) -> bool:
-    with suppress(URLError, ConnectionError, TimeoutError):
-        return bool(_ask(f"{url}/api/v2/version"))
-    return False
 
 
 def _post_run(live: LiveStage, kind: RunKind) -> None:

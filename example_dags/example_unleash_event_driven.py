@@ -1,0 +1,64 @@
+"""Extract as soon as there are sessions: an event starts the DAG, a cursor says what is new. Needs Airflow 3.3."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowSkipException
+from airflow.sdk import DAG, Asset, AssetWatcher, task
+
+from airflow_provider_unleash.cursor import SessionCursor
+from airflow_provider_unleash.hooks import UnleashHook
+from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
+from airflow_provider_unleash.triggers import UnleashNewSessionsEventTrigger
+
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash_sessions")
+
+# [START event_driven]
+SINCE = int(datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp() * 1000)
+MIN_AGE = timedelta(minutes=30)  # the data of a fresh session is just arriving
+
+sessions = Asset(
+    name="unleash_sessions",
+    uri="unleash://unleash_default/sessions",
+    watchers=[
+        AssetWatcher(
+            name="unleash_new_sessions",
+            trigger=UnleashNewSessionsEventTrigger(since=SINCE, min_age=MIN_AGE.total_seconds()),
+        )
+    ],
+)
+
+with DAG(
+    dag_id="example_unleash_event_driven",
+    schedule=[sessions],
+    catchup=False,
+    max_active_runs=1,  # one at a time moves the cursor
+    default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
+) as dag:
+
+    @task(inlets=[sessions])  # which gives the task the asset's state store
+    def begin(**context: Any) -> list[dict[str, Any]]:
+        """Return the window from where the last one ended, for every device."""
+        hook = UnleashHook()
+        end = datetime.now(timezone.utc) - MIN_AGE
+        window = SessionCursor(context, sessions, since=SINCE).begin_window(
+            hook.list_sessions(), int(end.timestamp() * 1000)
+        )
+        if window is None:
+            raise AirflowSkipException("No new sessions: an event came twice")
+        return [{"device_id": device, "start": window["start"], "end": window["end"]} for device in hook.list_devices()]
+
+    extract = UnleashToObjectStorageOperator.partial(
+        task_id="extract", dst=LAKE, file_format="parquet", max_active_tis_per_dagrun=4
+    ).expand_kwargs(begin())
+
+    @task(inlets=[sessions])
+    def finish(**context: Any) -> None:
+        """Move the cursor, now that every device's rows lie in the lake."""
+        SessionCursor(context, sessions).finish_window(UnleashHook().list_sessions())
+
+    extract >> finish()
+# [END event_driven]
