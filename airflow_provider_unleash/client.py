@@ -483,6 +483,7 @@ class _Extraction:
         self._concurrency = concurrency
         self._gate = _Gate(concurrency, client.max_attempts, client._count)
         self._workers: ThreadPoolExecutor | None = None
+        self._asked_again = False
 
     def pages(self) -> Generator[Page, None, None]:
         try:
@@ -507,7 +508,10 @@ class _Extraction:
                     again[total] = page.digest()
                 yield page
                 del page  # before the next one is made: the same memory again is what a processor has in its cache
-            elif page.digest() != again[page.number]:
+                continue
+            if self._asked_again:  # and so perhaps after this page
+                page = self._parse(page.number, self._fetch(page.number))
+            if page.digest() != again[page.number]:
                 raise self._changed(page, f"page {page.number} has other rows when read again")
 
     def _changed(self, page: Page, what: str) -> SnapshotChangedError:
@@ -516,15 +520,19 @@ class _Extraction:
     def _in_order(self, numbers: Iterable[int], afterwards: Iterable[int]) -> Iterator[Page]:
         """Yield pages in that order, with some requests ahead of the consumer; afterwards is when all are answered."""
         rest = chain(((number, False) for number in numbers), ((number, True) for number in afterwards))
-        ahead: deque[tuple[int, Callable[[], Answer]]] = deque()
+        ahead: deque[tuple[int, bool, Callable[[], Answer]]] = deque()
         while True:
-            for number, waits in islice(rest, 2 * self._concurrency - 1 - len(ahead)):
-                before = [answer for _, answer in ahead] if waits else []
-                ahead.append((number, self._submit(number, before)))
+            for number, is_afterwards in islice(rest, 2 * self._concurrency - 1 - len(ahead)):
+                before = [answer for _, is_check, answer in ahead if not is_check] if is_afterwards else []
+                ahead.append((number, is_afterwards, self._submit(number, before)))
+                del before
             if not ahead:
                 return
-            number, answer = ahead.popleft()
-            yield self._parse(number, answer())
+            number, _, answer = ahead.popleft()
+            page = self._parse(number, answer())
+            del answer
+            yield page
+            del page
 
     def _submit(self, number: int, before: list[Callable[[], Answer]]) -> Callable[[], Answer]:
         """Return a way to get the answer, asked for in the background where there is a background."""
@@ -538,8 +546,8 @@ class _Extraction:
 
     def _fetch_after(self, number: int, before: list[Callable[[], Answer]]) -> Answer:
         # What is before has a thread already, because threads take requests in order.
-        for answer in before:
-            answer()
+        while before:
+            before.pop()()
         return self._fetch(number)
 
     def _fetch(self, number: int) -> Answer:
@@ -551,6 +559,7 @@ class _Extraction:
         try:
             page = parse(answer)
         except TransportError:
+            self._asked_again = True
             page = self._client._get(self._path(number), parse, self._gate)
         return self._client._guard_tokens(page)
 

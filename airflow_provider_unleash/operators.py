@@ -213,6 +213,14 @@ class _FetchOperator(_UnleashOperator):
                     seconds * (total / number - 1),
                 )
 
+    def _report_effort(
+        self, did: str, counts: RowCounts, size: int, receiver: object, effort: Mapping[str, float]
+    ) -> None:
+        self.log.info(
+            "%s %d rows of %d pages, %d bytes, in %.1f s with %d requests, %d retries, %.1f s throttled, to %s",
+            *(did, counts.rows, counts.pages, size, *effort.values(), receiver),
+        )
+
     def _check_empty(self, client: UnleashClient, counts: RowCounts) -> bool:
         """Tell whether there are no rows and the task goes on nevertheless; raise where it does not."""
         if counts.rows:
@@ -230,6 +238,12 @@ class _FetchOperator(_UnleashOperator):
             raise AirflowSkipException(said)
         self.log.info(said)
         return True
+
+
+def _effort_of(client: UnleashClient, began: float) -> dict[str, float]:
+    """Return ``seconds, requests, retries, throttled_seconds``."""
+    effort = {"seconds": time.monotonic() - began, **asdict(client.traffic)}
+    return {name: round(number, 3) for name, number in effort.items()}
 
 
 def _check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
@@ -277,6 +291,7 @@ class UnleashGetAnalyticsOperator(_FetchOperator):
                     )
                 records += new
             self._check_empty(client, counts)
+        self._report_effort("Returned", counts, size, "XCom", _effort_of(client, began))
         return records
 
 
@@ -374,12 +389,8 @@ class UnleashToObjectStorageOperator(_FetchOperator):
         url = url_of(path)
         with_connection = str(path) if "://" in str(path) else url  # a plain folder has neither
         written = {"path": with_connection, "url": url, "rows": counts.rows, "bytes": writer.size}
-        effort = {"seconds": time.monotonic() - began, **asdict(client.traffic)}
-        effort = {name: round(number, 3) for name, number in effort.items()}
-        self.log.info(
-            "Wrote %d rows of %d pages, %d bytes, in %.1f s with %d requests, %d retries, %.1f s throttled, to %s",
-            *(counts.rows, counts.pages, writer.size, *effort.values(), path),
-        )
+        effort = _effort_of(client, began)
+        self._report_effort("Wrote", counts, writer.size, path, effort)
         return self._summarize(window, counts, effort, written)
 
     def _summarize(

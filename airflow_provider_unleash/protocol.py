@@ -267,7 +267,7 @@ class Page:
 
     @cached_property
     def rows(self) -> list[list[Any]]:
-        """The rows as lists of values, in the order of ``keys``."""
+        """A copy of the rows as lists of values, in the order of ``keys``."""
         return list(map(list, self.tuples))
 
     def records(self) -> list[dict[str, Any]]:

@@ -327,5 +327,8 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
             emitted = frozenset(new)
 
     async def _list_new(self, sessions: list[str]) -> list[str]:
-        pending = await list_pending(getattr(self, "asset_state_store", None), sessions)
+        try:
+            pending = await list_pending(getattr(self, "asset_state_store", None), sessions)
+        except ValueError:  # the trigger of several assets has a store for each, and cannot tell which they are
+            pending = sessions
         return select_sessions(pending, since_ms=self.since, min_age_ms=int(self.min_age * 1000), now_ms=_now_ms())

@@ -133,6 +133,7 @@ def measure(stage: Stage, size: Size, say: Callable[[str], None]) -> Figures:
                     cost = ask(name, Job(apis[size.pages], concurrency))
                     _check_rows(name, cost, size.pages)
                     figures.costs[name, latency, concurrency].append(cost)
+    _set_latency(apis[size.pages], 0)
     for name in size.contenders:
         for pages in size.memory_pages:
             say(f"Memory of {name}, {pages} pages …")
@@ -317,7 +318,7 @@ TEXT = """\
 
 Written by `make bench ARGS=--page`. {pages} pages of {rows} rows, gzip on the wire, from an API that takes {latencies}
 for a page. CPU and wall are multiples of the floor's in the same round, the median of {rounds} interleaved rounds: 1 is
-the floor, smaller is better. MiB is what the process grows by.
+the floor, smaller is better. MiB is what a process grows by that has done a small extraction before, one run each.
 
 {speed}
 
@@ -360,13 +361,13 @@ Measured on {machine}, Python {python}, Airflow {airflow}, pyarrow {pyarrow}, ms
 
 With latency, the API: {pages} pages at {slow} ms and `page_concurrency={concurrency}` cannot take less than
 {ideal:.2f} s, and take {beyond:.2f} times that. The rest is the first page, which is asked for alone because it tells
-how many there are, the first and last page read again at the end, and what the threads cost. From 8 to 16 requests at
-once, the CPU time of one process takes over.
+how many there are, the first and last page read again at the end, and what the threads cost. With 16 requests at once,
+this process was busy for {busy:.0%} of the time, and shared the machine with the simulator.
 
-Without latency, CPU time: two fifths of the floor are reading and decompressing, three fifths are decoding. Rows are
-kept as tuples, which Python's garbage collector forgets, so that decoding costs less here than decoding to lists does
-in the floor; that pays for the boundary rule and for JSON lines. Parquet takes the columns from the rows once, lets
-pyarrow look at each value once, and writes row groups of 100 000 rows or 64 MiB.
+Without latency, CPU time. Rows are kept as tuples, which Python's garbage collector forgets, so that decoding costs
+less here than decoding to lists does in the floor; that pays for the boundary rule and for JSON lines. Parquet takes
+the columns from the rows once, and writes row groups of 100 000 rows or 64 MiB. Where pandas is installed, pyarrow
+imports it as soon as it is given a list.
 
 Memory: two pages for each request that may be under way, and a row group. It does not grow with the number of pages.
 """
@@ -391,6 +392,7 @@ def page_text(figures: Figures) -> str:
         machine=f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         python=platform.python_version(),
         airflow=version("apache-airflow"),
+        busy=statistics.median(cost.cpu / cost.wall for cost in figures.costs["parquet", slow, CONCURRENCIES[-1]]),
         waiting=figures.waiting,
         block=figures.waiting.block * 1000,
         **asdict(WAITING),
@@ -407,7 +409,11 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--memory-pages", type=int, nargs=2, default=Size.memory_pages, help="of the memory runs (default: %(default)s)"
     )
     parser.add_argument("--only", default=",".join(NAMES), help="contenders, comma separated (default: %(default)s)")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    only = set(given.only.split(","))
+    if not {"floor", "parquet", "jsonl"} <= only <= set(NAMES):
+        parser.error(f"--only needs floor, parquet and jsonl, and takes no others than {', '.join(NAMES)}")
+    return given
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -61,23 +61,21 @@ def run_floor(job: Job, folder: Path) -> int:
     """Read the bytes of all pages and decode them once, nothing else: what no client can do without."""
     import msgspec
 
-    contents = (msgspec.json.decode(body) for body in _bodies(job))
-    return sum(len(content["data"]) for content in contents)
+    return sum(len(content["data"]) for content in _contents(job, msgspec.json.decode))
 
 
 def run_loop(job: Job, folder: Path) -> int:
     """Do what one writes by hand: a loop of requests, and a file of JSON lines."""
     rows = 0
     with (folder / "rows.jsonl").open("w") as file:
-        for body in _bodies(job):
-            content = json.loads(body)
+        for content in _contents(job, json.loads):
             for row in content["data"]:
                 file.write(json.dumps(dict(zip(content["keys"], row, strict=True))) + "\n")
                 rows += 1
     return rows
 
 
-def _bodies(job: Job) -> Iterator[bytes]:
+def _contents(job: Job, decode: Callable[[bytes], Any]) -> Iterator[Any]:
     import requests
 
     with requests.Session() as session:
@@ -85,9 +83,9 @@ def _bodies(job: Job) -> Iterator[bytes]:
         while page <= pages:
             response = session.get(f"{job.api}{PATH}/{page}", headers=HEADERS, timeout=60)
             response.raise_for_status()
-            if page == 1:
-                pages = response.json()["total_num_pages"]
-            yield response.content
+            content = decode(response.content)
+            pages = content["total_num_pages"]
+            yield content
             page += 1
 
 
@@ -95,13 +93,17 @@ def run_http_operator(job: Job, folder: Path) -> int:
     """Go Airflow's own way, which keeps all pages in memory; what it returns would go to XCom."""
     from airflow.providers.http.operators.http import HttpOperator
 
+    pages: list[int] = []
+
     def next_page(response: Any) -> dict[str, str] | None:
         path, _, page = str(response.url).removeprefix(job.api).rpartition("/")
-        return {"endpoint": f"{path}/{int(page) + 1}"} if int(page) < response.json()["total_num_pages"] else None
+        if not pages:
+            pages.append(response.json()["total_num_pages"])
+        return {"endpoint": f"{path}/{int(page) + 1}"} if int(page) < pages[0] else None
 
     def to_rows(responses: list[Any]) -> list[dict[str, Any]]:
-        pages = [response.json() for response in responses]
-        return [dict(zip(page["keys"], row, strict=True)) for page in pages for row in page["data"]]
+        contents = [response.json() for response in responses]
+        return [dict(zip(content["keys"], row, strict=True)) for content in contents for row in content["data"]]
 
     os.environ["AIRFLOW_CONN_API"] = json.dumps({"conn_type": "http", "host": job.api})
     operator = HttpOperator(
@@ -118,14 +120,19 @@ def run_http_operator(job: Job, folder: Path) -> int:
 
 def run_dlt(job: Job, folder: Path) -> int:
     """Run dlt's rest_api source to its filesystem destination, from the tableau endpoint because it wants objects."""
+    # It sends what it does to its makers, else, and writes into the home.
+    os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "DLT_DATA_DIR": str(folder)}
     import dlt
     from dlt.sources.helpers.rest_client.paginators import BasePaginator
     from dlt.sources.rest_api import rest_api_source
 
     class PageInPath(BasePaginator):
+        _pages = 0
+
         def update_state(self, response: Any, data: list[Any] | None = None) -> None:
             self._page = int(response.url.rpartition("/")[2])
-            self._has_next_page = self._page < response.json()["total_num_pages"]
+            self._pages = self._pages or response.json()["total_num_pages"]
+            self._has_next_page = self._page < self._pages
 
         def update_request(self, request: Any) -> None:
             request.url = f"{request.url.rpartition('/')[0]}/{self._page + 1}"

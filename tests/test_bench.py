@@ -31,9 +31,12 @@ def is_installed(name: str) -> bool:
 def test_each_contender_reads_every_row_of_every_page(name: str, airflow_home: Path, monkeypatch) -> None:
     if not is_installed(name):
         pytest.skip(f"{name} is not installed")
-    # The contender sets connections, which is for the worker that it has to itself.
-    monkeypatch.setenv("AIRFLOW_CONN_UNLEASH_DEFAULT", "{}")
-    monkeypatch.setenv("AIRFLOW_CONN_API", "{}")
+    # The contender sets what is for the worker that it has to itself.
+    for variable in (
+        *("AIRFLOW_CONN_UNLEASH_DEFAULT", "AIRFLOW_CONN_API"),
+        *("RUNTIME__DLTHUB_TELEMETRY", "DLT_DATA_DIR"),
+    ):
+        monkeypatch.setenv(variable, "")
     with Simulator(fixed_pages=3, page_size=7) as sim:
         cost = measure(CONTENDERS[name], Job(sim.base_url, page_concurrency=2))
         pages = [request.path.rpartition("/")[2] for request in sim.requests]

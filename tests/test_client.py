@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import pairwise
 
@@ -30,6 +31,7 @@ from airflow_provider_unleash.exceptions import (
     UnexpectedResponseError,
     UnleashError,
 )
+from airflow_provider_unleash.protocol import Answer
 from airflow_provider_unleash.simulator import Fault, Simulator
 
 DEVICE = "Wb8fabc31378ce07"
@@ -570,3 +572,34 @@ def test_tokens_are_warned_of_once_where_nobody_chose(
     assert (records == sim.rows(DEVICE, START, END)) is not bool(choice)
     token = sim.rows(DEVICE, START, END)[0]["source_file_name"].partition("=")[2]
     assert token not in caplog.text
+
+
+def test_where_a_page_had_to_be_asked_again_late_the_ends_are_read_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that only looks like JSON is found out late, when the consumer comes to it."""
+    take, broken = UnleashClient._ask, threading.Event()
+
+    def ask(api: UnleashClient, path: str) -> Answer:
+        answer = take(api, path)
+        if path.endswith("/5") and not broken.is_set():
+            broken.set()
+            return replace(answer, body=b"{no JSON}")
+        return answer
+
+    monkeypatch.setattr(UnleashClient, "_ask", ask)
+    with Simulator(fixed_pages=6, page_size=10) as sim, connect(sim, page_concurrency=4) as api:
+        for page in api.iter_pages(DEVICE, START, END):
+            while page.number == 4 and len(sim.requests) < 8:
+                time.sleep(0.01)
+        asked = pages_asked(sim)
+    assert sorted(asked[:8]) == [1, 1, 2, 3, 4, 5, 6, 6]
+    assert asked[8:] == [5, 1, 6]
+
+
+def test_both_ends_are_read_again_at_once_when_all_the_rest_is_answered() -> None:
+    with Simulator(fixed_pages=20, page_size=10, latency=0.2) as sim, connect(sim, page_concurrency=4) as api:
+        assert len(list(api.iter_pages(DEVICE, START, END))) == 20
+        requests = [request for request in sim.requests if f"/{DEVICE}/" in request.path]
+    *before, first, last = sorted(requests, key=lambda request: request.time)
+    assert {request.path.rpartition("/")[2] for request in (first, last)} == {"1", "20"}
+    assert min(first.time, last.time) >= max(request.time for request in before) + 0.199
+    assert abs(first.time - last.time) < 0.2

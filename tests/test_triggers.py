@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
     TaskDeferred,
 )
-from dag_runs import DAY_END, DAY_START, HOUR_MS, make_context, run_dag
+from dag_runs import DAY_END, DAY_START, HOUR_MS, has_asset_state_store, make_context, run_dag
 from test_package import run as run_python
 
 from airflow_provider_unleash import triggers
@@ -516,6 +516,16 @@ def test_when_all_is_handled_nothing_reminds(sim: Simulator) -> None:
         return await task
 
     assert 2 <= len(asyncio.run(wait())) <= 6
+
+
+def test_the_trigger_of_several_assets_goes_on_without_their_stores(sim: Simulator) -> None:
+    context = pytest.importorskip("airflow.sdk.execution_time.context")
+    if not has_asset_state_store():
+        pytest.skip("this Airflow has no asset state store")
+    sdk = importlib.import_module("airflow.sdk")
+    trigger = UnleashNewSessionsEventTrigger(poke_interval=INTERVAL)
+    trigger.asset_state_store = context.AssetStateStoreAccessors([sdk.Asset("a"), sdk.Asset("b")])
+    assert watch(trigger, 1)[0]["sessions"] == sim.sessions()
 
 
 def test_a_store_that_fails_ends_no_stream(sim: Simulator, caplog: Any) -> None:
