@@ -8,13 +8,13 @@ from typing import Any
 
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.protocol import parse_session_start
-from airflow_provider_unleash.window import select_sessions
+from airflow_provider_unleash.window import SessionList, select_sessions
 
 # Rows of an asset's state store: the ids of the consumers' DAGs, and a cursor for each.
 CONSUMERS_KEY = "unleash_consumers"
 _CURSOR_KEY = "unleash_cursor."
-# About 50 kB as JSON, below the store's own limit of 65 535 bytes.
-MOST_HANDLED = 2500
+# Of handled sessions, and again of those in a window: 51 kB as JSON, below the store's limit of 65 535 bytes.
+MOST_SESSIONS = 1500
 
 
 @dataclass
@@ -42,12 +42,15 @@ class Cursor:
         """
         Count these as handled, too.
 
-        Forgets those that the API does not list any more. Of the others, only the latest are kept by name; the floor
-        rises over the rest, but never over one that is not handled yet.
+        Forgets those that the API does not list any more; an empty list is no reason to, which may be a mistake of its.
+        Of the others, only the latest are kept by name: the floor rises over the rest, but never over a session that is
+        not handled yet, so one that never is makes the cursor grow.
         """
-        handled = {*self.handled, *sessions} & set(listed)
+        handled = {*self.handled, *sessions}
+        if listed:
+            handled &= set(listed)
         self.handled = select_sessions(handled, since_ms=self.floor or None)
-        surplus = len(self.handled) - MOST_HANDLED
+        surplus = len(self.handled) - MOST_SESSIONS
         if surplus > 0:
             floor = parse_session_start(self.handled[surplus])
             pending = self.pending(listed)
@@ -73,28 +76,25 @@ class SessionCursor:
     """
 
     def __init__(self, context: Mapping[str, Any], asset: Any, *, since: int | None = None) -> None:
-        stores = context.get("asset_state_store")
-        if stores is None:
+        try:
+            self._store = context["asset_state_store"][asset]
+        except KeyError:
             raise InvalidArgumentError(
                 "There is no asset state store: it takes Airflow 3.3 and the asset among the task's inlets. On an "
                 "older Airflow, use UnleashNewSessionsSensor, which looks at the run's data interval",
                 argument="asset",
-            )
-        self._store = stores[asset]
+            ) from None
         self._dag_id = context["dag"].dag_id
         stored = self._store.get(_CURSOR_KEY + self._dag_id)
         self._cursor = Cursor(floor=since or 0) if stored is None else Cursor(**stored)
-        self._register()
-
-    def _register(self) -> None:
-        # By this the trigger knows whose cursors to look at; whoever loses the race of two writers comes back.
-        consumers = self._store.get(CONSUMERS_KEY) or []
-        if self._dag_id not in consumers:
-            self._store.set(CONSUMERS_KEY, sorted([*consumers, self._dag_id]))
-            self._save()
+        self._save()
 
     def _save(self) -> None:
         self._store.set(_CURSOR_KEY + self._dag_id, asdict(self._cursor))
+        # By this the trigger knows whose cursors to look at. Two that write it at once: the loser comes back.
+        consumers = self._store.get(CONSUMERS_KEY) or []
+        if self._dag_id not in consumers:
+            self._store.set(CONSUMERS_KEY, sorted([*consumers, self._dag_id]))
 
     def pending(self, sessions: Iterable[str]) -> list[str]:
         """
@@ -117,14 +117,17 @@ class SessionCursor:
 
     def begin_window(self, sessions: Collection[str], end_ms: int) -> dict[str, Any] | None:
         """
-        Return the window to extract now, ``{"start", "end", "sessions"}``; None where no session is pending.
+        Return the window to extract now, ``{"start", "end", "sessions", "late"}``; None where no session is pending.
 
         Windows follow each other without gap or overlap: the first starts with the oldest pending session, each later
         one where the last that was finished ended. One that was begun and not finished is returned again as it was,
-        so that a retry writes the same objects.
+        so that a retry writes the same objects. It ends before ``end_ms`` where there are too many sessions for one.
 
         :param sessions: what the API lists now.
         :param end_ms: end of the window, epoch milliseconds; sessions that start later stay pending.
+        :return: bounds in epoch milliseconds and ids; ``late`` are those of ``sessions`` that start before the window,
+            because they were listed after it had been passed. Rows of theirs that had not arrived by then are in no
+            window: who must have them extracts from their start again.
         """
         cursor = self._cursor
         if cursor.window is None:
@@ -132,25 +135,38 @@ class SessionCursor:
             if not pending or (cursor.until is not None and cursor.until >= end_ms):
                 return None
             start_ms = parse_session_start(pending[0]) if cursor.until is None else cursor.until
-            cursor.window = {"start": start_ms, "end": end_ms, "sessions": pending}
+            if len(pending) > MOST_SESSIONS:
+                end_ms = max(parse_session_start(pending[MOST_SESSIONS]), start_ms + 1)
+                pending = pending[:MOST_SESSIONS]
+            late = [session for session in pending if parse_session_start(session) < start_ms]
+            cursor.window = {"start": start_ms, "end": end_ms, "sessions": pending, "late": late}
             self._save()
         return dict(cursor.window)
 
-    def finish_window(self, listed: Collection[str]) -> None:
+    def finish_window(self, window: Mapping[str, Any], listed: Collection[str]) -> None:
         """
         Count the sessions of the window that was begun as handled; the next one starts where it ends.
 
+        :param window: what was extracted, of which ``start`` and ``end`` matter: where another window is open by now,
+            because an old task was cleared and runs again, nothing changes.
         :param listed: what the API lists; ids that it does not list any more are forgotten.
         """
-        if self._cursor.window is not None:
-            window, self._cursor.window = self._cursor.window, None
-            self._cursor.until = window["end"]
-            self.mark_handled(window["sessions"], listed)
+        begun = self._cursor.window
+        if begun is not None and (begun["start"], begun["end"]) == (window["start"], window["end"]):
+            self._cursor.window = None
+            self._cursor.until = begun["end"]
+            self.mark_handled(begun["sessions"], listed)
+
+    def forget(self) -> None:
+        """Remove this DAG's cursor and window, so that it starts anew, and no reminder waits for it any more."""
+        self._store.delete(_CURSOR_KEY + self._dag_id)
+        consumers = self._store.get(CONSUMERS_KEY) or []
+        self._store.set(CONSUMERS_KEY, [consumer for consumer in consumers if consumer != self._dag_id])
 
 
-async def list_pending(store: Any, sessions: list[str]) -> list[str]:
+async def list_pending(store: Any, sessions: SessionList) -> SessionList:
     """
-    Return the sessions that at least one consumer of an asset has not handled yet, oldest first.
+    Return the sessions that at least one consumer of an asset has not handled yet.
 
     :param store: the asset's state store, as a trigger has it; None where there is none.
     """
@@ -158,5 +174,4 @@ async def list_pending(store: Any, sessions: list[str]) -> list[str]:
     stored = [await store.aget(_CURSOR_KEY + consumer) for consumer in consumers]
     if not stored:
         return sessions
-    pending = {session for cursor in stored for session in Cursor(**(cursor or {})).pending(sessions)}
-    return [session for session in sessions if session in pending]
+    return SessionList(session for cursor in stored for session in Cursor(**(cursor or {})).pending(sessions.ids))

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
-    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
@@ -32,6 +31,9 @@ from airflow_provider_unleash.hooks import (
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+# How Airflow 3 and 2.11 say that a trigger had no event in time.
+_TIMEOUTS = ("Trigger timeout", "Trigger/execution timeout")
 
 
 class UnleashNewSessionsSensor(BaseSensorOperator):
@@ -136,14 +138,12 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
         raise AirflowFailException(said) if issubclass(kind, PermanentError) else UnleashError(said)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        # Some Airflows fail here where they skip in another mode, others retry where they fail for good.
+        if next_method == "__fail__" and (next_kwargs or {}).get("error") in _TIMEOUTS:
+            said = f"No new sessions in {self.timeout:.0f} s"
+            raise AirflowSkipException(said) if self.soft_fail else AirflowSensorTimeout(said)
         with self._failing_permanently():
-            try:
-                return super().resume_execution(next_method, next_kwargs, context)
-            except AirflowException as error:
-                # Airflow 2.11 would retry it, which it does with no other sensor that has timed out.
-                if type(error).__name__ == "TaskDeferralTimeout":
-                    raise AirflowSensorTimeout(f"No new sessions in {self.timeout:.0f} s") from error
-                raise
+            return super().resume_execution(next_method, next_kwargs, context)
 
     @contextmanager
     def _failing_permanently(self) -> Iterator[None]:

@@ -13,18 +13,27 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from airflow.providers.common.compat.connection import get_async_connection
-from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
 
 from airflow_provider_unleash.cursor import list_pending
-from airflow_provider_unleash.exceptions import PermanentError, TransientError, UnleashError
+from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError, UnleashError
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, open_client
-from airflow_provider_unleash.window import select_sessions
+from airflow_provider_unleash.protocol import to_epoch_ms
+from airflow_provider_unleash.window import SessionList
+
+try:
+    from airflow.triggers.base import BaseEventTrigger
+except ImportError:  # Airflow 2.11, which has no watchers either
+    BaseEventTrigger = BaseTrigger  # type: ignore[misc, assignment]
 
 log = logging.getLogger(__name__)
 
 # A deferred task gives up after so many failed polls in a row; the seconds between them grow up to the most.
 FAILED_POLLS = 10
 BACKOFF_MOST = 600.0
+# The API may ask for longer, but a bad header must not stop everybody's polls for good.
+LONGEST_PAUSE = 3600.0
 # What an event carries at most; its receiver asks the API and its cursor for the rest.
 MOST_SESSIONS = 500
 # Seconds: no loop of these goes round faster, whatever interval it was given.
@@ -42,16 +51,21 @@ class Listing:
     What one poll brought: the sessions that the API lists, or why it brought none.
 
     :param asked_at: when, on the event loop's clock.
+    :param failures: failed polls in a row.
+    :param pause: seconds until the next poll at the earliest.
     """
 
     asked_at: float
-    sessions: list[str]
+    sessions: SessionList
     error: Exception | None = None
+    failures: int = 0
+    pause: float = 0.0
 
-    @property
-    def is_final(self) -> bool:
-        """Whether asking again cannot help."""
-        return isinstance(self.error, PermanentError)
+    def __str__(self) -> str:
+        error = self.error
+        return (
+            f"Failed poll {self.failures} in a row: {type(error).__name__}: {error}; the next one in {self.pause:.1f} s"
+        )
 
 
 class _SharedPoll:
@@ -64,9 +78,8 @@ class _SharedPoll:
     def __init__(self, conn_id: str, interval: float) -> None:
         self._conn_id = conn_id
         self._interval = interval
-        self._latest = Listing(-math.inf, [])
+        self._latest = Listing(-math.inf, SessionList([]))
         self._due = -math.inf
-        self._failures = 0
         self._waiting = 0
         self._flight: asyncio.Task[None] | None = None
         self._landed = asyncio.Event()
@@ -93,34 +106,36 @@ class _SharedPoll:
 
     async def _poll(self) -> None:
         asked_at = asyncio.get_running_loop().time()
+        sessions = SessionList([])
+        error: Exception | None = RuntimeError("The poll was cancelled")
         try:
             connection = await get_async_connection(self._conn_id)
-            sessions = await asyncio.to_thread(_list_sessions, connection)
-        except Exception as error:  # whatever it is, it is for those who wait
-            self._failures += 1
-            self._latest = Listing(asked_at, [], error)
-            pause = max(self._interval, self._backoff(error))
-            log.warning(
-                "Connection %r, failed poll %d in a row: %s: %s; the next one in %.1f s",
-                *(self._conn_id, self._failures, type(error).__name__, error, pause),
-            )
-        else:
-            self._failures = 0
-            self._latest = Listing(asked_at, sessions)
-            pause = self._interval
-        self._due = asked_at + pause
-        self._flight = None
-        self._landed.set()
+            # Not asyncio.to_thread: only asgiref's threads find back to the loop that Airflow 3.0 and 3.1 talk to
+            # their supervisor on, which masking a connection's secrets does.
+            sessions = await sync_to_async(_list_sessions, thread_sensitive=False)(connection)
+            error = None
+        except Exception as caught:  # whatever it is, it is for those who wait
+            error = caught
+        finally:
+            # They go on after a cancellation, too; unless it was because nobody waits.
+            if self._flight is asyncio.current_task():
+                failures = 0 if error is None else self._latest.failures + 1
+                pause = self._interval if error is None else self._backoff(error, failures)
+                self._latest = Listing(asked_at, sessions, error, failures, pause)
+                self._due = asked_at + pause
+                self._flight = None
+                self._landed.set()
 
-    def _backoff(self, error: Exception) -> float:
+    def _backoff(self, error: Exception, failures: int) -> float:
         asked_for = error.retry_after if isinstance(error, TransientError) else None
-        return max(asked_for or 0.0, min(BACKOFF_MOST, self._interval * 2.0 ** (self._failures - 1)))
+        grown = min(BACKOFF_MOST, self._interval * 2.0 ** min(failures - 1, 30))
+        return max(self._interval, grown, min(LONGEST_PAUSE, asked_for or 0.0))
 
 
-def _list_sessions(connection: Any) -> list[str]:
+def _list_sessions(connection: Any) -> SessionList:
     # One attempt: between attempts a thread would only sleep, which an event loop does without one.
     with open_client(connection, max_attempts=1) as client:
-        return client.list_sessions()
+        return SessionList(client.list_sessions())
 
 
 _polls: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[tuple[str, float], _SharedPoll]] = (
@@ -221,17 +236,17 @@ class UnleashNewSessionsTrigger(BaseTrigger):
                     return
             else:
                 failures += 1
-                if listing.is_final or failures >= FAILED_POLLS:
+                if isinstance(error, PermanentError) or failures >= FAILED_POLLS:
                     yield _error_event(error)
                     return
+                log.warning("%s", listing)
 
-    def _select(self, sessions: list[str]) -> list[str]:
-        return select_sessions(
-            sessions,
+    def _select(self, sessions: SessionList) -> list[str]:
+        return sessions.select(
             since_ms=self.since,
             until_ms=self.until,
             known_sessions=self.known_sessions,
-            min_age_ms=int(self.min_age * 1000),
+            min_age_ms=round(self.min_age * 1000),
             now_ms=_now_ms(),
         )
 
@@ -256,14 +271,16 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
     event where they differ from those of the last one, and again each ``reminder`` seconds while there are any, because
     Airflow can lose an event. So the event is a nudge, delivered at least once: what to do is what the cursor says.
 
-    The payload is ``{"sessions": [...], "truncated": false}``: ids oldest first, 500 at most; ``truncated`` says that
-    there are more. An error is logged and the next poll waits longer, for ever: a watcher has nobody to fail for.
+    The payload is ``{"sessions": [...], "truncated": false}``: ids oldest first, the latest 500 at most; ``truncated``
+    says that there are more. An error is logged and the next poll waits longer, for ever: a watcher has nobody to fail
+    for.
 
     :param unleash_conn_id: connection of type «Unleash live».
     :param since: earliest start of a new session, epoch milliseconds; without, all that the API lists are new.
     :param min_age: a session counts once its start lies this far back, seconds.
     :param poke_interval: seconds between polls, which all triggers of the same connection and interval share.
     :param reminder: seconds until new sessions that nobody has handled are told of again.
+    :raises InvalidArgumentError: an argument cannot be used; when the DAG is parsed.
     """
 
     def __init__(
@@ -281,6 +298,15 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
         self.min_age = min_age
         self.poke_interval = poke_interval
         self.reminder = reminder
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        if self.since:
+            to_epoch_ms(self.since, "since")
+        for name in ("min_age", "poke_interval", "reminder"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise InvalidArgumentError(f"{name}={value!r} must be a number of seconds", argument=name)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what makes it again in the triggerer; the connection by its id only."""
@@ -314,6 +340,7 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
         emitted_at = -math.inf
         async for listing in listings:
             if listing.error is not None:
+                log.warning("%s", listing)
                 continue
             try:
                 new = await self._list_new(listing.sessions)
@@ -323,12 +350,12 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
             is_reminder = listing.asked_at - emitted_at >= self.reminder
             if new and (frozenset(new) != emitted or is_reminder):
                 emitted_at = listing.asked_at
-                yield TriggerEvent({"sessions": new[:MOST_SESSIONS], "truncated": len(new) > MOST_SESSIONS})
+                yield TriggerEvent({"sessions": new[-MOST_SESSIONS:], "truncated": len(new) > MOST_SESSIONS})
             emitted = frozenset(new)
 
-    async def _list_new(self, sessions: list[str]) -> list[str]:
+    async def _list_new(self, sessions: SessionList) -> list[str]:
         try:
             pending = await list_pending(getattr(self, "asset_state_store", None), sessions)
         except ValueError:  # the trigger of several assets has a store for each, and cannot tell which they are
             pending = sessions
-        return select_sessions(pending, since_ms=self.since, min_age_ms=int(self.min_age * 1000), now_ms=_now_ms())
+        return pending.select(since_ms=self.since, min_age_ms=round(self.min_age * 1000), now_ms=_now_ms())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
+from functools import cached_property
+from typing import Any
 
 import pendulum
 from pendulum.helpers import add_duration
@@ -378,39 +381,56 @@ def session_bounds(
     return since_ms, until_ms
 
 
-def select_sessions(
-    sessions: Iterable[str],
-    *,
-    since_ms: int | None = None,
-    until_ms: int | None = None,
-    known_sessions: Collection[str] | None = None,
-    min_age_ms: int = 0,
-    now_ms: int = 0,
-) -> list[str]:
+class SessionList:
     """
-    Return the ids that count as new, each once, oldest first.
+    The sessions that the API lists, each once, oldest first; sorted and read once, for whoever selects from them.
 
-    New are those not in ``known_sessions`` where that is given, else those with ``since <= start < until``. With
-    ``min_age_ms`` a session counts once its start lies that far before ``now_ms``.
-
-    :raises UnexpectedResponseError: an id whose start matters does not read as epoch milliseconds.
+    :param sessions: ids, in any order.
     """
-    ids = dict.fromkeys(sessions)
-    if known_sessions is not None:
-        known = frozenset(known_sessions)
-        new = [session for session in ids if session not in known]
-    else:
-        new = [session for session in ids if _is_between(session, since_ms, until_ms)]
-    if min_age_ms:
-        new = [session for session in new if protocol.parse_session_start(session) <= now_ms - min_age_ms]
-    return sorted(new, key=_by_start)
+
+    def __init__(self, sessions: Iterable[str]) -> None:
+        self.ids = sorted(dict.fromkeys(sessions), key=_by_start)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [protocol.parse_session_start(session) for session in self.ids]
+
+    def select(
+        self,
+        *,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
+        known_sessions: Collection[str] | None = None,
+        min_age_ms: int = 0,
+        now_ms: int = 0,
+    ) -> list[str]:
+        """
+        Return the ids that count as new, oldest first.
+
+        New are those not in ``known_sessions`` where that is given, else those with ``since <= start < until``. With
+        ``min_age_ms`` a session counts once its start lies that far before ``now_ms``.
+
+        :raises UnexpectedResponseError: an id whose start matters does not read as epoch milliseconds.
+        """
+        if known_sessions is not None:
+            known = frozenset(known_sessions)
+            new = [session for session in self.ids if session not in known]
+            if not min_age_ms:
+                return new
+            return [session for session in new if protocol.parse_session_start(session) <= now_ms - min_age_ms]
+        low, high = 0, len(self.ids)
+        if since_ms is not None:
+            low = bisect_left(self._starts, since_ms)
+        if until_ms is not None:
+            high = bisect_left(self._starts, until_ms)
+        if min_age_ms:
+            high = min(high, bisect_right(self._starts, now_ms - min_age_ms))
+        return self.ids[low:high]
 
 
-def _is_between(session: str, since_ms: int | None, until_ms: int | None) -> bool:
-    if since_ms is None and until_ms is None:
-        return True
-    start = protocol.parse_session_start(session)
-    return (since_ms is None or since_ms <= start) and (until_ms is None or start < until_ms)
+def select_sessions(sessions: Iterable[str], **bounds: Any) -> list[str]:
+    """Return what :meth:`SessionList.select` does."""
+    return SessionList(sessions).select(**bounds)
 
 
 def _by_start(session: str) -> tuple[bool, int, str]:

@@ -51,14 +51,15 @@ with DAG(
             raise AirflowSkipException("No new sessions: an event came twice")
         return [{"device_id": device, "start": window["start"], "end": window["end"]} for device in hook.list_devices()]
 
+    windows = begin()
     extract = UnleashToObjectStorageOperator.partial(
         task_id="extract", dst=LAKE, file_format="parquet", max_active_tis_per_dagrun=4
-    ).expand_kwargs(begin())
+    ).expand_kwargs(windows)
 
     @task(inlets=[sessions])
-    def finish(**context: Any) -> None:
+    def finish(windows: list[dict[str, Any]], **context: Any) -> None:
         """Move the cursor, now that every device's rows lie in the lake."""
-        SessionCursor(context, sessions).finish_window(UnleashHook().list_sessions())
+        SessionCursor(context, sessions).finish_window(windows[0], UnleashHook().list_sessions())
 
-    extract >> finish()
+    extract >> finish(windows)
 # [END event_driven]

@@ -56,7 +56,7 @@ def test_each_session_is_pending_until_it_is_handled_and_never_again(data: st.Da
     most = 5
     cursor, listed, handled = Cursor(), set[str](), set[str]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cursors, "MOST_HANDLED", most)
+        patch.setattr(cursors, "MOST_SESSIONS", most)
         for _ in range(data.draw(st.integers(1, 12))):
             # Late ones are listed within the sessions that are kept by name.
             least = min([int(session) - T for session in cursor.handled[-most:]], default=0)
@@ -73,9 +73,9 @@ def test_each_session_is_pending_until_it_is_handled_and_never_again(data: st.Da
 
 def test_a_full_cursor_is_smaller_than_what_the_store_takes() -> None:
     cursor = Cursor()
-    everything = ids(*range(cursors.MOST_HANDLED * 2))
+    everything = ids(*range(cursors.MOST_SESSIONS * 2))
     cursor.mark_handled(everything, everything)
-    assert len(cursor.handled) == cursors.MOST_HANDLED
+    assert len(cursor.handled) == cursors.MOST_SESSIONS
     assert len(json.dumps(asdict(cursor))) < 65_535
     assert cursor.pending(everything) == []
 
@@ -92,6 +92,9 @@ class Store(dict[str, Any]):
     def set(self, key: str, value: Any) -> None:
         assert value is not None
         self[key] = json.dumps(value)
+
+    def delete(self, key: str) -> None:
+        self.pop(key, None)
 
 
 def make_cursor(store: Store, dag_id: str = "consumer", **arguments: Any) -> SessionCursor:
@@ -117,16 +120,13 @@ def test_windows_follow_each_other_without_gap_or_overlap() -> None:
     store = Store()
     listed = ids(10, 20)
     window = make_cursor(store).begin_window(listed, T + 30)
-    assert window == {"start": T + 10, "end": T + 30, "sessions": listed}
-    make_cursor(store).finish_window(listed)
+    assert window == {"start": T + 10, "end": T + 30, "sessions": listed, "late": []}
+    make_cursor(store).finish_window(window, listed)
     assert make_cursor(store).begin_window(listed, T + 40) is None
     listed = ids(10, 20, 25, 50, 90)  # one of them listed late, another too young
-    assert make_cursor(store).begin_window(listed, T + 60) == {
-        "start": T + 30,
-        "end": T + 60,
-        "sessions": ids(25, 50),
-    }
-    make_cursor(store).finish_window(listed)
+    window = make_cursor(store).begin_window(listed, T + 60)
+    assert window == {"start": T + 30, "end": T + 60, "sessions": ids(25, 50), "late": ids(25)}
+    make_cursor(store).finish_window(window, listed)
     assert make_cursor(store).pending(listed) == ids(90)
 
 
@@ -134,30 +134,63 @@ def test_a_window_that_was_not_finished_comes_again_as_it_was() -> None:
     store = Store()
     window = make_cursor(store).begin_window(ids(10), T + 30)
     assert make_cursor(store).begin_window(ids(10, 40), T + 60) == window
-    make_cursor(store).finish_window(ids(10, 40))
-    assert make_cursor(store).begin_window(ids(10, 40), T + 60) == {
-        "start": T + 30,
-        "end": T + 60,
-        "sessions": ids(40),
-    }
+    make_cursor(store).finish_window(window, ids(10, 40))
+    window = make_cursor(store).begin_window(ids(10, 40), T + 60)
+    assert window == {"start": T + 30, "end": T + 60, "sessions": ids(40), "late": []}
+
+
+def test_a_task_that_was_cleared_and_finishes_an_old_window_changes_nothing() -> None:
+    store = Store()
+    old = make_cursor(store).begin_window(ids(10), T + 30)
+    make_cursor(store).finish_window(old, ids(10))
+    new = make_cursor(store).begin_window(ids(10, 40), T + 60)
+    make_cursor(store).finish_window(old, ids(10, 40))
+    assert make_cursor(store).pending(ids(10, 40)) == ids(40)
+    assert make_cursor(store).begin_window(ids(10, 40), T + 90) == new
+
+
+def test_a_window_ends_where_its_sessions_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cursors, "MOST_SESSIONS", 3)
+    store, listed, windows = Store(), ids(*range(10, 80, 10)), []
+    while window := make_cursor(store).begin_window(listed, T + 75):
+        windows.append((window["start"] - T, window["end"] - T, window["sessions"]))
+        make_cursor(store).finish_window(window, listed)
+    assert windows == [(10, 40, listed[:3]), (40, 70, listed[3:6]), (70, 75, listed[6:])]
+
+
+def test_an_empty_list_is_no_reason_to_forget() -> None:
+    cursor = Cursor()
+    cursor.mark_handled(ids(1, 2), ids(1, 2))
+    cursor.mark_handled([], [])
+    assert cursor.pending(ids(1, 2)) == []
+
+
+def test_a_dag_that_is_forgotten_starts_anew_and_is_waited_for_no_more() -> None:
+    store = Store()
+    for dag_id in ("a", "b"):
+        make_cursor(store, dag_id).mark_handled(ids(1), ids(1))
+    make_cursor(store, "a").forget()
+    assert store.get(cursors.CONSUMERS_KEY) == ["b"]
+    assert make_cursor(store, "a").pending(ids(1)) == ids(1)
 
 
 def test_finishing_what_was_not_begun_changes_nothing() -> None:
     store = Store()
-    make_cursor(store).finish_window(ids(1))
+    make_cursor(store).finish_window({"start": T, "end": T + 1}, ids(1))
     assert make_cursor(store).pending(ids(1)) == ids(1)
 
 
 def test_a_window_never_runs_backwards() -> None:
     store = Store()
-    make_cursor(store).begin_window(ids(10), T + 30)
-    make_cursor(store).finish_window(ids(10))
+    window = make_cursor(store).begin_window(ids(10), T + 30)
+    make_cursor(store).finish_window(window, ids(10))
     assert make_cursor(store).begin_window(ids(10, 15), T + 30) is None
 
 
-def test_without_a_store_the_error_says_what_it_takes() -> None:
+@pytest.mark.parametrize("context", [{}, {"asset_state_store": {"another": None}}])
+def test_without_a_store_the_error_says_what_it_takes(context: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match=r"Airflow 3[.]3 and the asset among the task's inlets"):
-        SessionCursor({"dag": SimpleNamespace(dag_id="a")}, "asset")
+        SessionCursor({"dag": SimpleNamespace(dag_id="a"), **context}, "asset")
 
 
 # ---- in a DAG run --------------------------------------------------------------------------------
