@@ -200,7 +200,7 @@ from airflow.providers.common.compat.sdk import Asset
 from airflow_provider_unleash.cursor import SessionCursor
 from airflow_provider_unleash.hooks import UnleashHook
 
-sessions = Asset(name="sessions-of-{name}", uri="unleash://{name}/sessions")
+sessions = Asset("unleash://{name}/sessions")
 
 @task(inlets=[sessions])
 def consume(**context):
