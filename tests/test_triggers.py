@@ -267,8 +267,8 @@ def test_only_failures_in_a_row_count(sim: Simulator, clock: Clock, monkeypatch:
     monkeypatch.setattr(triggers, "FAILED_POLLS", 3)
     for _ in range(2):
         sim.add_fault(Fault("503", times=2))
-        sim.add_fault(Fault("slow", times=1))
-    assert fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL, since=clock.now_ms + 1), seconds=1.6) is None
+        sim.add_fault(Fault("slow", times=1, seconds=0.0))
+    assert fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL, since=clock.now_ms + 1), seconds=2.0) is None
     assert [request.status for request in sim.requests][:6] == [503, 503, 200, 503, 503, 200]
 
 
