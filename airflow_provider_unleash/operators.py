@@ -28,9 +28,10 @@ from airflow_provider_unleash.hooks import (
     is_visible,
     moments_of,
 )
+from airflow_provider_unleash.retries import retry_arguments
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath, RetryPolicy
 
     from airflow_provider_unleash.client import UnleashClient
     from airflow_provider_unleash.protocol import Endpoint, Page
@@ -46,13 +47,17 @@ class _UnleashOperator(BaseOperator):
     What all operators share: the connection, and that an error which repeating cannot help fails the task at once.
 
     :param unleash_conn_id: connection of type «Unleash live» (templated).
+    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
     """
 
     template_fields: Sequence[str] = ("unleash_conn_id",)
     ui_color = "#d8e8f6"
 
-    def __init__(self, *, unleash_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    # By its name, so that default_args reach it.
+    def __init__(
+        self, *, unleash_conn_id: str = DEFAULT_CONN_ID, retry_policy: RetryPolicy | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**retry_arguments(retry_policy), **kwargs)
         self.unleash_conn_id = unleash_conn_id
 
     @property
@@ -72,6 +77,7 @@ class UnleashListDevicesOperator(_UnleashOperator):
     Return the ids of all devices of the account, ``list[str]``, ready for ``.expand(device_id=devices.output)``.
 
     :param unleash_conn_id: connection of type «Unleash live» (templated).
+    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
     """
 
     def _execute(self, context: Context) -> list[str]:
@@ -87,6 +93,7 @@ class UnleashListSessionsOperator(_UnleashOperator):
     :param since: only sessions that start at or after this: datetime, ISO 8601 text or epoch milliseconds (templated).
     :param until: only sessions that start before this (templated).
     :param unleash_conn_id: connection of type «Unleash live» (templated).
+    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
     :raises UnexpectedResponseError: a bound is given, and an id does not read as a start in epoch milliseconds.
     """
 
@@ -121,6 +128,7 @@ class _FetchOperator(_UnleashOperator):
     :param endpoint: ``compact`` or ``tableau``; both give the same rows (templated).
     :param on_empty: ``succeed``, ``skip`` or ``fail`` when the window has no rows (templated).
     :param unleash_conn_id: connection of type «Unleash live» (templated).
+    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
     """
 
     template_fields: Sequence[str] = (
@@ -265,6 +273,7 @@ class UnleashGetAnalyticsOperator(_FetchOperator):
     :param on_empty: when there are no rows: ``succeed`` returns ``[]``, ``skip`` skips, ``fail`` fails (templated).
     :param max_xcom_bytes: the most that the rows may take as JSON, bytes.
     :param unleash_conn_id: connection of type «Unleash live» (templated).
+    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
     :raises ResultTooLargeError: the rows are larger than ``max_xcom_bytes``.
     :raises EmptyResultError: no rows, and ``on_empty="fail"``.
     :raises NotFoundError: the account does not have the device.
@@ -319,6 +328,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
     :param on_empty: when there are no rows: ``succeed`` writes an empty object, ``skip`` skips the task and writes
         nothing, ``fail`` fails (templated).
     :param unleash_conn_id: connection of type «Unleash live» (templated).
+    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
     :raises EmptyReplacementError: no rows would replace an object that has rows.
     :raises UnexpectedResponseError: a value does not fit its column (Parquet, CSV).
     :raises EmptyResultError: no rows, and ``on_empty="fail"``.

@@ -28,9 +28,10 @@ from airflow_provider_unleash.hooks import (
     is_visible,
     moments_of,
 )
+from airflow_provider_unleash.retries import retry_arguments
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, RetryPolicy
 
 # How Airflow 3 and 2.11 say that a trigger had no event in time.
 _TIMEOUTS = ("Trigger timeout", "Trigger/execution timeout")
@@ -54,6 +55,7 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
     :param deferrable: wait in the triggerer, without a worker slot, sharing polls with all that wait on the same
         connection; as ``[operators] default_deferrable`` has it where not given. It wins over ``mode``.
     :param unleash_conn_id: connection of type «Unleash live» (templated).
+    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
     :raises UnexpectedResponseError: an id does not read as a start.
     :raises WindowError: ``since`` is not before ``until``.
     """
@@ -71,9 +73,10 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
         min_age: timedelta = timedelta(0),
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         unleash_conn_id: str = DEFAULT_CONN_ID,
+        retry_policy: RetryPolicy | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**retry_arguments(retry_policy), **kwargs)
         self.deferrable = deferrable
         self.since = since
         self.until = until

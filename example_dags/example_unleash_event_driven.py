@@ -57,7 +57,7 @@ with DAG(
     ).expand_kwargs(windows)
 
     @task(inlets=[sessions])
-    def finish(windows: list[dict[str, Any]], **context: Any) -> None:
+    def finish(windows: Any, **context: Any) -> None:
         """Move the cursor, now that every device's rows lie in the lake."""
         SessionCursor(context, sessions).finish_window(windows[0], UnleashHook().list_sessions())
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from socket import socket
 from urllib.parse import quote
@@ -27,6 +28,7 @@ from airflow_provider_unleash.operators import (
 )
 from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
 from airflow_provider_unleash.simulator import Fault, Simulator
+from airflow_provider_unleash.triggers import UnleashNewSessionsEventTrigger, UnleashNewSessionsTrigger
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
@@ -68,6 +70,22 @@ def lake(tmp_path: Path) -> Path:
     return tmp_path / "lake"
 
 
+def events_of(trigger: object) -> list[object]:
+    """Return a trigger's serialized form, and what it has to say in a few polls."""
+    said: list[object] = [trigger.serialize()]
+
+    async def listen() -> None:
+        async for event in trigger.run():
+            said.append(event.payload)
+
+    async def listen_a_while() -> None:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(listen(), 0.3)
+
+    asyncio.run(listen_a_while())
+    return said
+
+
 DOERS: dict[str, Callable[[Path], object]] = {
     "devices": lambda lake: UnleashListDevicesOperator(task_id="t").execute(make_context()),
     "sessions": lambda lake: UnleashListSessionsOperator(task_id="t", since=DAY).execute(make_context()),
@@ -83,6 +101,8 @@ DOERS: dict[str, Callable[[Path], object]] = {
     "version": lambda lake: UnleashHook().get_version(),
     "records": lambda lake: UnleashHook().get_records(STREET, DAY, NEXT_DAY, endpoint="tableau"),
     "pages": lambda lake: list(UnleashHook().iter_pages(STREET, DAY, NEXT_DAY)),
+    "trigger": lambda lake: events_of(UnleashNewSessionsTrigger(poke_interval=0.1)),
+    "watcher": lambda lake: events_of(UnleashNewSessionsEventTrigger(poke_interval=0.1)),
     "test_connection": lambda lake: UnleashHook().test_connection(),
 }
 FAULTS = {
@@ -175,9 +195,9 @@ def test_a_key_that_goes_as_bearer_is_nowhere_too(serve, heard, lake, doer, faul
 def test_the_key_is_nowhere_after_a_connection_that_cannot_be_used(connect, heard, lake, key, fields, extra):
     fields = {name: value.replace("{key}", key) for name, value in fields.items()}
     connect(**{"password": key, **fields}, extra={"max_attempts": 1, "timeout": 3, **extra})
-    for doer in ("devices", "storage", "test_connection"):
+    for doer in ("devices", "storage", "test_connection", "trigger"):
         result, error = outcome(DOERS[doer], lake)
-        assert error is not None or result[0] is False
+        assert error is not None or result[0] is False or doer == "trigger"
         texts = {**heard(), "result": repr(result), **dict(texts_of_error(error))}
         assert leaks(key, texts) == []
 
