@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,12 @@ def test_types_find_what_an_author_gets_wrong_and_nothing_in_the_examples(tmp_pa
         'UnleashToObjectStorageOperator(task_id="a", device_id="b")\n'
         'UnleashClient("key").get_records("device", "yesterday", 0)\n'
     )
-    examples = sorted((ROOT / "example_dags").glob("*.py"))
+    has_sdk = find_spec("airflow.sdk") is not None  # Airflow 2.11 has not
+    examples = [
+        path
+        for path in sorted((ROOT / "example_dags").glob("*.py"))
+        if has_sdk or "from airflow.sdk import" not in path.read_text()
+    ]
     # As one does who has no settings for mypy, outside this project.
     command = [BIN / "mypy", "--config-file=", "--no-incremental", *examples, wrong]
     checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
