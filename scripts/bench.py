@@ -366,7 +366,7 @@ this process was busy for {busy:.0%} of the time, and shared the machine with th
 
 Measured apart on the same machine: eight threads that do nothing but `requests.get` take 1.12 to 1.16 times pages ×
 latency ÷ concurrency, and reading the first page alone and the ends again adds 0.09. What that leaves of a goal of 1.3
-is less than what a page costs more in CPU time while other work shares the processor's caches: a busy machine misses it.
+is less than what a page costs more in CPU time while other work shares the caches: a busy machine misses it.
 
 Without latency, CPU time. Rows are kept as tuples, which Python's garbage collector forgets, so that decoding costs
 less here than decoding to lists does in the floor; that pays for the boundary rule and for JSON lines. Parquet takes
