@@ -501,18 +501,19 @@ class _Extraction:
         """Yield the pages after the first; then read the first and the last again, and compare."""
         again = {1: first_digest}
         for page in self._in_order(range(2, total + 1), (1, total)):
+            is_read_again = page.number in again
+            if is_read_again and self._asked_again:  # for another page, and so perhaps after this one
+                page = self._parse(page.number, self._fetch(page.number))
             if page.total_pages != total:
                 raise self._changed(page, f"total_num_pages was {total}, page {page.number} says {page.total_pages}")
-            if page.number not in again:
-                if page.number == total:
-                    again[total] = page.digest()
-                yield page
-                del page  # before the next one is made: the same memory again is what a processor has in its cache
+            if is_read_again:
+                if page.digest() != again[page.number]:
+                    raise self._changed(page, f"page {page.number} has other rows when read again")
                 continue
-            if self._asked_again:  # and so perhaps after this page
-                page = self._parse(page.number, self._fetch(page.number))
-            if page.digest() != again[page.number]:
-                raise self._changed(page, f"page {page.number} has other rows when read again")
+            if page.number == total:
+                again[total] = page.digest()
+            yield page
+            del page  # before the next one is made: the same memory again is what a processor has in its cache
 
     def _changed(self, page: Page, what: str) -> SnapshotChangedError:
         return SnapshotChangedError(f"The pages changed while they were read: {what}", url=self._path(page.number))

@@ -24,7 +24,7 @@ class Cursor:
 
     :param floor: a session that starts before this counts as handled, epoch milliseconds.
     :param handled: ids of handled sessions that start at or after the floor.
-    :param window: the window under way: ``{"start", "end", "sessions"}``, in epoch milliseconds, or None.
+    :param window: the window under way: what :meth:`SessionCursor.begin_window` returned, or None.
     :param until: end of the last window that was finished, epoch milliseconds, or None.
     """
 
@@ -87,7 +87,8 @@ class SessionCursor:
         self._dag_id = context["dag"].dag_id
         stored = self._store.get(_CURSOR_KEY + self._dag_id)
         self._cursor = Cursor(floor=since or 0) if stored is None else Cursor(**stored)
-        self._save()
+        if stored is None:
+            self._save()
 
     def _save(self) -> None:
         self._store.set(_CURSOR_KEY + self._dag_id, asdict(self._cursor))

@@ -213,11 +213,8 @@ class UnleashNewSessionsTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what makes it again in the triggerer; the connection by its id only."""
-        names = (
-            *("unleash_conn_id", "since", "until", "known_sessions"),
-            *("min_sessions", "min_age", "poke_interval"),
-        )
-        return _path_of(self), {name: getattr(self, name) for name in names}
+        bounds = ("since", "until", "known_sessions", "min_sessions", "min_age")
+        return _serialize(self, "unleash_conn_id", *bounds, "poke_interval")
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield the one event."""
@@ -257,6 +254,10 @@ def _error_event(error: Exception) -> TriggerEvent:
 
 def _path_of(trigger: BaseTrigger) -> str:
     return f"{type(trigger).__module__}.{type(trigger).__qualname__}"
+
+
+def _serialize(trigger: BaseTrigger, *names: str) -> tuple[str, dict[str, Any]]:
+    return _path_of(trigger), {name: getattr(trigger, name) for name in names}
 
 
 # ---- an asset that is watched --------------------------------------------------------------------
@@ -310,8 +311,7 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what makes it again in the triggerer; the connection by its id only."""
-        names = ("unleash_conn_id", "since", "min_age", "poke_interval", "reminder")
-        return _path_of(self), {name: getattr(self, name) for name in names}
+        return _serialize(self, "unleash_conn_id", "since", "min_age", "poke_interval", "reminder")
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield events for ever."""

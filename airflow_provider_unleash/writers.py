@@ -338,7 +338,7 @@ class JsonWriter(PageWriter):
 
     def write_page(self, page: Page) -> None:
         if page.tuples:
-            # A line break in a text is written as \\n, so each one here ends a row.
+            # A line break in a text is written as \n, so each one here ends a row.
             lines = _JSON.encode_lines(_objects(page)).rstrip(b"\n")
             self._stream.write(self._opening + lines.replace(b"\n", b",\n"))
             self._opening = b",\n"

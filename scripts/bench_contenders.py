@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from airflow_provider_unleash.simulator import DEFAULT_KEYS
 
@@ -207,11 +207,16 @@ def _memory(name: str) -> float:
     return int(match[1]) / 1024
 
 
-def main() -> None:
-    """Run the jobs of one contender."""
-    # What libraries print goes where the log is, and only answers to whoever asked.
+def open_answers() -> TextIO:
+    """Return where answers go, to whoever asked; what libraries print goes where the log is from now on."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    return answers
+
+
+def main() -> None:
+    """Run the jobs of one contender."""
+    answers = open_answers()
     contender = CONTENDERS[sys.argv[1]]
     for line in sys.stdin:
         print(json.dumps(asdict(measure(contender, Job(**json.loads(line))))), file=answers, flush=True)

@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from airflow_provider_unleash.simulator import DEFAULT_KEYS
+from bench_contenders import open_answers
 
 WARM_UP_REQUESTS = 1
 
@@ -67,8 +68,7 @@ async def _drain(trigger: object) -> None:
 
 def main() -> None:
     """Do the job."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = open_answers()
     job = Waiting(**json.loads(sys.stdin.readline()))
     connection = {"conn_type": "unleash", "host": job.api, "password": DEFAULT_KEYS[0]}
     os.environ["AIRFLOW_CONN_UNLEASH_DEFAULT"] = json.dumps(connection)
