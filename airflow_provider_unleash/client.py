@@ -44,6 +44,7 @@ from airflow_provider_unleash.protocol import Answer, Auth, Endpoint, Page
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Resume = Callable[[Page], Iterable[Page]]
 
 USER_AGENT = f"airflow-provider-unleash/{__version__}"
 # Seconds: waits grow from the base to the most; a server that asks for more than the longest wait frees the slot.
@@ -175,6 +176,7 @@ class UnleashClient:
         *,
         endpoint: Endpoint = "compact",
         page_concurrency: int | None = None,
+        resume: Resume | None = None,
     ) -> Generator[Page, None, None]:
         """
         Yield the pages of ``[start, end]`` in order, read ahead by ``page_concurrency`` requests at once.
@@ -186,6 +188,8 @@ class UnleashClient:
         :param end: likewise.
         :param endpoint: ``compact`` or ``tableau``; both give the same records.
         :param page_concurrency: requests under way at once; the client's where None.
+        :param resume: called with the first page, returns the pages from the second on, in order, as far as they are
+            known from before; the API is asked for those that follow.
         :raises InvalidArgumentError: an argument cannot be used; before any request.
         :raises SnapshotChangedError: pages changed under the reader: ``total_num_pages`` differs between pages,
             or the first or last page of several differs when read again at the end.
@@ -201,7 +205,7 @@ class UnleashClient:
         protocol.check_device_id(device_id)
         path = partial(protocol.analytics_path, device_id, start_ms, end_ms, endpoint=endpoint)
         concurrency = int(_positive(page_concurrency, "page_concurrency", least=1))
-        return _Extraction(self, path, endpoint, concurrency).pages()
+        return _Extraction(self, path, endpoint, concurrency).pages(resume)
 
     def iter_records(
         self,
@@ -485,22 +489,23 @@ class _Extraction:
         self._workers: ThreadPoolExecutor | None = None
         self._asked_again = False
 
-    def pages(self) -> Generator[Page, None, None]:
+    def pages(self, resume: Resume | None = None) -> Generator[Page, None, None]:
         try:
             first = self._parse(1, self._fetch(1))
             total = first.total_pages
             digest = first.digest() if total > 1 else b""
+            known = iter(resume(first)) if resume else iter(())
             yield first
             del first
             if total > 1:
-                yield from self._rest(total, digest)
+                yield from self._rest(total, digest, known)
         finally:
             self._stop()
 
-    def _rest(self, total: int, first_digest: bytes) -> Iterator[Page]:
+    def _rest(self, total: int, first_digest: bytes, known: Iterator[Page]) -> Iterator[Page]:
         """Yield the pages after the first; then read the first and the last again, and compare."""
         again = {1: first_digest}
-        for page in self._in_order(range(2, total + 1), (1, total)):
+        for page in self._known_then_asked(known, total):
             is_read_again = page.number in again
             if is_read_again and self._asked_again:  # for another page, and so perhaps after this one
                 page = self._parse(page.number, self._fetch(page.number))
@@ -514,6 +519,14 @@ class _Extraction:
                 again[total] = page.digest()
             yield page
             del page  # before the next one is made: the same memory again is what a processor has in its cache
+
+    def _known_then_asked(self, known: Iterator[Page], total: int) -> Iterator[Page]:
+        following = 2
+        for page in known:
+            following = page.number + 1
+            yield page
+            del page
+        yield from self._in_order(range(following, total + 1), (1, total))
 
     def _changed(self, page: Page, what: str) -> SnapshotChangedError:
         return SnapshotChangedError(f"The pages changed while they were read: {what}", url=self._path(page.number))

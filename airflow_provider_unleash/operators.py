@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_unleash.client import UnleashClient
     from airflow_provider_unleash.protocol import Endpoint, Page
+    from airflow_provider_unleash.staging import FolderPath, Staging
     from airflow_provider_unleash.window import HalfOpen, RowCounts, Window
     from airflow_provider_unleash.writers import Compression, FileFormat
 
@@ -196,11 +198,17 @@ class _FetchOperator(_UnleashOperator):
         raise NotImplementedError
 
     @contextmanager
-    def _open_pages(self, client: UnleashClient, window: Window) -> Iterator[tuple[Iterator[Page], RowCounts]]:
+    def _open_pages(
+        self, client: UnleashClient, window: Window, staging: Staging | None = None
+    ) -> Iterator[tuple[Iterator[Page], RowCounts]]:
         """Yield the window's pages and what is counted of them; end the requests under way however the block ends."""
         from airflow_provider_unleash.window import HalfOpen
 
-        with closing(client.iter_pages(self.device_id, window.start, window.end, endpoint=self.endpoint)) as pages:
+        read = partial(client.iter_pages, self.device_id, window.start, window.end, endpoint=self.endpoint)
+        with ExitStack() as stack:
+            pages = stack.enter_context(closing(read(resume=staging.resume if staging else None)))
+            if staging:
+                pages = stack.enter_context(closing(staging.keep(pages)))
             half_open = HalfOpen(window, pages)
             yield self._report_progress(half_open), half_open.counts
 
@@ -312,7 +320,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
     window and format alone: a re-run or a backfill replaces its own object and nothing else. It appears whole or not
     at all. The summary has ``device_id, start, end, window_rule, endpoint, file_format, pages, rows,
     rows_before_start, rows_after_end, rows_at_end, files: [{path, url, rows, bytes}]``, and what it took: ``seconds,
-    requests, retries, throttled_seconds``.
+    requests, retries, throttled_seconds``, and of ``pages`` the ``resumed_pages`` that an earlier try had read.
 
     :param device_id: one of the account's devices (templated).
     :param dst: folder URL with the Airflow connection in it, e.g. ``s3://aws_default@lake/unleash`` (templated).
@@ -321,6 +329,10 @@ class UnleashToObjectStorageOperator(_FetchOperator):
     :param column_types: further columns of Parquet and CSV, e.g. ``{"confidence": "float64"}``; types are string,
         int64, float64, bool, timestamp (templated).
     :param replace_with_empty: let an answer without rows replace an object that has rows.
+    :param checkpoint_pages: of an extraction of more pages than this, each run of so many is put aside under
+        ``<dst>/_staging`` until the object is there, and a retry asks the API only for the rest; None does not.
+    :param resume_within: how long pages that were put aside are used: ``timedelta`` or ISO 8601 text as ``P1D``;
+        None does not use any (templated).
     :param start: start of the window: datetime, ISO 8601 text or epoch milliseconds (templated).
     :param end: end of the window, not part of it (templated).
     :param window: length of the window of a run that has no data interval (templated).
@@ -342,6 +354,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
         "file_format",
         "compression",
         "column_types",
+        "resume_within",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"column_types": "json"}
 
@@ -353,6 +366,8 @@ class UnleashToObjectStorageOperator(_FetchOperator):
         compression: Compression | None = None,
         column_types: Mapping[str, str] | None = None,
         replace_with_empty: bool = False,
+        checkpoint_pages: int | None = 200,
+        resume_within: timedelta | str | None = timedelta(days=1),
         **kwargs: Any,
     ) -> None:
         self.dst = dst
@@ -360,12 +375,19 @@ class UnleashToObjectStorageOperator(_FetchOperator):
         self.compression = compression
         self.column_types = column_types
         self.replace_with_empty = replace_with_empty
+        self.checkpoint_pages = checkpoint_pages
+        self.resume_within = resume_within
         super().__init__(**kwargs)
 
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
+        from airflow_provider_unleash.staging import check_checkpoint_pages
+        from airflow_provider_unleash.window import parse_duration
         from airflow_provider_unleash.writers import check_file_format
 
         super()._check_arguments(is_known)
+        check_checkpoint_pages(self.checkpoint_pages)
+        if is_known(self.resume_within):
+            parse_duration(self.resume_within, "resume_within")
         if all(map(is_known, (self.file_format, self.compression, self.column_types))):
             check_file_format(self.file_format, self.compression, self.column_types)
         dst = str(self.dst)
@@ -378,13 +400,43 @@ class UnleashToObjectStorageOperator(_FetchOperator):
     def _fetch(self, client: UnleashClient, window: Window, began: float) -> dict[str, Any]:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-        from airflow_provider_unleash.writers import has_rows, object_name, open_object, url_of
+        from airflow_provider_unleash.stores import url_of
+        from airflow_provider_unleash.writers import object_name
 
         name = object_name(self.device_id, window.start_ms, window.end_ms, self.file_format, self.compression)
-        path = ObjectStoragePath(self.dst) / name
+        dst = ObjectStoragePath(self.dst)
+        path = dst / name
+        with self._stage(client, window, dst, name) as staging:
+            counts, size = self._write(client, window, path, staging)
+        url = url_of(path)
+        with_connection = str(path) if "://" in str(path) else url  # a plain folder has neither
+        written = {"path": with_connection, "url": url, "rows": counts.rows, "bytes": size}
+        effort = _effort_of(client, began)
+        self._report_effort("Wrote", counts, size, path, effort)
+        effort["resumed_pages"] = staging.resumed_pages
+        return self._summarize(window, counts, effort, written)
+
+    def _stage(self, client: UnleashClient, window: Window, dst: FolderPath, name: str) -> Staging:
+        from airflow_provider_unleash.staging import Staging
+        from airflow_provider_unleash.window import parse_duration
+
+        resume_within = parse_duration(self.resume_within, "resume_within")
+        checkpoint_pages = self.checkpoint_pages if resume_within else None
+        masks = client.mask_stream_tokens is True
+        source = [client.base_url, self.device_id, window.start_ms, window.end_ms, self.endpoint, masks]
+        return Staging(
+            dst, name, source, checkpoint_pages=checkpoint_pages, resume_within=resume_within or timedelta(0)
+        )
+
+    def _write(
+        self, client: UnleashClient, window: Window, path: ObjectStoragePath, staging: Staging
+    ) -> tuple[RowCounts, int]:
+        """Write the object and return what was counted of its rows, and its bytes."""
+        from airflow_provider_unleash.writers import has_rows, open_object
+
         with (
             open_object(path, self.file_format, compression=self.compression, column_types=self.column_types) as writer,
-            self._open_pages(client, window) as (pages, counts),
+            self._open_pages(client, window, staging) as (pages, counts),
         ):
             for page in pages:
                 writer.write_page(page)
@@ -396,12 +448,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
                     "replace_with_empty=True replaces it",
                     path=str(path),
                 )
-        url = url_of(path)
-        with_connection = str(path) if "://" in str(path) else url  # a plain folder has neither
-        written = {"path": with_connection, "url": url, "rows": counts.rows, "bytes": writer.size}
-        effort = _effort_of(client, began)
-        self._report_effort("Wrote", counts, writer.size, path, effort)
-        return self._summarize(window, counts, effort, written)
+        return counts, writer.size
 
     def _summarize(
         self, window: Window, counts: RowCounts, effort: dict[str, float], written: dict[str, Any]

@@ -389,6 +389,7 @@ class _TableauAnswer(msgspec.Struct):
 
 _BOM = b"\xef\xbb\xbf"
 _SORTED = msgspec.json.Encoder(order="sorted")
+_PLAIN = msgspec.json.Encoder()
 _ANY = msgspec.json.Decoder()
 _TEXT = msgspec.json.Decoder(str)
 _TEXTS = msgspec.json.Decoder(list[str])
@@ -477,6 +478,13 @@ def _tableau_page(answer: Answer, number: int) -> Page:
     rows = [tuple(record.get(key, msgspec.UNSET) for key in keys) for record in records]
     ragged = any(len(record) < len(keys) for record in records)
     return Page(number, content.total_num_pages, keys, rows, ragged)
+
+
+def render_page(page: Page) -> tuple[bytes, Endpoint]:
+    """Return the body of an answer that :func:`parse_page` reads as this page, and the endpoint that answers so."""
+    if page.ragged:  # only an array of objects can leave keys out
+        return _PLAIN.encode({"total_num_pages": page.total_pages, "data": page.records()}), "tableau"
+    return _PLAIN.encode(_CompactAnswer(list(page.keys), page.total_pages, page.tuples)), "compact"
 
 
 def _decode(answer: Answer, decoder: msgspec.json.Decoder[Any], expected: str, row_type: type | None = None) -> Any:

@@ -244,11 +244,12 @@ def _parse_text(text: str, argument: str) -> datetime | date | int | None:
     raise InvalidArgumentError(f"{argument}={text!r} is no ISO 8601 date or time", argument=argument)
 
 
-def parse_duration(value: object) -> timedelta | None:
+def parse_duration(value: object, argument: str = "window") -> timedelta | None:
     """
-    Return the length of a window; None where it is not given.
+    Return a length of time; None where it is not given.
 
     :param value: ``timedelta``, pendulum duration, or ISO 8601 text as ``P1D``; ``""`` and ``"None"`` are not given.
+    :param argument: what the error calls it.
     :raises InvalidArgumentError: it is not longer than zero, or something else.
     """
     if value is None or value in ("", "None"):
@@ -258,11 +259,11 @@ def parse_duration(value: object) -> timedelta | None:
         value = value if parsed is None else parsed  # PT0S is false
     if not isinstance(value, timedelta):
         raise InvalidArgumentError(
-            f"window={value!r} is no length of time; expected e.g. timedelta(days=1)", argument="window"
+            f"{argument}={value!r} is no length of time; expected e.g. timedelta(days=1)", argument=argument
         )
     if value < timedelta(milliseconds=1):
         raise InvalidArgumentError(
-            f"window={value!r} must be longer than zero, a millisecond at least", argument="window"
+            f"{argument}={value!r} must be longer than zero, a millisecond at least", argument=argument
         )
     return value
 

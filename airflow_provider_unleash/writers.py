@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
-import glob
 import gzip
 import io
 import logging
-import os
 import re
-import tempfile
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,18 +15,17 @@ from datetime import datetime, timezone
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from itertools import chain, islice, starmap
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from airflow_provider_unleash import protocol
 from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError
 from airflow_provider_unleash.protocol import Page
+from airflow_provider_unleash.stores import StoragePath, publish
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from fsspec import AbstractFileSystem
 
 log = logging.getLogger(__name__)
 
@@ -57,24 +51,9 @@ HIVE_KEYS = ("device", "start_date")
 
 ROW_GROUP_ROWS = 100_000
 ROW_GROUP_BYTES = 64 * 1024 * 1024
-# S3 takes parts of 5 MiB and more, 10 000 at most; fsspec's default would keep 50 MiB in memory.
-_PART_BYTES = 8 * 1024 * 1024
-
-_TRIES = 100  # to create a file in a folder that others remove
 
 _JSON = msgspec.json.Encoder()
 _SORTED_JSON = msgspec.json.Encoder(order="sorted")
-
-
-class StoragePath(Protocol):
-    """What is needed of a path: ``ObjectStoragePath`` and ``UPath`` have it."""
-
-    @property
-    def fs(self) -> AbstractFileSystem: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def protocol(self) -> str: ...
 
 
 # ---- names -------------------------------------------------------------------------------------
@@ -147,12 +126,6 @@ def _utc(moment_ms: int) -> datetime:
 def _basic_iso(moment_ms: int) -> str:
     fraction = f".{moment_ms % 1000:03}" if moment_ms % 1000 else ""
     return f"{_utc(moment_ms):%Y%m%dT%H%M%S}{fraction}Z"
-
-
-def url_of(path: StoragePath) -> str:
-    """Return the URL that DuckDB or Snowflake understand: without an Airflow connection in it."""
-    scheme = path.protocol or "file"
-    return f"{'file' if scheme == 'local' else scheme}://{path.path}"
 
 
 # ---- columns -----------------------------------------------------------------------------------
@@ -523,7 +496,7 @@ def open_object(
     """
     check_file_format(file_format, compression, column_types)
     check_installed(file_format)
-    with _publish(path) as stream, _compress(stream, compression) as target:
+    with publish(path) as stream, _compress(stream, compression) as target:
         writer = _WRITERS[file_format](target, columns_of(column_types))
         try:
             yield writer
@@ -541,98 +514,6 @@ def _compress(stream: IO[bytes], compression: Compression | None) -> AbstractCon
         return nullcontext(stream)
     # Without a name and a time in its header, the same rows are the same bytes.
     return gzip.GzipFile(filename="", mode="wb", fileobj=stream, compresslevel=6, mtime=0)  # type: ignore[return-value]
-
-
-def _publish(path: StoragePath) -> AbstractContextManager[IO[bytes]]:
-    """Yield a stream whose content becomes the object at ``path`` when the block ends, and never when it raises."""
-    if path.protocol in ("", "file", "local"):
-        return _publish_file(Path(path.path))
-    if path.protocol in ("s3", "s3a"):
-        return _publish_upload(path)
-    return _publish_copy(path)
-
-
-@contextmanager
-def _publish_upload(path: StoragePath) -> Iterator[IO[bytes]]:
-    # fsspec publishes a partial object when a plain handle is left by an exception, or even collected as garbage.
-    handle = path.fs.open(path.path, "wb", block_size=_PART_BYTES, autocommit=False)
-    try:
-        yield handle
-        handle.close()
-        handle.commit()
-    except BaseException:
-        # s3fs fails to close a handle that was discarded first.
-        for undo in (handle.close, handle.discard):
-            with contextlib.suppress(Exception):
-                undo()
-        raise
-
-
-@contextmanager
-def _publish_copy(path: StoragePath) -> Iterator[IO[bytes]]:
-    # Some stores publish whatever is closed (adlfs does, whatever autocommit says), so they get a whole file only.
-    with tempfile.NamedTemporaryFile(prefix="unleash-") as spool:
-        yield spool
-        spool.flush()
-        path.fs.put_file(spool.name, path.path)
-
-
-@contextmanager
-def _publish_file(target: Path) -> Iterator[IO[bytes]]:
-    """Write a hidden sibling and rename it; fsspec's own staging is in the temporary folder, often another device."""
-    made = _missing_folders(target.parent)
-    _remove_abandoned(target)
-    try:
-        with _open_sibling(target) as staged:
-            yield staged
-            staged.flush()
-            os.fsync(staged.fileno())
-            Path(staged.name).replace(target)
-    except BaseException:
-        for folder in made:
-            with contextlib.suppress(OSError):  # another task's object may be in it by now
-                folder.rmdir()
-        raise
-
-
-def _missing_folders(folder: Path) -> list[Path]:
-    return [path for path in (folder, *folder.parents) if not path.exists()]
-
-
-@contextmanager
-def _open_sibling(target: Path) -> Iterator[IO[bytes]]:
-    """Yield a new file beside the target, and remove it if it is still there at the end."""
-    with _create_sibling(target) as stream:
-        try:
-            yield stream
-        finally:
-            Path(stream.name).unlink(missing_ok=True)
-
-
-def _create_sibling(target: Path) -> IO[bytes]:
-    """Create a locked file beside the target; the lock tells that somebody is writing it."""
-    for _ in range(_TRIES):
-        staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        # Another task may remove the folder after its failure, and this file, before it is locked, as abandoned.
-        with contextlib.suppress(FileNotFoundError, FileExistsError):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            stream = staged.open("xb")
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            if staged.exists():
-                return stream
-            stream.close()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return staged.open("xb")
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Remove what a killed process left of this object."""
-    with contextlib.suppress(FileNotFoundError):  # another task removed the folder after its failure
-        for staged in list(target.parent.glob(f".{glob.escape(target.name)}.*.tmp")):
-            with contextlib.suppress(OSError), staged.open("rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                staged.unlink()
 
 
 def has_rows(path: StoragePath, file_format: FileFormat, compression: Compression | None = None) -> bool:

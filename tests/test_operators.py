@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import socket
+import time
 from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -315,6 +316,7 @@ def test_the_summary_has_the_documented_keys_and_values_and_is_small(serve, lake
         "requests": pages + 2,  # the first and the last page are read again at the end
         "retries": 0,
         "throttled_seconds": 0,
+        "resumed_pages": 0,
         "files": [
             {"path": f"file://{lake}/{name}", "url": f"file://{lake}/{name}", "rows": rows, "bytes": len(content)}
         ],
@@ -322,7 +324,7 @@ def test_the_summary_has_the_documented_keys_and_values_and_is_small(serve, lake
     assert list(summary) == [
         *("device_id", "start", "end", "window_rule", "endpoint", "file_format", "pages", "rows"),
         *("rows_before_start", "rows_after_end", "rows_at_end"),
-        *("seconds", "requests", "retries", "throttled_seconds", "files"),
+        *("seconds", "requests", "retries", "throttled_seconds", "resumed_pages", "files"),
     ]
     assert len(json.dumps(summary)) < 1024
 
@@ -974,6 +976,82 @@ def test_pages_that_never_stop_growing_are_a_changed_snapshot_after_four_reading
     assert 4 <= len(first_pages) <= 8  # each reading, and some again at its end
 
 
+# ---- going on where the last try ended --------------------------------------------------------------
+
+
+def asked_pages(sim: Simulator) -> list[int]:
+    return [int(request.path.rpartition("/")[2]) for request in sim.requests if request.path.count("/") > 4]
+
+
+def staged(lake: Path) -> list[str]:
+    return [path.name for path in sorted((lake / "_staging").rglob("*.pages"))]
+
+
+@pytest.mark.parametrize(("file_format", "compression"), FORMATS)
+@pytest.mark.parametrize("endpoint", ["compact", "tableau"])
+def test_a_retry_writes_the_same_object_and_asks_for_the_rest_only(serve, lake, endpoint, file_format, compression):
+    sim = serve(extra={"max_attempts": 1, "page_concurrency": 1})
+    arguments = {"endpoint": endpoint, "file_format": file_format, "compression": compression}
+    whole = store(lake / "whole", **arguments)
+    pages = whole["pages"]
+    sim.add_fault(Fault("500", page=8))
+    with pytest.raises(errors.ServerError):
+        store(lake, checkpoint_pages=3, **arguments)
+    assert staged(lake) == ["00000.pages", "00001.pages"]
+    sim.clear_requests()
+    summary = store(lake, checkpoint_pages=3, **arguments)
+    assert asked_pages(sim) == [1, *range(7, pages + 1), 1, pages]
+    assert summary["resumed_pages"] == 5
+    assert {**summary, **whole} | {"files": 0} == {**whole, "files": 0}
+    (name, content), (again, content_again) = files_in(lake).items()
+    assert again == f"whole/{name}"
+    assert content_again == content
+    assert not (lake / "_staging").exists()
+
+
+def test_readers_of_the_tree_see_nothing_of_what_is_put_aside(serve, lake):
+    sim = serve(extra={"max_attempts": 1})
+    store(lake, device_id=CROWD, file_format="parquet")
+    sim.add_fault(Fault("500", page=8))
+    with pytest.raises(errors.ServerError):
+        store(lake, checkpoint_pages=3, file_format="parquet")
+    assert staged(lake)
+    devices = duckdb.sql(f"SELECT DISTINCT device FROM '{lake}/**/*.parquet'").fetchall()
+    assert devices == [(CROWD,)]
+    assert pq.ParquetDataset(lake).read(["device"]).column("device").unique().to_pylist() == [CROWD]
+
+
+def test_pages_that_changed_are_not_put_aside_for_the_next_reading(serve, lake):
+    sim = serve(growing=100, extra={"page_concurrency": 1})
+    summary = store(lake, checkpoint_pages=2)
+    assert summary["rows"] == len(day_of(sim))
+    assert summary["resumed_pages"] == 0
+    assert not (lake / "_staging").exists()
+
+
+@pytest.mark.parametrize("off", [{"checkpoint_pages": None}, {"resume_within": None}])
+def test_nothing_is_put_aside_where_that_is_switched_off(serve, lake, off):
+    sim = serve(extra={"max_attempts": 1})
+    sim.add_fault(Fault("500", page=8))
+    with pytest.raises(errors.ServerError):
+        store(lake, **{"checkpoint_pages": 3, **off})
+    assert everything_in(lake) == []
+
+
+@pytest.mark.parametrize("resume_within", ["PT1H", timedelta(hours=1)])
+def test_how_long_pages_are_used_can_be_said_as_a_text_too(serve, lake, resume_within, monkeypatch):
+    sim = serve(extra={"max_attempts": 1})
+    for hours, resumed in ((0.9, 5), (1.1, 0)):
+        sim.add_fault(Fault("500", page=8))
+        with monkeypatch.context() as patch:
+            earlier = time.time() - hours * 3600
+            patch.setattr("airflow_provider_unleash.staging.time.time", lambda earlier=earlier: earlier)
+            with pytest.raises(errors.ServerError):
+                store(lake, checkpoint_pages=3)
+        summary = store(lake, checkpoint_pages=3, resume_within=resume_within)
+        assert summary["resumed_pages"] == resumed
+
+
 # ---- arguments ---------------------------------------------------------------------------------------
 
 BAD_ARGUMENTS = [
@@ -991,7 +1069,10 @@ BAD_ARGUMENTS = [
     ({"endpoint": "odata"}, "endpoint"),
     ({"on_empty": "ignore"}, "on_empty"),
 ]
+BAD_LITERALS = [({"checkpoint_pages": 0}, "checkpoint_pages"), ({"checkpoint_pages": "200"}, "checkpoint_pages")]
 BAD_STORAGE_ARGUMENTS = [
+    ({"resume_within": timedelta(0)}, "resume_within"),
+    ({"resume_within": "a day"}, "resume_within"),
     ({"file_format": "xml"}, "file_format"),
     ({"compression": "zip"}, "compression"),
     ({"file_format": "parquet", "compression": "gzip"}, "compression"),
@@ -1012,7 +1093,7 @@ def test_a_literal_that_cannot_be_used_is_a_value_error_when_the_dag_is_parsed(o
     assert caught.value.argument == named
 
 
-@pytest.mark.parametrize(("arguments", "named"), BAD_STORAGE_ARGUMENTS, ids=str)
+@pytest.mark.parametrize(("arguments", "named"), [*BAD_LITERALS, *BAD_STORAGE_ARGUMENTS], ids=str)
 def test_a_literal_about_storage_that_cannot_be_used_is_a_value_error_too(arguments, named):
     with pytest.raises(ValueError, match=named) as caught:
         make(UnleashToObjectStorageOperator, **{"device_id": STREET, "dst": "file:///lake", **arguments})
@@ -1164,6 +1245,24 @@ def test_unset_does_not_warn_where_no_tokens_are(serve, caplog):
 RETRIES = "retries=2, retry_delay=timedelta(0)"
 
 
+def test_a_second_try_of_a_run_goes_on_where_the_first_ended(airflow_home, serve, lake):
+    sim = serve(extra={"max_attempts": 1, "page_concurrency": 1}, faults=[Fault("500", page=9)])
+    run = run_dag(
+        airflow_home,
+        f"""
+        UnleashToObjectStorageOperator(
+            task_id="extract", device_id="{STREET}", dst="file://{lake}", checkpoint_pages=4, {RETRIES}
+        )
+        """,
+    )
+    assert (run.states, run.tries) == ({"extract": "success"}, {"extract": 2})
+    summary = run.xcoms["extract"]
+    pages = summary["pages"]
+    assert asked_pages(sim) == [*range(1, 10), 1, *range(9, pages + 1), 1, pages]
+    assert summary["resumed_pages"] == 7
+    assert_holds(next(lake.rglob("*.jsonl")), day_of(sim))
+
+
 def test_devices_from_one_task_are_mapped_to_an_object_each(airflow_home, serve, lake):
     sim = serve()
     run = run_dag(
@@ -1233,6 +1332,7 @@ TEMPLATED = {
     "file_format": "csv",
     "compression": "gzip",
     "column_types": {"confidence": "float64"},
+    "resume_within": "PT1H",
 }
 
 

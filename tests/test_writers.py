@@ -34,6 +34,7 @@ from upath import UPath
 from airflow_provider_unleash import writers
 from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError
 from airflow_provider_unleash.protocol import Answer, Page, parse_page
+from airflow_provider_unleash.stores import url_of
 from airflow_provider_unleash.writers import (
     check_file_format,
     check_installed,
@@ -41,7 +42,6 @@ from airflow_provider_unleash.writers import (
     has_rows,
     object_name,
     open_object,
-    url_of,
 )
 
 SAMPLES = Path(__file__).parent / "samples"
