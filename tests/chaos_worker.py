@@ -1,0 +1,74 @@
+"""One try of an extraction in a process of its own, which may be killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from multiprocessing.connection import Connection
+from types import SimpleNamespace
+from typing import Any
+
+# Imported once, by the server that forks the tries.
+import airflow.providers.amazon.aws.fs.s3  # noqa: F401
+import pyarrow.parquet  # noqa: F401
+import s3fs  # noqa: F401
+
+from airflow_provider_unleash import client
+from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
+from airflow_provider_unleash.writers import open_object  # noqa: F401
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    What a try is told.
+
+    :param folder: has the file «log» for what it prints, and the folder «tmp»
+    :param connections: fields by connection id
+    :param window: the run's data interval
+    :param arguments: of the operator
+    """
+
+    folder: str
+    connections: Mapping[str, Mapping[str, Any]]
+    window: tuple[datetime, datetime]
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a try ended, which was not killed: the summary or the error's name and text, and threads that still run."""
+
+    summary: dict[str, Any] | None
+    error: str
+    said: str
+    threads: tuple[str, ...]
+
+
+def run_try(job: Job, supervisor: Connection) -> None:
+    """Execute the operator, and report."""
+    tempfile.tempdir = f"{job.folder}/tmp"
+    log = os.open(f"{job.folder}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    client.BACKOFF_BASE = client.BACKOFF_MOST = 0.01
+    for conn_id, connection in job.connections.items():
+        os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"] = json.dumps(connection)
+    operator = UnleashToObjectStorageOperator(task_id="extract", **job.arguments)
+    start, end = job.window
+    context: Any = {"dag_run": SimpleNamespace(run_type="scheduled")}
+    context |= {"data_interval_start": start, "data_interval_end": end}
+    summary, error, said = None, "", ""
+    try:
+        summary = operator.execute(context)
+    except Exception as raised:
+        cause = raised.__cause__ or raised
+        error, said = type(cause).__name__, str(cause)
+    threads = tuple(thread.name for thread in threading.enumerate() if thread is not threading.main_thread())
+    supervisor.send(Report(summary, error, said, threads))
+    supervisor.close()
