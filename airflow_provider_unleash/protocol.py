@@ -509,6 +509,7 @@ def _decode(answer: Answer, decoder: msgspec.json.Decoder[Any], expected: str, r
             url=answer.url,
         ) from None
     field, row = _locate_misfit(content, row_type)
+    del content  # some log handlers show the variables of a traceback's frames
     raise UnexpectedResponseError(
         f"{answer.url} answered JSON, but not {expected} ({answer.redact(str(misfit))}"
         f"{'' if row is None else f', row {row}'}): {answer.excerpt()}. Is the connection's host the Unleash live API?",

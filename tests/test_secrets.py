@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
-from socket import socket
 from urllib.parse import quote
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipException
-from dag_runs import DAY, NEXT_DAY, SILENT, STREET, make_context, run_dag
+from dag_runs import DAY, NEXT_DAY, SILENT, STREET, make_context
+from secret_search import FAULTS, KEYS, files_under, leaks
 
 from airflow_provider_unleash.exceptions import UnleashError
 from airflow_provider_unleash.hooks import UnleashHook
@@ -27,27 +26,9 @@ from airflow_provider_unleash.operators import (
     UnleashToObjectStorageOperator,
 )
 from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
-from airflow_provider_unleash.simulator import Fault, Simulator
 from airflow_provider_unleash.triggers import UnleashNewSessionsEventTrigger, UnleashNewSessionsTrigger
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
-
-# Characters that look otherwise in a URL; the second goes as Bearer.
-KEYS = ["rEcOgnisable/4711+key=", "ul_pat_rEcOgnisable4711"]
-
-
-def spellings(key: str) -> set[str]:
-    encoded = base64.b64encode(key.encode()).decode()
-    return {key, quote(key), quote(key, safe=""), encoded, json.dumps(key)[1:-1], repr(key)[1:-1]}
-
-
-def leaks(key: str, texts: dict[str, str | bytes]) -> list[str]:
-    """Return the names of the texts that have the key in any spelling."""
-    found = []
-    for name, text in texts.items():
-        content = text if isinstance(text, bytes) else text.encode()
-        found += [f"{name}: {spelling}" for spelling in spellings(key) if spelling.encode() in content]
-    return found
 
 
 def texts_of_error(error: BaseException | None) -> Iterator[tuple[str, str]]:
@@ -59,10 +40,6 @@ def texts_of_error(error: BaseException | None) -> Iterator[tuple[str, str]]:
         if isinstance(error, UnleashError):
             yield f"fields of {type(error).__name__}", repr(vars(error))
         error = error.__cause__ or error.__context__
-
-
-def files_under(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -104,21 +81,6 @@ DOERS: dict[str, Callable[[Path], object]] = {
     "trigger": lambda lake: events_of(UnleashNewSessionsTrigger(poke_interval=0.1)),
     "watcher": lambda lake: events_of(UnleashNewSessionsEventTrigger(poke_interval=0.1)),
     "test_connection": lambda lake: UnleashHook().test_connection(),
-}
-FAULTS = {
-    "nothing": [],
-    "echo 401": [Fault("echo_key", times=None)],
-    "echo 400": [Fault("echo_key", times=None, status=400)],
-    "echo 429": [Fault("echo_key", times=None, status=429)],
-    "echo 500": [Fault("echo_key", times=None, status=500)],
-    "echo 200": [Fault("echo_key", times=None, status=200)],
-    "redirect": [Fault("redirect", times=None)],
-    "html": [Fault("html", times=None)],
-    "garbage": [Fault("garbage", times=None)],
-    "half body": [Fault("half_body", times=None)],
-    "reset": [Fault("reset", times=None)],
-    "timeout": [Fault("slow", times=None, seconds=0.3)],
-    "wrong shape": [Fault("wrong_shape", times=None)],
 }
 
 
@@ -207,7 +169,7 @@ def traceback_with_locals(error: BaseException) -> str:
     return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
 
 
-@pytest.mark.parametrize("fault", ["redirect", "half body", "reset", "timeout", "html", "wrong shape"])
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name != "nothing"])
 @pytest.mark.parametrize("doer", ["devices", "storage", "sensor"])
 def test_the_key_is_in_no_variable_of_a_failed_tasks_traceback(serve, lake, fault, doer):
     extra = {"timeout": 0.1 if fault == "timeout" else 30, "max_attempts": 2}
@@ -269,37 +231,3 @@ def test_the_search_finds_a_key_that_is_logged_printed_raised_or_written(heard, 
         assert {text.partition(":")[0] for text in found} == {
             *("log", "records", "stdout", "traceback", "ValueError", "fields of UnleashError", f"{lake}/x"),
         }
-
-
-def test_runs_leave_the_key_in_no_database_log_or_file_of_airflow(airflow_home, serve, connect, heard, lake):
-    key = KEYS[0]
-    sim = serve(key=key, sessions_from=1_768_176_000_000, extra={"mask_stream_tokens": False, "max_attempts": 1})
-    with closing(socket()) as unused:
-        unused.bind(("127.0.0.1", 0))
-        dead = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    with Simulator(api_keys=[key], faults=[Fault("echo_key", times=None)]) as echoing:
-        connect(conn_id="echoing", host=echoing.base_url, password=key)
-        connect(conn_id="dead", host=dead, password=key, extra={"max_attempts": 1})
-        run = run_dag(
-            airflow_home,
-            f"""
-            for conn_id in ("unleash_default", "echoing", "dead"):
-                common = dict(unleash_conn_id=conn_id, retries=1, retry_delay=timedelta(0))
-                UnleashListDevicesOperator(task_id=f"devices_{{conn_id}}", **common)
-                UnleashListSessionsOperator(task_id=f"sessions_{{conn_id}}", **common)
-                UnleashGetAnalyticsOperator(task_id=f"rows_{{conn_id}}", device_id={STREET!r}, **common)
-                UnleashToObjectStorageOperator(
-                    task_id=f"storage_{{conn_id}}", device_id={STREET!r}, dst={str(lake)!r}, **common
-                )
-                UnleashNewSessionsSensor(task_id=f"sensor_{{conn_id}}", timeout=5, **common)
-            """,
-        )
-    for task_id, state in run.states.items():
-        assert state == ("success" if task_id.endswith("unleash_default") else "failed"), task_id
-    assert len(run.xcoms) == 5
-    assert sim.requests
-    files = {**files_under(airflow_home), **files_under(lake)}
-    assert leaks(key, {**heard(), "xcoms": repr(run.xcoms), **files}) == []
-    # What is searched does hold what the tasks were given.
-    database = b"".join(content for name, content in files.items() if Path(name).name.startswith("airflow.db"))
-    assert b"storage_echoing" in database
