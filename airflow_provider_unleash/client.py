@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
@@ -52,7 +53,8 @@ BACKOFF_BASE = 0.5
 BACKOFF_MOST = 30.0
 LONGEST_WAIT = 60.0
 RESTARTS = 3
-_CHUNK_BYTES = 1 << 18
+# Before 2.6, urllib3 inflates all of a chunk at once, up to a thousandfold, and holds that twice.
+_CHUNK_BYTES = 1 << (18 if tuple(map(int, version("urllib3").split(".")[:2])) >= (2, 6) else 14)
 
 
 @dataclass

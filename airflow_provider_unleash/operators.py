@@ -382,7 +382,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
         from airflow_provider_unleash.staging import check_checkpoint_pages
         from airflow_provider_unleash.window import parse_duration
-        from airflow_provider_unleash.writers import check_file_format
+        from airflow_provider_unleash.writers import check_dst, check_file_format
 
         super()._check_arguments(is_known)
         check_checkpoint_pages(self.checkpoint_pages)
@@ -390,12 +390,8 @@ class UnleashToObjectStorageOperator(_FetchOperator):
             parse_duration(self.resume_within, "resume_within")
         if all(map(is_known, (self.file_format, self.compression, self.column_types))):
             check_file_format(self.file_format, self.compression, self.column_types)
-        dst = str(self.dst)
-        if is_known(self.dst) and "://" not in dst and not dst.startswith("/"):
-            raise InvalidArgumentError(
-                f"dst={dst!r} is no URL and no absolute path; expected e.g. s3://aws_default@lake/unleash",
-                argument="dst",
-            )
+        if is_known(self.dst):
+            check_dst(str(self.dst))
 
     def _fetch(self, client: UnleashClient, window: Window, began: float) -> dict[str, Any]:
         from airflow.providers.common.compat.sdk import ObjectStoragePath

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
@@ -49,6 +50,12 @@ _FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # the years 1 to
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 # The API answers small JSON errors and pages; this much of a body is enough to recognise what it is.
 EXCERPT_CHARS = 200
+# A file's or folder's name has 255 bytes at most; the folder is «device=» and the id, percent-encoded.
+LONGEST_DEVICE_ID = 255 - len("device=")
+# A counter of pages beyond this is none; no float holds what is much larger.
+_MOST_PAGES = 2**63 - 1
+# Cells of a page whose rows lack keys, where it is so small that they do not matter.
+_FEW_CELLS = 1 << 16
 
 _BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
 _STREAM_TOKEN = re.compile(r"([?&]token=)[^&]*", re.IGNORECASE)
@@ -150,9 +157,11 @@ def check_device_id(device_id: str) -> str:
         problem = "control or invisible characters"
     elif device_id != device_id.strip():
         problem = "white space around it"
+    elif len(quote(device_id, safe="")) > LONGEST_DEVICE_ID:
+        problem = f"more than {LONGEST_DEVICE_ID} bytes percent-encoded, too long for the name of a folder"
     if problem:
         raise InvalidArgumentError(
-            f"device_id {device_id!r} has {problem}; UnleashListDevicesOperator lists the real ones",
+            f"device_id {device_id[:EXCERPT_CHARS]!r} has {problem}; UnleashListDevicesOperator lists the real ones",
             argument="device_id",
         )
     return device_id
@@ -288,10 +297,15 @@ class Page:
         """Return one field of all rows, None where a row lacks it; or None where the whole page does."""
         return self._column(key) if key in self.keys else None
 
+    @cached_property
+    def indices(self) -> dict[str, int]:
+        """Where in a row each key stands."""
+        return {key: index for index, key in enumerate(self.keys)}
+
     def _column(self, key: str) -> list[Any]:
         # Kept, because boundary, masking and writer ask for the same ones.
         if key not in self._columns:
-            index = self.keys.index(key)
+            index = self.indices[key]
             values = [row[index] for row in self.tuples]
             self._columns[key] = [None if v is msgspec.UNSET else v for v in values] if self.ragged else values
         return self._columns[key]
@@ -378,12 +392,12 @@ def _http_date(value: str) -> float | None:
 
 class _CompactAnswer(msgspec.Struct):
     keys: list[str]
-    total_num_pages: Annotated[int, msgspec.Meta(ge=0)]
+    total_num_pages: Annotated[int, msgspec.Meta(ge=0, le=_MOST_PAGES)]
     data: list[tuple[Any, ...]]
 
 
 class _TableauAnswer(msgspec.Struct):
-    total_num_pages: Annotated[int, msgspec.Meta(ge=0)]
+    total_num_pages: Annotated[int, msgspec.Meta(ge=0, le=_MOST_PAGES)]
     data: list[dict[str, Any]]
 
 
@@ -450,7 +464,7 @@ def _compact_page(answer: Answer, number: int) -> Page:
     content = _decode(answer, _COMPACT, "an object of keys, total_num_pages and data, an array of arrays", list)
     keys, rows = tuple(content.keys), content.data
     if len(set(keys)) != len(keys):
-        twice = next(key for index, key in enumerate(keys) if key in keys[:index])
+        twice = Counter(keys).most_common(1)[0][0]
         raise UnexpectedResponseError(
             f"{answer.url} names a key twice: {answer.redact(twice)[:EXCERPT_CHARS]!r}",
             field="keys",
@@ -475,6 +489,13 @@ def _tableau_page(answer: Answer, number: int) -> Page:
     keys = tuple(dict.fromkeys(chain.from_iterable(records)))
     if len(keys) > 1 and set(map(len, records)) == {len(keys)}:
         return Page(number, content.total_num_pages, keys, list(map(itemgetter(*keys), records)))
+    # A row has a cell for each key, those that it lacks too: rows with a key each of their own make the square of them.
+    if len(keys) * len(records) > max(len(answer.body), _FEW_CELLS):
+        raise UnexpectedResponseError(
+            f"{answer.url} answered {len(records)} rows, which have {len(keys)} keys together and lack most of them",
+            field="data",
+            url=answer.url,
+        )
     rows = [tuple(record.get(key, msgspec.UNSET) for key in keys) for record in records]
     ragged = any(len(record) < len(keys) for record in records)
     return Page(number, content.total_num_pages, keys, rows, ragged)
@@ -544,7 +565,7 @@ def _locate_misfit(content: object, row_type: type | None) -> tuple[str | None, 
         return "data", row
     if row_type is list and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
         return "keys", None
-    fits = isinstance(total, int) and not isinstance(total, bool) and total >= 0
+    fits = isinstance(total, int) and not isinstance(total, bool) and 0 <= total <= _MOST_PAGES
     return (None if fits else "total_num_pages"), None
 
 
@@ -593,7 +614,8 @@ def parse_session_start(session_id: str) -> int:
 
     :raises UnexpectedResponseError: the id does not read so.
     """
-    if session_id.isascii() and session_id.isdigit() and SMALLEST_EPOCH_MS <= int(session_id[:20]) < 10**14:
+    readable = session_id.isascii() and session_id.isdigit() and len(session_id) <= 20
+    if readable and SMALLEST_EPOCH_MS <= int(session_id) < 10**14:
         return int(session_id)
     raise UnexpectedResponseError(
         f"The session id {session_id[:EXCERPT_CHARS]!r} does not read as a start in epoch milliseconds, so its "

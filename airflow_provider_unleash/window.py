@@ -435,5 +435,5 @@ def select_sessions(sessions: Iterable[str], **bounds: Any) -> list[str]:
 
 
 def _by_start(session: str) -> tuple[bool, int, str]:
-    readable = session.isascii() and session.isdigit()
+    readable = session.isascii() and session.isdigit() and len(session) <= 20  # Python reads 4300 digits, no more
     return (not readable, int(session) if readable else 0, session)

@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 from importlib.util import find_spec
 from itertools import chain, islice, starmap
 from typing import IO, TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
 
 import msgspec
 
@@ -48,6 +49,7 @@ COLUMNS: dict[str, ColumnType] = {
 EXTRA = "extra"
 # Hive keys of the path: a column of the same name would hide or contradict them.
 HIVE_KEYS = ("device", "start_date")
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "adl", "az", "wasb")
 
 ROW_GROUP_ROWS = 100_000
 ROW_GROUP_BYTES = 64 * 1024 * 1024
@@ -78,6 +80,32 @@ def check_file_format(
             "Parquet files are compressed inside (zstd): leave compression out", argument="compression"
         )
     columns_of(column_types)
+
+
+def check_dst(dst: str) -> None:
+    """
+    Return if a folder's URL or absolute path says where it leads.
+
+    :raises InvalidArgumentError: it does not, e.g. because of what a template rendered to.
+    """
+    scheme, _, place = dst.partition("://") if "://" in dst else ("file", "", dst)
+    problem = None
+    is_local = scheme.lower() in ("file", "local")
+    # Of two slashes, ObjectStoragePath makes the current folder.
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme) or (is_local and not re.match("/(?!/)", place)):
+        problem = "is no URL and no absolute path"
+    elif "://" in place:
+        problem = "is two URLs"
+    elif not dst.isprintable() or dst != dst.strip():
+        problem = "has control or invisible characters, or white space around it"
+    elif scheme.lower() in _BUCKETS and not place.partition("/")[0].rpartition("@")[2]:
+        problem = "names no bucket"
+    elif {".", ".."} & set(re.split(r"[/\\@]", unquote(place))):
+        problem = "has a dot segment, which leads elsewhere"
+    if problem:
+        raise InvalidArgumentError(
+            f"dst={dst!r} {problem}; expected e.g. s3://aws_default@lake/unleash", argument="dst"
+        )
 
 
 def columns_of(column_types: Mapping[str, str] | None) -> dict[str, ColumnType]:
@@ -223,7 +251,7 @@ def _extras(page: Page, columns: Mapping[str, ColumnType]) -> list[str | None]:
     unknown = [key for key in page.keys if key not in columns or key == EXTRA]
     if not unknown:
         return [None] * len(page.tuples)
-    indices = [page.keys.index(key) for key in unknown]
+    indices = [page.indices[key] for key in unknown]
     texts: list[str | None] = []
     for row in page.tuples:
         rest = {key: row[i] for key, i in zip(unknown, indices, strict=True) if row[i] is not msgspec.UNSET}
