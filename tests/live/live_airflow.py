@@ -28,6 +28,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import psutil
 from dag_runs import DagRun
 from run_kinds import RUN_KINDS, RunKind
+from secret_search import files_under, leaks
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent.parent / "scripts"))
@@ -86,11 +87,13 @@ class Observed:
     :param runs: by DAG; those that never ended are missing.
     :param said: by DAG what the command or the API said that was to make the run.
     :param folder: in which all of it happened.
+    :param leaks: where in it the API key stands, in logs of workers and triggerer, databases, the lake.
     """
 
     runs: dict[str, Run]
     said: dict[str, str]
     folder: Path
+    leaks: list[str]
 
 
 class LiveStage(Stage):
@@ -198,7 +201,7 @@ def observe() -> Observed:
             _run_everything(live, tests)
             runs = _read_runs(live, _read_workers_log) | _read_runs(tests, _read_tests_log)
             said = {path.stem: path.read_text() for stage in (live, tests) for path in stage.said.iterdir()}
-            return Observed(runs, said, folder)
+            return Observed(runs, said, folder, leaks(DEFAULT_KEYS[0], files_under(folder)))
         finally:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)

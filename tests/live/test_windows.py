@@ -69,6 +69,10 @@ def test_a_run_that_means_no_window_fails_on_its_first_try_and_asks_nothing(kind
         assert way_out in run.log
 
 
+def test_the_key_is_in_no_file_that_scheduler_workers_and_triggerer_have_written(observed: Observed) -> None:
+    assert observed.leaks == []
+
+
 def test_no_process_and_no_folder_is_left(observed: Observed) -> None:
     assert not observed.folder.exists()
     assert processes_in(observed.folder) == []
