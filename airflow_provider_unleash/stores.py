@@ -36,10 +36,13 @@ class StoragePath(Protocol):
     def protocol(self) -> str: ...
 
 
+# DuckDB's name for a container of Azure: https://duckdb.org/docs/stable/core_extensions/azure
+_URL_SCHEMES = {"": "file", "local": "file", "abfs": "az", "abfss": "az"}
+
+
 def url_of(path: StoragePath) -> str:
     """Return the URL that DuckDB or Snowflake understand: without an Airflow connection in it."""
-    scheme = path.protocol or "file"
-    return f"{'file' if scheme == 'local' else scheme}://{path.path}"
+    return f"{_URL_SCHEMES.get(path.protocol, path.protocol)}://{path.path}"
 
 
 def _is_local(path: StoragePath) -> bool:

@@ -33,6 +33,7 @@ from seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
 
 from airflow_provider_unleash.simulator import FAULT_KINDS, Fault, Simulator
 
+PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 DAY = datetime(2026, 1, 12, tzinfo=timezone.utc)
 ROWS_A_DAY, PAGE_SIZE, CHECKPOINT_PAGES = 4000, 200, 6
 SILENT = "W7d2e90b4c6a1f58"
@@ -508,12 +509,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lanes", type=int, default=3, help="extractions under way at once")
     parser.add_argument("--tamper", action="store_true", help="in the end, show that what must not be would be found")
+    parser.add_argument("--page", action="store_true", help=f"write the figures into {PAGE.name}")
     options = parser.parse_args(argv)
     began = time.monotonic()
     with open_chaos(options.seed) as chaos:
         chaos.run(options.extractions, options.lanes)
         counts = chaos.counts
         show(counts, f"seed {options.seed}, {time.monotonic() - began:.0f} s")
+        if options.page:
+            write_page(counts, options.seed)
         if options.tamper:
             violations = list(counts.violations)
             chaos.tamper()
@@ -521,6 +525,29 @@ def main(argv: list[str] | None = None) -> int:
             print("found after tampering:", *counts.violations[len(violations) :], sep="\n")
             return bool(violations)
     return bool(counts.violations)
+
+
+def write_page(counts: Counts, seed: int) -> None:
+    """Put the figures into the documentation."""
+    happened, endings = counts.happened, counts.endings
+    faults = ", ".join(f"{kind} {number}" for kind, number in counts.faults.most_common())
+    errors = ", ".join(f"`{name}` {number}" for name, number in endings.most_common() if name.endswith("Error"))
+    rows = {
+        f"extractions (seed {seed})": f"{happened['extractions']:,}, {happened['reruns']} of objects that were there",
+        "tries": f"{happened['tries']:,}; {happened['duels']} extractions with two at once",
+        "tries that succeeded": f"{endings['success']:,}",
+        "tries that were killed": f"{endings['killed']:,}",
+        "tries that failed": errors,
+        "faults of the API": f"{counts.faults.total():,}: {faults}",
+        "the store was killed": f"{happened['stores killed']} times",
+        "pages read": f"{happened['pages']:,}, {happened['pages resumed']:,} of them put aside by an earlier try",
+        "objects compared": f"{happened['objects checked']:,}, with {happened['rows checked']:,} rows",
+        "**violations**": f"**{len(counts.violations)}**",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    head, rest = PAGE.read_text().split("--page -->\n")
+    end = rest[rest.index("<!-- end -->") :]
+    PAGE.write_text(f"{head}--page -->\n\n| | |\n| --- | --- |\n{table}\n\n{end}")
 
 
 def show(counts: Counts, facts: str) -> None:

@@ -648,6 +648,7 @@ class Place:
     [
         *((Place("/data/x", "file"), "file:///data/x"), (Place("/data/x", ""), "file:///data/x")),
         *((Place("/data/x", "local"), "file:///data/x"), (Place("lake/x", "s3"), "s3://lake/x")),
+        *((Place("lake/x", "abfs"), "az://lake/x"), (Place("lake/x", "abfss"), "az://lake/x")),
         *((Place("lake/x", "gs"), "gs://lake/x"), (Place("lake/device=a%20b/x", "s3"), "s3://lake/device=a%20b/x")),
     ],
 )

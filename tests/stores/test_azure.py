@@ -1,0 +1,84 @@
+"""
+Objects on Azurite, a real process that speaks Azure's protocol, through an Airflow connection of type ``wasb``.
+
+Needs a provider and a server that nothing else does, so it runs only when asked for: ``make test-stores``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from azurite import connection_string, serve_blobs
+
+pytest.register_assert_rewrite("store_cases")
+from store_cases import ProcessCases, StoreCases, extract  # noqa: E402
+
+from airflow_provider_unleash.simulator import Simulator  # noqa: E402
+
+pytest.importorskip("adlfs", reason="the group stores is not installed")
+
+
+class AzureStore:
+    """The container «lake», as Azure's own client sees it."""
+
+    scheme, url_scheme = "abfs", "az"
+
+    def __init__(self, endpoint: str) -> None:
+        from azure.storage.blob import ContainerClient
+
+        self.endpoint = endpoint
+        self._client = ContainerClient.from_connection_string(connection_string(endpoint), "lake")
+        self._client.create_container()
+
+    def connection(self, endpoint: str) -> dict[str, Any]:
+        return {"conn_type": "wasb", "extra": {"connection_string": connection_string(endpoint)}}
+
+    def names(self) -> list[str]:
+        return [blob.name.removeprefix("unleash/") for blob in self._client.list_blobs()]
+
+    def read(self, name: str) -> bytes:
+        body: bytes = self._client.download_blob(f"unleash/{name}").readall()
+        return body
+
+    def put(self, name: str, body: bytes) -> None:
+        self._client.upload_blob(f"unleash/{name}", body)
+
+    def leftovers(self) -> list[str]:
+        """Return the names that have blocks without having been committed with them."""
+        blobs = self._client.list_blobs(include=["uncommittedblobs"])
+        names = [blob.name for blob in blobs]
+        return [name for name in names if self._client.get_blob_client(name).get_block_list("uncommitted")[1]]
+
+    def clear(self) -> None:
+        for blob in self._client.list_blobs():
+            self._client.delete_blob(blob.name)
+
+
+@pytest.fixture(scope="module")
+def azurite() -> Iterator[AzureStore]:
+    logging.getLogger("azure").setLevel(logging.WARNING)  # else ten lines a request
+    with serve_blobs() as endpoint:
+        yield AzureStore(endpoint)
+
+
+@pytest.fixture
+def lake(azurite: AzureStore) -> Iterator[AzureStore]:
+    yield azurite
+    azurite.clear()
+
+
+class TestAzure(StoreCases):
+    def test_a_container_that_is_not_there_fails_the_extraction(
+        self, serve: Callable[..., Simulator], lake: AzureStore
+    ) -> None:
+        serve()
+        with pytest.raises(FileNotFoundError):
+            extract(lake, dst="abfs://lake_conn@nowhere/unleash")
+        assert lake.names() == []
+
+
+class TestAzureProcesses(ProcessCases):
+    pass

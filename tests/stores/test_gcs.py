@@ -1,0 +1,79 @@
+"""
+Objects on fake-gcs-server, a stand-in for Google's store, through an Airflow connection.
+
+Needs a provider and a server that nothing else does, so it runs only when asked for: ``make test-stores``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.register_assert_rewrite("store_cases")
+from store_cases import ProcessCases, StoreCases  # noqa: E402
+
+# Read when it is imported. Else it asks for the kind of a bucket by gRPC and TLS, which no emulator has, for a minute.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+pytest.importorskip("gcsfs", reason="the group stores is not installed")
+from gcs import serve_gcs  # noqa: E402
+
+
+class GcsStore:
+    """The bucket «lake», as Google's own client sees it."""
+
+    scheme = url_scheme = "gs"
+
+    def __init__(self, endpoint: str) -> None:
+        from google.auth.credentials import AnonymousCredentials
+        from google.cloud.storage import Client
+
+        self.endpoint = endpoint
+        client = Client("project", AnonymousCredentials(), client_options={"api_endpoint": endpoint})
+        self._bucket = client.create_bucket("lake")
+
+    def connection(self, endpoint: str) -> dict[str, Any]:
+        extra = {"is_anonymous": True, "project": "project", "gcs.endpoint": endpoint}
+        return {"conn_type": "google_cloud_platform", "extra": extra}
+
+    def names(self) -> list[str]:
+        return [blob.name.removeprefix("unleash/") for blob in self._bucket.list_blobs()]
+
+    def read(self, name: str) -> bytes:
+        # As stored: Google's client would unpack what it takes for transport compression.
+        body: bytes = self._bucket.blob(f"unleash/{name}").download_as_bytes(raw_download=True)
+        return body
+
+    def put(self, name: str, body: bytes) -> None:
+        self._bucket.blob(f"unleash/{name}").upload_from_string(body)
+
+    def leftovers(self) -> list[str]:
+        """Return nothing: Google's store lists no uploads that are under way, and drops them after a week."""
+        return []
+
+    def clear(self) -> None:
+        for blob in self._bucket.list_blobs():
+            blob.delete()
+
+
+@pytest.fixture(scope="module")
+def gcs() -> Iterator[GcsStore]:
+    with serve_gcs() as endpoint:
+        yield GcsStore(endpoint)
+
+
+@pytest.fixture
+def lake(gcs: GcsStore) -> Iterator[GcsStore]:
+    yield gcs
+    gcs.clear()
+
+
+class TestGcs(StoreCases):
+    pass
+
+
+class TestGcsProcesses(ProcessCases):
+    @pytest.mark.skip(reason="the emulator has the chunks of an upload sent to itself, past the proxy that stalls")
+    def test_a_kill_while_the_object_is_sent_leaves_what_was_there_and_a_rerun_replaces_it(self) -> None: ...
