@@ -45,7 +45,7 @@ from airflow_provider_unleash.protocol import Answer, Auth, Endpoint, Page
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Resume = Callable[[Page], Iterable[Page]]
+Resume = Callable[[Page, Callable[[], bytes]], Iterable[Page]]
 
 USER_AGENT = f"airflow-provider-unleash/{__version__}"
 # Seconds: waits grow from the base to the most; a server that asks for more than the longest wait frees the slot.
@@ -183,15 +183,15 @@ class UnleashClient:
         """
         Yield the pages of ``[start, end]`` in order, read ahead by ``page_concurrency`` requests at once.
 
-        At most twice as many pages are in memory. Closing the iterator ends the requests under way.
+        At most twice as many pages are in memory, and the last one, which is asked for second. Closing the iterator ends the requests under way.
 
         :param device_id: one of :meth:`list_devices`.
         :param start: aware ``datetime`` or epoch milliseconds; the API is asked for exactly this.
         :param end: likewise.
         :param endpoint: ``compact`` or ``tableau``; both give the same records.
         :param page_concurrency: requests under way at once; the client's where None.
-        :param resume: called with the first page, returns the pages from the second on, in order, as far as they are
-            known from before; the API is asked for those that follow.
+        :param resume: called with the first page and a function that returns the digest of the last one, returns the
+            pages from the second on, in order, as far as they are known from before; the API is asked for the others.
         :raises InvalidArgumentError: an argument cannot be used; before any request.
         :raises SnapshotChangedError: pages changed under the reader: ``total_num_pages`` differs between pages,
             or the first or last page of several differs when read again at the end.
@@ -490,64 +490,102 @@ class _Extraction:
         self._gate = _Gate(concurrency, client.max_attempts, client._count)
         self._workers: ThreadPoolExecutor | None = None
         self._asked_again = False
+        self._total = 0
+        self._last: Callable[[], Answer] | None = None
+        self._early: Answer | None = None
+        self._digests: dict[int, bytes] = {}
 
     def pages(self, resume: Resume | None = None) -> Generator[Page, None, None]:
         try:
             first = self._parse(1, self._fetch(1))
-            total = first.total_pages
-            digest = first.digest() if total > 1 else b""
-            known = iter(resume(first)) if resume else iter(())
+            self._total = first.total_pages
+            self._digests[1] = first.digest() if self._total > 1 or resume else b""
+            self._ask_for_last()
+            known = iter(resume(first, self._digest_of_last) if resume else ())
             yield first
             del first
-            if total > 1:
-                yield from self._rest(total, digest, known)
+            if self._total > 1:
+                yield from self._rest(known)
         finally:
             self._stop()
 
-    def _rest(self, total: int, first_digest: bytes, known: Iterator[Page]) -> Iterator[Page]:
+    def _rest(self, known: Iterator[Page]) -> Iterator[Page]:
         """Yield the pages after the first; then read the first and the last again, and compare."""
-        again = {1: first_digest}
-        for page in self._known_then_asked(known, total):
-            is_read_again = page.number in again
-            if is_read_again and self._asked_again:  # for another page, and so perhaps after this one
-                page = self._parse(page.number, self._fetch(page.number))
-            if page.total_pages != total:
-                raise self._changed(page, f"total_num_pages was {total}, page {page.number} says {page.total_pages}")
-            if is_read_again:
-                if page.digest() != again[page.number]:
-                    raise self._changed(page, f"page {page.number} has other rows when read again")
-                continue
-            if page.number == total:
-                again[total] = page.digest()
-            yield page
-            del page  # before the next one is made: the same memory again is what a processor has in its cache
-
-    def _known_then_asked(self, known: Iterator[Page], total: int) -> Iterator[Page]:
         following = 2
         for page in known:
+            self._check(page)
             following = page.number + 1
             yield page
             del page
-        yield from self._in_order(range(following, total + 1), (1, total))
+        for page, is_read_again in self._in_order(range(following, self._total + 1), (1, self._total)):
+            if is_read_again and self._asked_again:  # for another page, and so perhaps after this one
+                page = self._parse(page.number, self._fetch(page.number))
+            self._check(page)
+            if not is_read_again:
+                yield page
+            del page  # before the next one is made: the same memory again is what a processor has in its cache
+
+    def _check(self, page: Page) -> None:
+        """Raise if a page shows that the pages have changed since the first was read."""
+        total = self._total
+        if page.total_pages != total:
+            raise self._changed(page, f"total_num_pages was {total}, page {page.number} says {page.total_pages}")
+        if page.number in (1, total):
+            digest = page.digest()
+            if digest != self._digests.setdefault(page.number, digest):
+                raise self._changed(page, f"page {page.number} has other rows when read again")
+
+    def _ask_for_last(self) -> None:
+        """Ask for the last page before those between: a row that comes or goes in any of them moves its rows."""
+        if self._total > 1:
+            self._last = self._submit(self._total, [])
+            if self._concurrency == 1:
+                self._answer_before_all()
+
+    def _answer_before_all(self) -> Answer | None:
+        """Return the answer that was asked for first, None where there was none: then its turn comes."""
+        if self._last is not None:
+            ask, self._last = self._last, None
+            with contextlib.suppress(UnleashError):
+                self._early = ask()
+        return self._early
+
+    def _answer_in_turn(self) -> Answer:
+        return self._answer_before_all() or self._fetch(self._total)
+
+    def _digest_of_last(self) -> bytes:
+        """Return the digest of the last page as it was before those between were read, b"" where that is unknown."""
+        if self._total > 1 and self._total not in self._digests:
+            with contextlib.suppress(UnleashError):
+                answer = self._answer_before_all()
+                if answer is not None:
+                    self._digests[self._total] = self._parse(self._total, answer).digest()
+        return self._digests.get(max(1, self._total), b"")
 
     def _changed(self, page: Page, what: str) -> SnapshotChangedError:
         return SnapshotChangedError(f"The pages changed while they were read: {what}", url=self._path(page.number))
 
-    def _in_order(self, numbers: Iterable[int], afterwards: Iterable[int]) -> Iterator[Page]:
-        """Yield pages in that order, with some requests ahead of the consumer; afterwards is when all are answered."""
+    def _in_order(self, numbers: Iterable[int], afterwards: Iterable[int]) -> Iterator[tuple[Page, bool]]:
+        """
+        Yield pages in that order, and whether they were asked for afterwards: when all others were answered.
+
+        Some requests are ahead of the consumer.
+        """
         rest = chain(((number, False) for number in numbers), ((number, True) for number in afterwards))
         ahead: deque[tuple[int, bool, Callable[[], Answer]]] = deque()
         while True:
             for number, is_afterwards in islice(rest, 2 * self._concurrency - 1 - len(ahead)):
                 before = [answer for _, is_check, answer in ahead if not is_check] if is_afterwards else []
-                ahead.append((number, is_afterwards, self._submit(number, before)))
+                is_last = number == self._total and not is_afterwards
+                ask = self._answer_in_turn if is_last else self._submit(number, before)
+                ahead.append((number, is_afterwards, ask))
                 del before
             if not ahead:
                 return
-            number, _, answer = ahead.popleft()
+            number, is_afterwards, answer = ahead.popleft()
             page = self._parse(number, answer())
             del answer
-            yield page
+            yield page, is_afterwards
             del page
 
     def _submit(self, number: int, before: list[Callable[[], Answer]]) -> Callable[[], Answer]:

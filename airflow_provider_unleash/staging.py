@@ -10,27 +10,29 @@ import shutil
 import struct
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from datetime import timedelta
 from itertools import count
 from types import TracebackType
 from typing import IO, Protocol
 
-from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from airflow_provider_unleash import __version__, protocol
 from airflow_provider_unleash.exceptions import InvalidArgumentError, SnapshotChangedError
 from airflow_provider_unleash.protocol import Answer, Page
-from airflow_provider_unleash.stores import StoragePath, abort_uploads, publish, remove_tree
+from airflow_provider_unleash.stores import PART_BYTES, StoragePath, abort_uploads, publish, remove_tree
 
 log = logging.getLogger(__name__)
 
 # Spark, Hive, Athena and Trino take no folder for data whose name begins so.
 FOLDER = "_staging"
-_RUN_NAME = re.compile(r"[0-9]{5}\.pages")
-# A file is this line, then pages: number and endpoint, length of the body, the body, an answer of the API, compressed.
+_RUN_NAME = re.compile(r"([0-9]{5,})\.pages")
+# A file is this line; when it was begun, and the digest of the last page then; the pages, each with its number, whether
+# it has the form of the tableau endpoint, the length of its body, and that: an answer of the API, compressed.
 _MAGIC = b"unleash pages 1\n"
-_STAGED_AT = struct.Struct(">d")
+_BEGUN = struct.Struct(">d32s")
+_UNKNOWN = bytes(32)
 _FRAME = struct.Struct(">I?I")
 # Level 1 takes a third of the time of level 6, for files that are read once, if ever.
 _GZIP_LEVEL = 1
@@ -75,7 +77,7 @@ class Staging:
 
     :param dst: folder that the object's name starts from.
     :param object_name: as :func:`.writers.object_name` has it.
-    :param source: what the pages depend on besides themselves, e.g. base URL, window, endpoint; anything that JSON has.
+    :param source: what the pages depend on besides themselves, e.g. base URL, window, endpoint; texts and numbers.
     :param checkpoint_pages: pages of a run; only an extraction of more pages puts any aside, with None none does.
     :param resume_within: pages that have been put aside longer than this are removed, not used.
     """
@@ -94,14 +96,14 @@ class Staging:
         self._source = source
         self._checkpoint_pages = checkpoint_pages
         self._resume_within = resume_within.total_seconds()
-        self._folder = self._root  # of these pages, once the first is known
         self._first: Page | None = None
-        self._found: set[str] = set()
+        self._folder = self._root  # the one for these pages, once the first is known
+        self._digest_of_last: Callable[[], bytes] = bytes
         self._runs = 0
         self._resumed_to = 1
         self._spool: IO[bytes] | None = None
         self._spooled = 0
-        self._keeps = False
+        self._keeps = self._leaves = False
 
     def __enter__(self) -> Staging:
         return self
@@ -117,76 +119,81 @@ class Staging:
         """How many pages came from an earlier try."""
         return self._resumed_to - 1
 
-    def resume(self, first: Page) -> Iterator[Page]:
+    def resume(self, first: Page, digest_of_last: Callable[[], bytes]) -> Iterator[Page]:
         """
         Return the pages from the second on that an earlier try has put aside, as far as they go without a gap.
 
-        What was put aside of this object for another answer than this first page is removed.
+        What was put aside of this object for another answer is removed.
+
+        :param digest_of_last: returns the digest of the last page, b"" where it is not known.
         """
         if self._checkpoint_pages is None:
             return iter(())
-        content = [*self._source, __version__, first.total_pages, first.digest().hex()]
+        content = (*self._source, __version__, first.total_pages, first.digest())
         folder_name = f"{self._object}-{_short_hash(*content)}"
         self._folder = self._root / folder_name
-        self._first = first
-        self._runs, self._resumed_to, self._keeps = 0, 1, first.total_pages > self._checkpoint_pages
-        self._found = self._tidy(folder_name)
-        if self._keeps or self._found:
-            abort_uploads(self._root / f"{self._object}-", below=True)
-        return self._staged_pages(self._folder)
+        self._keeps = first.total_pages > self._checkpoint_pages
+        self._first = first if self._keeps else None
+        self._digest_of_last = digest_of_last
+        self._runs, self._resumed_to = 0, 1
+        found = self._list_folders()
+        self._leaves = bool(found)
+        files = found.pop(folder_name, set())
+        for other in found:
+            log.info("Removing pages of another answer from %s/%s", self._root, other)
+            _remove(self._root / other)
+        return self._staged_pages({int(match[1]) for match in map(_RUN_NAME.fullmatch, files) if match})
 
-    def _tidy(self, folder_name: str) -> set[str]:
-        """Remove what is staged of this object for other pages than these; return the names of what is for these."""
+    def _list_folders(self) -> dict[str, set[str]]:
+        """Return the names of the files by those of this object's folders."""
         files: dict[str, set[str]] = {}
         try:
             self._root.fs.invalidate_cache(self._root.path)
             for path in self._root.fs.find(self._root.path, prefix=f"{self._object}-"):
                 folder, name = str(path).split("/")[-2:]
-                files.setdefault(folder, set()).add(name)
+                if folder.startswith(f"{self._object}-"):  # not every store knows of the prefix
+                    files.setdefault(folder, set()).add(name)
         except FileNotFoundError:
             pass
         except Exception as error:
             log.warning("%s cannot be listed, so all pages are asked for: %s", self._root, error)
-        found = files.pop(folder_name, set())
-        for other in files:
-            if other.startswith(f"{self._object}-"):  # not every store knows of the prefix
-                log.info("Removing pages of another answer from %s/%s", self._root, other)
-                _remove(self._root / other)
-        return set(filter(_RUN_NAME.fullmatch, found))
+        return files
 
-    def _staged_pages(self, folder: FolderPath) -> Iterator[Page]:
+    def _staged_pages(self, found: set[int]) -> Iterator[Page]:
         complete = 1
         for index in count():
-            name = _run_name(index)
-            if name not in self._found:
+            if index not in found:
                 break
+            path = self._folder / _run_name(index)
             try:
-                for page in self._read_run(folder / name):
+                for page in self._read_run(path):
                     if page.number > 1:
                         self._resumed_to = page.number
                         yield page
                     del page
             except Exception as error:
                 # A zombie may have removed it, or it is damaged: whatever it is, the API has these pages, too.
-                log.warning("%s/%s is not used: %s", folder, name, error)
+                log.warning("%s is not used: %s", path, error)
                 # Runs begin where the one before ends, so none can begin in the middle of one.
                 self._keeps = self._keeps and self._resumed_to == complete
                 break
             self._runs, complete = index + 1, self._resumed_to
         if self.resumed_pages:
-            log.info("Pages up to %d come from an earlier try, in %s", self._resumed_to, folder)
+            log.info("Pages up to %d come from an earlier try, in %s", self._resumed_to, self._folder)
         # What follows a gap would be taken for what follows the run that fills it.
-        for name in sorted(self._found):
-            if name >= _run_name(self._runs):
-                _remove(folder / name)
+        for index in sorted(found):
+            if index >= self._runs:
+                _remove(self._folder / _run_name(index))
 
     def _read_run(self, path: StoragePath) -> Iterator[Page]:
-        with path.fs.open(path.path, "rb") as stream:
+        with path.fs.open(path.path, "rb", block_size=PART_BYTES) as stream:
             if stream.read(len(_MAGIC)) != _MAGIC:
                 raise _UnusableRunError("it is no file of pages")
-            (staged_at,) = _STAGED_AT.unpack(stream.read(_STAGED_AT.size))
-            if time.time() - staged_at > self._resume_within:
+            begun_at, digest = _BEGUN.unpack(stream.read(_BEGUN.size))
+            if time.time() - begun_at > self._resume_within:
                 raise _UnusableRunError("it is older than resume_within")
+            if digest != (self._digest_of_last() or digest) and digest != _UNKNOWN:
+                raise _UnusableRunError("the last page has other rows since")
             while header := stream.read(_FRAME.size):
                 number, is_tableau, length = _FRAME.unpack(header)
                 if number not in (1, self._resumed_to + 1):
@@ -207,19 +214,20 @@ class Staging:
 
     def _add(self, page: Page) -> None:
         try:
-            first, self._first = self._first, None
-            if first is not None and page.number == 2:
-                self._write(first)
+            if page.number == 2 and self._first is not None:
+                self._write(self._first)
+            self._first = None
             self._write(page)
         except Exception as error:
             self._keeps = False
+            self._close_spool()
             log.warning("No more pages are put aside, a retry would ask for them again: %s", error)
 
     def _write(self, page: Page) -> None:
         if self._spool is None:
             # Not to the store at once: there, many a store shows a file before it is complete, or keeps what is not.
             self._spool = tempfile.SpooledTemporaryFile(_MEMORY_BYTES)  # noqa: SIM115 – closed by _close_spool
-            self._spool.write(_MAGIC + _STAGED_AT.pack(time.time()))
+            self._spool.write(_MAGIC + _BEGUN.pack(time.time(), self._digest_of_last()))
         body, endpoint = protocol.render_page(page)
         packed = gzip.compress(body, _GZIP_LEVEL, mtime=0)
         self._spool.write(_FRAME.pack(page.number, endpoint == "tableau", len(packed)) + packed)
@@ -229,6 +237,7 @@ class Staging:
 
     def _publish_run(self, spool: IO[bytes]) -> None:
         spool.seek(0)
+        self._leaves = True  # even where the answer to this is lost
         with publish(self._folder / _run_name(self._runs)) as stream:
             shutil.copyfileobj(spool, stream)
         self._runs += 1
@@ -240,9 +249,10 @@ class Staging:
         self._spool, self._spooled = None, 0
 
     def remove(self) -> None:
-        """Remove what is put aside for these pages."""
-        if self._runs or self._found:
+        """Remove what is put aside for these pages, and what killed tries of this object have left half sent."""
+        if self._leaves:
             _remove(self._folder)
+            abort_uploads(self._root / f"{self._object}-", below=True)
 
 
 def _run_name(index: int) -> str:
@@ -255,8 +265,9 @@ def _short_hash(*facts: object) -> str:
 
 def _remove(path: StoragePath) -> None:
     retrying = Retrying(
-        retry=retry_if_not_exception_type(PermissionError),
-        stop=stop_after_attempt(4),
+        # tenacity takes a time-out of the task for an error, too.
+        retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, PermissionError)),
+        stop=stop_after_attempt(3),
         wait=wait_exponential(0.5),
         reraise=True,
     )

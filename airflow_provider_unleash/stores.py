@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # S3 takes parts of 5 MiB and more, 10 000 at most; fsspec's default would keep 50 MiB in memory.
-_PART_BYTES = 8 * 1024 * 1024
+PART_BYTES = 8 * 1024 * 1024
 
 _TRIES = 100  # to create a file in a folder that others remove
 
@@ -67,9 +67,8 @@ def publish(path: StoragePath) -> AbstractContextManager[IO[bytes]]:
 
 @contextmanager
 def _publish_upload(path: StoragePath) -> Iterator[IO[bytes]]:
-    abort_uploads(path)
     # fsspec publishes a partial object when a plain handle is left by an exception, or even collected as garbage.
-    handle = path.fs.open(path.path, "wb", block_size=_PART_BYTES, autocommit=False)
+    handle = path.fs.open(path.path, "wb", block_size=PART_BYTES, autocommit=False)
     try:
         yield handle
         handle.close()
@@ -80,13 +79,15 @@ def _publish_upload(path: StoragePath) -> Iterator[IO[bytes]]:
             with contextlib.suppress(Exception):
                 undo()
         raise
+    # Not before it is there: of two tries at once, each would end the other for ever.
+    abort_uploads(path)
 
 
 def abort_uploads(path: StoragePath, *, below: bool = False) -> None:
     """
-    Abort the multipart uploads of this object that a killed process has left open, on S3; they cost money unseen.
+    Abort the multipart uploads of an object that is there; a killed process has left them open, and they cost money.
 
-    One that is still going on belongs to a try that this one has replaced; it fails, and publishes nothing.
+    One that is still going on fails, and publishes nothing: it would have been the same object once more.
 
     :param below: those of all objects whose name begins with the path, instead.
     """
@@ -96,21 +97,27 @@ def abort_uploads(path: StoragePath, *, below: bool = False) -> None:
         bucket, key, _ = path.fs.split_path(path.path)
         listed = path.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
         for upload in listed.get("Uploads", ()):
-            if below or upload["Key"] == key:
-                path.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            name = upload["Key"]
+            if name.startswith(key) if below else name == key:
+                path.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=name, UploadId=upload["UploadId"])
     except Exception as error:
         # Not everybody who may write may list; then a lifecycle rule of the bucket is what ends them.
-        log.debug("Unfinished uploads of %s are left alone: %s", path, error)
+        log.info("Unfinished uploads of %s, if there are any, are left alone: %s", path, error)
 
 
 def remove_tree(path: StoragePath) -> None:
     """Remove an object, or a folder with all in it and its parent where that is empty then; neither need be there."""
     path.fs.invalidate_cache(path.path)
-    with contextlib.suppress(FileNotFoundError):
-        path.fs.rm(path.path, recursive=True)
-    if _is_local(path):  # only there a folder is anything
-        with contextlib.suppress(OSError):
+    if _is_local(path):
+        with contextlib.suppress(FileNotFoundError):
+            path.fs.rm(path.path, recursive=True)
+        with contextlib.suppress(OSError):  # what is in it is somebody else's
             Path(path.path).parent.rmdir()
+        return
+    # fsspec's rm takes * ? [ for a pattern, and that of s3fs tells nobody what it may not remove.
+    with contextlib.suppress(FileNotFoundError):
+        for found in path.fs.find(path.path):
+            path.fs.rm_file(found)
 
 
 @contextmanager
@@ -175,6 +182,6 @@ def _remove_abandoned(target: Path) -> None:
     """Remove what a killed process left of this object."""
     with contextlib.suppress(FileNotFoundError):  # another task removed the folder after its failure
         for staged in list(target.parent.glob(f".{glob.escape(target.name)}.*.tmp")):
-            with contextlib.suppress(OSError), staged.open("rb") as stream:
+            with contextlib.suppress(OSError), staged.open("r+b") as stream:  # NFS locks only who may write
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 staged.unlink()

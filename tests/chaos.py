@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -46,6 +46,8 @@ KINDS = (*FAULT_KINDS, *STATUSES)
 # What may be asked for under faults before they end, and tries have to succeed.
 TRIES = 3
 TARGETS_OF_A_LANE = 12
+# Added to a generation: the same with a late row.
+LATE = 100
 SECONDS_OF_A_TRY = 90.0
 
 Row = tuple[Any, ...]
@@ -87,7 +89,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to one extraction: faults of each try, when which process is killed, whether two run at once."""
+    """What happens to one extraction: faults and kill of each try, whether two run at once, and what the rows do."""
 
     target: Target
     generation: int
@@ -95,6 +97,7 @@ class Plan:
     kills: tuple[Kill | None, ...]
     is_duel: bool
     grows: bool
+    is_late: bool
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,9 @@ def make_plan(seed: int, lane: int, number: int) -> Plan:
         faults=tuple(_make_faults(rng, target) for _ in range(TRIES)),
         kills=tuple(kills),
         is_duel=rng.random() < 0.1,
-        grows=rng.random() < 0.1 and target.length > LENGTHS[0],  # one page is one answer, whatever comes later
+        # One page is one answer, whatever comes later.
+        grows=(fate := rng.random()) < 0.1 and target.length > LENGTHS[0],
+        is_late=fate > 0.85,
     )
 
 
@@ -288,11 +293,15 @@ class Chaos:
 
     def _extract(self, plan: Plan) -> None:
         self.counts.add(extractions=1, reruns=plan.target in self._old, duels=plan.is_duel, growing=plan.grows)
-        options = {"growing": 400} if plan.grows else {}
-        with Simulator(
-            seed=plan.generation, rows_per_day=ROWS_A_DAY, page_size=PAGE_SIZE, devices=DEVICES, **options
-        ) as api:
-            for faults, kill in zip(plan.faults, plan.kills, strict=True):
+        with ExitStack() as stack:
+            api = stack.enter_context(self._open_api(plan))
+            for number, (faults, kill) in enumerate(zip(plan.faults, plan.kills, strict=True)):
+                if number == 1 and plan.is_late:
+                    # Between two tries: neither the first page nor the number of pages tells of it.
+                    stack.close()
+                    plan = replace(plan, generation=plan.generation + LATE)
+                    api = stack.enter_context(self._open_api(plan, api.port))
+                    self.counts.add(**{"late rows between tries": 1})
                 for fault in faults:
                     api.add_fault(fault)
                 reports = self._try(plan, api, kill)
@@ -310,6 +319,15 @@ class Chaos:
             # Who was beaten in a duel may have put pages aside after the winner had cleaned up.
             if plan.is_duel and not self._check_object(plan, self._try(plan, api, None, alone=True)):
                 raise ViolationError("the rerun after a duel did not succeed")
+
+    def _open_api(self, plan: Plan, port: int = 0) -> Simulator:
+        options: dict[str, Any] = {"page_size": PAGE_SIZE, "devices": DEVICES}
+        if plan.generation >= LATE:
+            start, end = plan.target.window_ms
+            options["rows"] = {plan.target.device: _api_rows(plan.target, plan.generation, start, end)}
+        if plan.grows:
+            options["growing"] = 400
+        return Simulator(port, seed=plan.generation % LATE, rows_per_day=ROWS_A_DAY, **options)
 
     # ---- one try ----
 
@@ -393,8 +411,7 @@ class Chaos:
         key = (generation, target.device, *target.window)
         if key not in self._expected:
             start, end = target.window_ms
-            account = Simulator(seed=generation, rows_per_day=ROWS_A_DAY, page_size=PAGE_SIZE, devices=DEVICES)
-            self._expected[key] = [_canonical(row) for row in account.rows(target.device, start, end - 1)]
+            self._expected[key] = [_canonical(row) for row in _api_rows(target, generation, start, end - 1)]
         return self._expected[key]
 
     def tamper(self) -> None:
@@ -444,6 +461,16 @@ class Chaos:
         kinds = [request.fault for request in api.requests if request.fault]
         self.counts.add_to(self.counts.faults, kinds)
         self.counts.add(requests=len(api.requests))
+
+
+def _api_rows(target: Target, generation: int, start: int, end: int) -> list[dict[str, Any]]:
+    """Return what the API has of a window; of a late generation, one row more than of that before it."""
+    source = Simulator(seed=generation % LATE, rows_per_day=ROWS_A_DAY, page_size=PAGE_SIZE, devices=DEVICES)
+    rows = source.rows(target.device, start, end)
+    if generation < LATE or not rows:
+        return rows
+    index = len(rows) // 3
+    return [*rows[:index], {**rows[index], "frame_number": 4711}, *rows[index:]]
 
 
 def _phase(share: float) -> str:
@@ -534,7 +561,8 @@ def write_page(counts: Counts, seed: int) -> None:
     errors = ", ".join(f"`{name}` {number}" for name, number in endings.most_common() if name.endswith("Error"))
     rows = {
         f"extractions (seed {seed})": f"{happened['extractions']:,}, {happened['reruns']} of objects that were there",
-        "tries": f"{happened['tries']:,}; {happened['duels']} extractions with two at once",
+        "tries": f"{happened['tries']:,}; {happened['duels']} extractions with two at once, "
+        f"{happened['late rows between tries']} with a row that came between two tries",
         "tries that succeeded": f"{endings['success']:,}",
         "tries that were killed": f"{endings['killed']:,}",
         "tries that failed": errors,

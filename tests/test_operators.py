@@ -1000,7 +1000,7 @@ def test_a_retry_writes_the_same_object_and_asks_for_the_rest_only(serve, lake, 
     assert staged(lake) == ["00000.pages", "00001.pages"]
     sim.clear_requests()
     summary = store(lake, checkpoint_pages=3, **arguments)
-    assert asked_pages(sim) == [1, *range(7, pages + 1), 1, pages]
+    assert asked_pages(sim) == [1, pages, *range(7, pages), 1, pages]
     assert summary["resumed_pages"] == 5
     assert {**summary, **whole} | {"files": 0} == {**whole, "files": 0}
     (name, content), (again, content_again) = files_in(lake).items()
@@ -1258,7 +1258,7 @@ def test_a_second_try_of_a_run_goes_on_where_the_first_ended(airflow_home, serve
     assert (run.states, run.tries) == ({"extract": "success"}, {"extract": 2})
     summary = run.xcoms["extract"]
     pages = summary["pages"]
-    assert asked_pages(sim) == [*range(1, 10), 1, *range(9, pages + 1), 1, pages]
+    assert asked_pages(sim) == [1, pages, *range(2, 10), 1, pages, *range(9, pages), 1, pages]
     assert summary["resumed_pages"] == 7
     assert_holds(next(lake.rglob("*.jsonl")), day_of(sim))
 

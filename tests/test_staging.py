@@ -7,12 +7,13 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from upath import UPath
 
 from airflow_provider_unleash import staging as staging_module
 from airflow_provider_unleash.client import UnleashClient
-from airflow_provider_unleash.exceptions import InvalidArgumentError, NotFoundError, SnapshotChangedError
+from airflow_provider_unleash.exceptions import InvalidArgumentError, NotFoundError
 from airflow_provider_unleash.protocol import Answer, Page, parse_page, render_page
 from airflow_provider_unleash.simulator import Fault, Simulator
 from airflow_provider_unleash.staging import Staging, check_checkpoint_pages
+from airflow_provider_unleash.stores import publish
 
 DEVICE = "Wb8fabc31378ce07"
 START, END = 1_768_176_000_000, 1_768_262_400_000
@@ -68,7 +70,7 @@ def read(sim: Simulator, staging: Staging, **options: Any) -> list[Page]:
 
 def fail_at(sim: Simulator, page: int, staging: Staging, **options: Any) -> None:
     """Have a try that ends at that page."""
-    sim.add_fault(Fault("404", page=page))
+    sim.add_fault(Fault("404", page=page, times=None))
     with pytest.raises(NotFoundError):
         read(sim, staging, **options)
     sim.clear_faults()
@@ -98,11 +100,11 @@ def rows_of(pages: Sequence[Page]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("failing", "kept", "asked"),
     [
-        (2, 0, [1, *range(2, 13), 1, 12]),
-        (3, 0, [1, *range(2, 13), 1, 12]),
-        (4, 3, [1, *range(4, 13), 1, 12]),
-        (8, 6, [1, *range(7, 13), 1, 12]),
-        (12, 9, [1, *range(10, 13), 1, 12]),
+        (2, 0, [1, 12, *range(2, 12), 1, 12]),
+        (3, 0, [1, 12, *range(2, 12), 1, 12]),
+        (4, 3, [1, 12, *range(4, 12), 1, 12]),
+        (8, 6, [1, 12, *range(7, 12), 1, 12]),
+        (12, 9, [1, 12, 10, 11, 1, 12]),
     ],
 )
 def test_a_retry_asks_for_the_first_page_and_those_after_the_last_whole_run(sim, dst, failing, kept, asked):
@@ -124,7 +126,7 @@ def test_a_try_that_has_all_pages_still_looks_whether_the_ends_have_changed(sim,
     read(sim, staging_of(dst))
     sim.clear_requests()
     pages = read(sim, staging_of(dst))
-    assert asked_pages(sim) == [1, 1, 12]
+    assert asked_pages(sim) == [1, 12, 1, 12]
     assert rows_of(pages) == sim.rows(DEVICE, START, END)
 
 
@@ -132,7 +134,7 @@ def test_each_of_many_tries_goes_on_where_the_last_one_ended(sim, dst):
     for failing in (5, 8, 8, 11):
         fail_at(sim, failing, staging_of(dst))
     read(sim, staging_of(dst))
-    assert asked_pages(sim) == [1, 10, 11, 12, 1, 12]
+    assert asked_pages(sim) == [1, 12, 10, 11, 1, 12]
 
 
 @pytest.mark.parametrize("checkpoint_pages", [12, 13, 200])
@@ -146,7 +148,7 @@ def test_a_retry_with_runs_of_another_length_goes_on_just_so(sim, dst, first, th
     fail_at(sim, 8, staging_of(dst, checkpoint_pages=first))
     pages = read(sim, staging_of(dst, checkpoint_pages=then))
     whole = 7 // first * first
-    assert asked_pages(sim) == [1, *range(whole + 1, 13), 1, 12]
+    assert asked_pages(sim) == [1, 12, *range(whole + 1, 12), 1, 12]
     assert rows_of(pages) == sim.rows(DEVICE, START, END)
     sim.clear_requests()
     assert rows_of(read(sim, staging_of(dst, checkpoint_pages=4))) == sim.rows(DEVICE, START, END)
@@ -159,7 +161,7 @@ def test_rows_are_the_same_however_many_tries_it_takes(checkpoint_pages, failing
         dst = UPath("memory://test-staging/property")
         try:
             for index, page in enumerate(failing):
-                sim.add_fault(Fault("404", page=page))
+                sim.add_fault(Fault("404", page=page, times=None))
                 with suppress(NotFoundError):  # a page that was put aside already is not asked for
                     read(sim, staging_of(dst, checkpoint_pages=checkpoint_pages + index * changes_length))
                 sim.clear_faults()
@@ -217,7 +219,7 @@ def test_pages_of_another_source_are_removed_and_not_used(sim, dst, source):
     fail_at(sim, 8, staging_of(dst, source))
     staging = staging_of(dst)
     pages = read(sim, staging)
-    assert asked_pages(sim) == [*range(1, 13), 1, 12]
+    assert asked_pages(sim) == [1, 12, *range(2, 12), 1, 12]
     assert rows_of(pages) == sim.rows(DEVICE, START, END)
     staging.remove()
     assert files(dst) == []
@@ -229,7 +231,7 @@ def test_pages_that_another_version_put_aside_are_removed_and_not_used(sim, dst,
         fail_at(sim, 8, staging_of(dst))
     staging = staging_of(dst)
     read(sim, staging)
-    assert asked_pages(sim) == [*range(1, 13), 1, 12]
+    assert asked_pages(sim) == [1, 12, *range(2, 12), 1, 12]
     staging.remove()
     assert files(dst) == []
 
@@ -251,10 +253,24 @@ def test_a_last_page_that_has_changed_since_it_was_put_aside_is_found(sim, dst):
     rows = sim.rows(DEVICE, START, END)
     rows[-1] = {**rows[-1], "count": 999}
     with Simulator(rows={DEVICE: rows}, page_size=ROWS) as changed:
-        with pytest.raises(SnapshotChangedError), staging_of(dst) as staging:
-            read(changed, staging)
-        assert files(dst) == []
+        staging = staging_of(dst)
+        assert rows_of(read(changed, staging)) == rows
+        assert staging.resumed_pages == 0
         assert rows_of(read(changed, staging_of(dst))) == rows
+
+
+@pytest.mark.parametrize("index", [15, 35, 65, 105])
+def test_a_row_that_comes_between_two_tries_is_there_once_like_all_others(sim, dst, index):
+    """Neither the number of pages nor the first page tells of it."""
+    rows = sim.rows(DEVICE, START, END)[:-5]
+    with Simulator(rows={DEVICE: rows}, page_size=ROWS) as before:
+        fail_at(before, 8, staging_of(dst))
+        port = before.port
+    late = [*rows[:index], {**rows[index], "count": 4711}, *rows[index:]]
+    with Simulator(port, rows={DEVICE: late}, page_size=ROWS) as after, staging_of(dst) as staging:
+        assert rows_of(read(after, staging)) == late
+    assert staging.resumed_pages == 0
+    assert files(dst) == []
 
 
 @pytest.mark.parametrize(("age", "resumed"), [(3500, 5), (3700, 0)])
@@ -276,7 +292,7 @@ def test_only_the_runs_before_the_first_that_is_too_old_are_used(sim, dst):
     content[len(staging_module._MAGIC) : len(staging_module._MAGIC) + 8] = b"\0" * 8
     dst.fs.pipe(second, bytes(content))
     pages = read(sim, staging_of(dst))
-    assert asked_pages(sim) == [1, *range(4, 13), 1, 12]
+    assert asked_pages(sim) == [1, 12, *range(4, 12), 1, 12]
     assert rows_of(pages) == sim.rows(DEVICE, START, END)
     assert dst.fs.exists(third)  # written anew
 
@@ -335,7 +351,7 @@ def test_a_gap_between_runs_is_filled_by_asking(sim, dst):
     fail_at(sim, 11, staging_of(dst))
     dst.fs.rm(f"{dst.path}/{files(dst)[1]}")
     pages = read(sim, staging_of(dst))
-    assert asked_pages(sim) == [1, *range(4, 13), 1, 12]
+    assert asked_pages(sim) == [1, 12, *range(4, 12), 1, 12]
     assert rows_of(pages) == sim.rows(DEVICE, START, END)
 
 
@@ -361,6 +377,64 @@ def test_what_cannot_be_removed_is_named_and_fails_nothing(sim, tmp_path, caplog
     monkeypatch.setattr(type(dst.fs), "rm", refuse)
     staging.remove()
     assert "is left behind and can be removed: may write, but not delete" in caplog.text
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_the_end_of_a_task_is_not_taken_for_a_store_that_may_recover(sim, tmp_path, monkeypatch, end):
+    """Airflow ends a task that takes too long by an exception at whatever it is doing, once."""
+    dst = UPath(f"file://{tmp_path}/lake")
+    staging = staging_of(dst)
+    read(sim, staging)
+
+    def stop(*args: object, **kwargs: object) -> None:
+        raise end
+
+    monkeypatch.setattr(type(dst.fs), "rm", stop)
+    with pytest.raises(end):
+        staging.remove()
+
+
+def test_a_full_disk_is_not_kept_full(sim, tmp_path, monkeypatch):
+    def fail(*args: object) -> None:
+        raise OSError("no space left")
+
+    spools = []
+    spool = tempfile.SpooledTemporaryFile
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda *args: spools.append(spool(*args)) or spools[-1])
+    monkeypatch.setattr(staging_module, "publish", fail)
+    staging = staging_of(UPath(f"file://{tmp_path}/lake"))
+    with UnleashClient(sim.api_key, sim.base_url) as client:
+        for page in staging.keep(client.iter_pages(DEVICE, START, END, resume=staging.resume)):
+            assert page.number < 3 or [one.closed for one in spools] == [True]
+
+
+def test_what_was_put_aside_is_removed_where_the_store_never_said_that_it_took_it(sim, dst, monkeypatch):
+    @contextmanager
+    def publish_and_fail(path: Any) -> Iterator[Any]:
+        with publish(path) as stream:
+            yield stream
+        raise OSError("the answer was lost")
+
+    monkeypatch.setattr(staging_module, "publish", publish_and_fail)
+    with staging_of(dst) as staging:
+        read(sim, staging)
+        assert len(files(dst)) == 1
+    assert files(dst) == []
+
+
+@pytest.mark.parametrize("name", ["lake[1]", "lake*", "la?e"])
+def test_a_folder_whose_name_is_a_pattern_too_is_that_one_only(sim, name):
+    root = UPath("memory://test-staging")
+    try:
+        for folder in (root / name, root / "lake1"):
+            fail_at(sim, 8, staging_of(folder))
+        before = files(root / "lake1")
+        with staging_of(root / name) as staging:
+            read(sim, staging)
+        assert staging.resumed_pages == 5
+        assert files(root) == [f"lake1/{file}" for file in before]
+    finally:
+        root.fs.store.clear()
 
 
 # ---- nothing is left ---------------------------------------------------------------------------
@@ -451,7 +525,7 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize(("at", "asked"), [(5, [1, *range(4, 13), 1, 12]), (12, [1, 1, 12])])
+@pytest.mark.parametrize(("at", "asked"), [(5, [1, 12, *range(4, 12), 1, 12]), (12, [1, 12, 1, 12])])
 def test_what_a_killed_process_put_aside_is_used(sim, tmp_path, at, asked):
     dst = f"file://{tmp_path}/lake"
     script = textwrap.dedent(KILLED.format(device=DEVICE, start=START, end=END))
