@@ -11,15 +11,14 @@ import json
 import os
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import cache
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from answering import answering
 
 from airflow_provider_unleash.simulator import Simulator
 
@@ -96,27 +95,6 @@ def answer(connect: Callable[..., None]) -> Iterator[Callable[..., None]]:
     with ExitStack() as stack:
 
         def answer(body: bytes, content_type: str = "application/json") -> None:
-            connect(host=stack.enter_context(_answering(body, content_type)), password="any-key")
+            connect(host=stack.enter_context(answering(body, content_type=content_type)), password="any-key")
 
         yield answer
-
-
-@contextmanager
-def _answering(body: bytes, content_type: str) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()

@@ -9,19 +9,17 @@ import logging
 import posixpath
 import subprocess
 import sys
-import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import requests
+from answering import answering
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -315,35 +313,13 @@ with UnleashClient("key", sys.argv[1], max_response_bytes=8 << 20, max_attempts=
 """
 
 
-@contextmanager
-def answering(body: bytes, encoding: str) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Encoding", encoding)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            with suppress(OSError):  # refused half-way, as it should be
-                self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
-
-
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip"])
 def test_a_body_that_inflates_a_thousandfold_is_refused_before_it_is_in_memory(encoding: str) -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, 15 if encoding == "deflate" else 31)
     bomb = b"".join(packer.compress(b" " * MB) for _ in range(64)) + packer.flush()
     bomb = gzip.compress(bomb, 9) if "," in encoding else bomb
     assert len(bomb) * 900 < 64 * MB
-    with answering(bomb, encoding) as url:
+    with answering(bomb, content_encoding=encoding) as url:
         asked = subprocess.run([sys.executable, "-c", ASK, url], capture_output=True, text=True, timeout=60, check=True)
     assert int(asked.stdout) * 1024 < 40 * MB
 
