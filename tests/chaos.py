@@ -366,9 +366,9 @@ class Chaos:
         while len(api.requests) < due and victim.is_alive():
             time.sleep(0.002)
         time.sleep(kill.seconds)
-        if not victim.is_alive():
-            return False
         if kill.what == "worker":
+            if not victim.is_alive():
+                return False
             victim.kill()
             self.counts.add(**{"workers killed": 1, f"workers killed {_phase(kill.share)}": 1})
             return True
