@@ -156,12 +156,19 @@ def test_the_version_is_written_once():
     assert places == ["__init__.py"]
 
 
-def test_only_parquet_and_s3_need_an_extra():
+def test_what_is_not_on_every_airflow_needs_an_extra():
     needed = requires("airflow-provider-unleash")
-    optional = {re.split(r"[\[>=<; ]", line)[0]: line.partition("extra == ")[2].strip("\"'") for line in needed}
-    assert {name: extra for name, extra in optional.items() if extra} == {
-        "pyarrow": "parquet",
-        "apache-airflow-providers-amazon": "s3",
+    extras = {(line.partition("extra == ")[2].strip("'\""), re.split(r"[\[>=<; ]", line)[0]) for line in needed}
+    assert {(extra, name) for extra, name in extras if extra} == {
+        ("parquet", "pyarrow"),
+        ("pandas", "pandas"),
+        ("pandas", "pyarrow"),
+        ("polars", "polars"),
+        ("polars", "pyarrow"),
+        ("s3", "apache-airflow-providers-amazon"),
+        ("gcs", "apache-airflow-providers-google"),
+        ("azure", "apache-airflow-providers-microsoft-azure"),
+        ("openlineage", "apache-airflow-providers-openlineage"),
     }
     assert not any("<" in line or "==" in line.partition(";")[0] for line in needed)  # no upper bounds
 
