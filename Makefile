@@ -21,7 +21,7 @@ CONSTRAINTS := constraints/airflow-$(AIRFLOW).txt
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-ui test test-live test-stores chaos bench check matrix constraints resolve clean
+.PHONY: help setup demo demo-ui test test-live test-stores chaos bench check matrix dist constraints resolve clean
 
 # The servers of demo and tests listen on loopback, where no proxy gets.
 comma := ,
@@ -64,6 +64,9 @@ check: $(ENV)/.all ## ruff, mypy, import-linter
 matrix: ## all tests on every Airflow; TARGETS="2.11.2 3.3.2@3.13" chooses; all of them: docs/compatibility.md
 	@$(FIND_PYTHON); "$$python" scripts/matrix.py $(or $(TARGETS),--page $(MATRIX)) $(if $(ARGS),--pytest "$(ARGS)")
 
+dist: $(ENV)/.dist ## wheel and sdist, checked, and tried in an empty environment; TARGETS as for matrix; ARGS=--extras
+	@$(BIN)/python scripts/dist.py $(if $(UV),--uv "$(UV)") $(or $(TARGETS),$(DEFAULT_AIRFLOW)) $(ARGS)
+
 constraints: ## resolve anew what goes with each Airflow, into constraints/
 	@for version in $(VERSIONS); do $(MAKE) --no-print-directory resolve AIRFLOW=$$version; done
 
@@ -89,6 +92,10 @@ INSTALL = $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(NEW_PI
 $(ENV)/.all: $(ENV)/.demo
 	@echo "Installing what tests and checks need into $(ENV) …"
 	@$(INSTALL) --editable '.[parquet,s3]' --group test --group check
+	@touch $@
+
+$(ENV)/.dist: $(ENV)/.all
+	@$(INSTALL) --group dist
 	@touch $@
 
 $(ENV)/.bench: $(ENV)/.demo
@@ -123,6 +130,6 @@ resolve:
 	  uv=build/uv/bin/uv; [ -x $$uv ] || { $(FIND_PYTHON); "$$python" -m venv build/uv; build/uv/bin/pip install -qq uv; }; fi; \
 	printf '%s\n' 'apache-airflow==$(AIRFLOW)' $(PINS_$(AIRFLOW):%='%') | "$$uv" pip compile - pyproject.toml --quiet \
 	  --universal --python-version 3.11 --extra parquet --extra s3 --group test --group check --group demo \
-	  --group bench --group stores \
+	  --group bench --group dist --group stores \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file build/resolved.txt
 	@{ echo '# Made by «make constraints»: what was newest and goes together.'; cat build/resolved.txt; } > $(CONSTRAINTS)

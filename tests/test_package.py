@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import distribution, requires
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -154,23 +154,6 @@ def test_the_version_is_written_once():
         if re.search(rf"""["']{version}["']""", path.read_text())
     ]
     assert places == ["__init__.py"]
-
-
-def test_what_is_not_on_every_airflow_needs_an_extra():
-    needed = requires("airflow-provider-unleash")
-    extras = {(line.partition("extra == ")[2].strip("'\""), re.split(r"[\[>=<; ]", line)[0]) for line in needed}
-    assert {(extra, name) for extra, name in extras if extra} == {
-        ("parquet", "pyarrow"),
-        ("pandas", "pandas"),
-        ("pandas", "pyarrow"),
-        ("polars", "polars"),
-        ("polars", "pyarrow"),
-        ("s3", "apache-airflow-providers-amazon"),
-        ("gcs", "apache-airflow-providers-google"),
-        ("azure", "apache-airflow-providers-microsoft-azure"),
-        ("openlineage", "apache-airflow-providers-openlineage"),
-    }
-    assert not any("<" in line or "==" in line.partition(";")[0] for line in needed)  # no upper bounds
 
 
 def test_the_distribution_declares_one_provider():

@@ -1,0 +1,201 @@
+"""What would be published has what it should and nothing else, and what checks it finds what is wrong."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import sys
+import tarfile
+import zipfile
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from trove_classifiers import classifiers
+
+import airflow_provider_unleash
+
+sys.path.append(str(Path(__file__).parent.parent / "scripts"))
+import dist
+
+ROOT = Path(__file__).parent.parent
+in_a_clone = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="what is compared with is the clone")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return dist.build(tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def metadata(built: tuple[Path, Path]) -> Message:
+    return dist.read_metadata(built[0])
+
+
+# ---- contents ----------------------------------------------------------------------------------
+
+
+@in_a_clone
+def test_the_wheel_is_the_package_and_its_metadata(built: tuple[Path, Path]) -> None:
+    assert dist.check_wheel(built[0], dist.list_tree()) == []
+
+
+@in_a_clone
+def test_the_sdist_is_the_clone(built: tuple[Path, Path]) -> None:
+    assert dist.check_sdist(built[1], dist.list_tree()) == []
+
+
+def test_the_wheel_is_typed_and_brings_the_licence(built: tuple[Path, Path]) -> None:
+    names = zipfile.ZipFile(built[0]).namelist()
+    assert "airflow_provider_unleash/py.typed" in names
+    assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+
+
+@in_a_clone
+@pytest.mark.parametrize(
+    "name",
+    [
+        "airflow/__init__.py",
+        "tests/test_client.py",
+        "example_dags/example_unleash_daily.py",
+        "airflow_provider_unleash/__pycache__/client.cpython-311.pyc",
+        "airflow_provider_unleash/.DS_Store",
+    ],
+)
+def test_what_does_not_belong_into_a_wheel_is_found(built: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    wheel = Path(shutil.copy(built[0], tmp_path))
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr(name, "")
+    assert dist.check_wheel(wheel, dist.list_tree()) == [f"{wheel.name} has {name}, too"]
+
+
+@in_a_clone
+@pytest.mark.parametrize("name", ["airflow_provider_unleash/py.typed", "airflow_provider_unleash/client.py"])
+def test_what_a_wheel_lacks_is_found(built: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    wheel = tmp_path / built[0].name
+    with zipfile.ZipFile(built[0]) as whole, zipfile.ZipFile(wheel, "w") as archive:
+        for other in set(whole.namelist()) - {name}:
+            archive.writestr(other, whole.read(other))
+    assert dist.check_wheel(wheel, dist.list_tree()) == [f"{wheel.name} lacks {name}"]
+
+
+@in_a_clone
+def test_what_git_ignores_is_found_in_an_sdist(built: tuple[Path, Path], tmp_path: Path) -> None:
+    sdist = tmp_path / built[1].name
+    with tarfile.open(built[1]) as whole:
+        whole.extractall(tmp_path)
+    (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    (folder / "build").mkdir()
+    (folder / "build" / "x").touch()
+    with tarfile.open(sdist, "w:gz") as archive:
+        archive.add(folder, folder.name)
+    assert dist.check_sdist(sdist, dist.list_tree()) == [f"{sdist.name} has {folder.name}/build/x, too"]
+
+
+# ---- metadata ----------------------------------------------------------------------------------
+
+
+def test_what_is_not_on_every_airflow_needs_an_extra(metadata: Message) -> None:
+    needed = metadata.get_all("Requires-Dist", [])
+    extras = {(line.partition("extra == ")[2].strip("'\""), re.split(r"[\[>=<; ]", line)[0]) for line in needed}
+    assert {(extra, name) for extra, name in extras if extra} == {
+        ("parquet", "pyarrow"),
+        ("pandas", "pandas"),
+        ("pandas", "pyarrow"),
+        ("polars", "polars"),
+        ("polars", "pyarrow"),
+        ("s3", "apache-airflow-providers-amazon"),
+        ("gcs", "apache-airflow-providers-google"),
+        ("azure", "apache-airflow-providers-microsoft-azure"),
+        ("openlineage", "apache-airflow-providers-openlineage"),
+    }
+    assert not any("<" in line or "==" in line.partition(";")[0] for line in needed)  # no upper bounds
+
+
+def test_every_extra_is_tried_where_it_is_installed(metadata: Message) -> None:
+    assert set(metadata.get_all("Provides-Extra", [])) == set(dist.EXTRAS)
+
+
+def test_every_classifier_is_one_of_the_index(metadata: Message) -> None:
+    ours = metadata.get_all("Classifier", [])
+    assert {"Framework :: Apache Airflow", "Framework :: Apache Airflow :: Provider"} <= set(ours) <= classifiers
+
+
+def test_the_metadata_names_version_licence_and_readme(metadata: Message) -> None:
+    assert metadata["Version"] == airflow_provider_unleash.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-File"] == "LICENSE"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload() == (ROOT / "README.md").read_text()
+
+
+@in_a_clone
+def test_the_registry_is_told_every_class_that_a_dag_uses() -> None:
+    told = yaml.safe_load((ROOT / ".astro-registry.yaml").read_text())
+    for kind in ("hooks", "operators", "sensors", "triggers"):
+        source = ast.parse((ROOT / "airflow_provider_unleash" / f"{kind}.py").read_text())
+        names = [node.name for node in ast.walk(source) if isinstance(node, ast.ClassDef)]
+        ours = {f"airflow_provider_unleash.{kind}.{name}" for name in names if name.startswith("Unleash")}
+        assert sorted(entry["module"] for entry in told[kind]) == sorted(ours)
+    assert told["package-name"] == dist.NAME
+
+
+# ---- what Airflow shows ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> dict[str, Any]:
+    """Give what an Airflow answers that shows all of it."""
+    hook = "airflow_provider_unleash.hooks.UnleashHook"
+    version = airflow_provider_unleash.__version__
+    return {
+        "package": str(tmp_path / "env" / "airflow_provider_unleash"),
+        "warnings": [],
+        "form": True,
+        "answers": {
+            "list": [{"package_name": dist.NAME, "version": version}],
+            "get": [{"package-name": dist.NAME, "versions": [version], "hook-class-name": hook}],
+            "hooks": [{"connection_type": "unleash", "class": hook}],
+            "behaviours": [{"field_behaviours": "unleash"}],
+            "widgets": [{"connection_parameter_name": "extra__unleash__auth"}],
+            "triggers": [{"class": "airflow_provider_unleash.triggers"}],
+        },
+    }
+
+
+def test_an_airflow_that_shows_all_is_well(found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path) -> None:
+    assert dist.judge(found, built[0], tmp_path) == []
+
+
+@pytest.mark.parametrize("command", [words[0] for words in dist.COMMANDS])
+def test_an_airflow_that_does_not_show_something_is_found(
+    found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path, command: str
+) -> None:
+    found["answers"][command] = []
+    faults = dist.judge(found, built[0], tmp_path)
+    assert faults == [f"«airflow providers {command}» does not show it"]
+
+
+def test_an_airflow_that_shows_no_form_at_all_need_not_show_ours(
+    found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path
+) -> None:
+    found["form"] = False
+    found["answers"] |= {"behaviours": [], "widgets": []}
+    assert dist.judge(found, built[0], tmp_path) == []
+
+
+def test_a_warning_and_a_package_from_elsewhere_are_found(
+    found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path
+) -> None:
+    found |= {"package": str(ROOT), "warnings": ["old"]}
+    assert dist.judge(found, built[0], tmp_path) == [f"imported from {ROOT}", "warns at import: old"]
+
+
+def test_an_installer_that_fails_is_heard(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho first >&2\necho no venv here >&2\nexit 1\n")
+    python.chmod(0o755)
+    assert dist.install(["x.whl"], tmp_path / "env", str(python), uv="") == "no venv here"
