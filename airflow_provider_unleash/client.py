@@ -183,7 +183,8 @@ class UnleashClient:
         """
         Yield the pages of ``[start, end]`` in order, read ahead by ``page_concurrency`` requests at once.
 
-        At most twice as many pages are in memory, and the last one, which is asked for second. Closing the iterator ends the requests under way.
+        At most twice as many pages are in memory, and the last one, which is asked for second. Closing the iterator
+        ends the requests under way.
 
         :param device_id: one of :meth:`list_devices`.
         :param start: aware ``datetime`` or epoch milliseconds; the API is asked for exactly this.
