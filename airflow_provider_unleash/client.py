@@ -9,10 +9,10 @@ import random
 import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
@@ -36,9 +36,11 @@ from airflow_provider_unleash.exceptions import (
     InvalidArgumentError,
     RateLimitError,
     ResultTooLargeError,
+    ServerError,
     SnapshotChangedError,
     TransientError,
     TransportError,
+    UnexpectedResponseError,
     UnleashError,
 )
 from airflow_provider_unleash.protocol import Answer, Auth, Endpoint, Page
@@ -65,11 +67,24 @@ class Traffic:
     :param requests: sent, repeated ones included.
     :param retries: requests sent again.
     :param throttled_seconds: seconds for which the API asked everybody to wait.
+    :param outcomes: how many requests ended how, by one of ``OUTCOMES``.
     """
 
     requests: int = 0
     retries: int = 0
     throttled_seconds: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+
+# How a request ends: the first whose error it is. Cancelled are those that nobody waits for any more.
+_ENDINGS: dict[str, tuple[type[UnleashError], ...]] = {
+    "throttled": (RateLimitError,),
+    "server_error": (ServerError,),
+    "transport_error": (TransportError,),
+    "unexpected": (UnexpectedResponseError, ResultTooLargeError),
+    "client_error": (UnleashError,),
+}
+OUTCOMES = ("ok", *_ENDINGS, "cancelled")
 
 
 class UnleashClient:
@@ -87,6 +102,7 @@ class UnleashClient:
     :param allow_http: accept http for a host that is not loopback, too.
     :param max_response_bytes: a larger body is refused while it is read.
     :param user_agent: appended to the package's own.
+    :param on_close: called once with the traffic, when the client is closed.
     :raises InvalidArgumentError: a parameter cannot be used.
     """
 
@@ -104,6 +120,7 @@ class UnleashClient:
         allow_http: bool = False,
         max_response_bytes: int = 256 * 1024 * 1024,
         user_agent: str = "",
+        on_close: Callable[[Traffic], object] | None = None,
     ) -> None:
         if auth not in protocol.AUTHS:
             raise InvalidArgumentError(f"auth={auth!r} is none of {', '.join(protocol.AUTHS)}", argument="auth")
@@ -126,6 +143,7 @@ class UnleashClient:
         self._tokens_reported = False
         self._traffic = Traffic()
         self._traffic_lock = threading.Lock()
+        self._on_close = on_close
         self._session = _open_session(
             self.base_url, protocol.auth_headers(self._key, auth), user_agent, pool_size=max(10, self.page_concurrency)
         )
@@ -144,17 +162,36 @@ class UnleashClient:
     def close(self) -> None:
         """Close the pooled connections."""
         self._session.close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close(self.traffic)
 
     @property
     def traffic(self) -> Traffic:
         """What has been asked of the API so far."""
         with self._traffic_lock:
-            return replace(self._traffic)
+            return replace(self._traffic, outcomes=self._traffic.outcomes.copy())
 
     def _count(self, **more: float) -> None:
         with self._traffic_lock:
             for name, number in more.items():
                 setattr(self._traffic, name, getattr(self._traffic, name) + number)
+
+    @contextlib.contextmanager
+    def _counting(self, gate: _Gate) -> Iterator[None]:
+        """Count a request, and how it ends."""
+        self._count(requests=1)
+        outcome = "cancelled"  # by what is no error of ours, e.g. the timeout of a task
+        try:
+            yield
+            outcome = "ok"
+        except UnleashError as error:
+            if not gate.stopped:
+                outcome = next(name for name, kinds in _ENDINGS.items() if isinstance(error, kinds))
+            raise
+        finally:
+            with self._traffic_lock:
+                self._traffic.outcomes[outcome] += 1
 
     # ---- the five endpoints ----
 
@@ -251,8 +288,12 @@ class UnleashClient:
             sleep=gate.sleep,
             reraise=True,
         )
-        result: T = retrying(gate.run, lambda: parse(self._ask(path)))
+        result: T = retrying(gate.run, partial(self._ask_and_parse, path, parse, gate))
         return result
+
+    def _ask_and_parse(self, path: str, parse: Callable[[Answer], T], gate: _Gate) -> T:
+        with self._counting(gate):
+            return parse(self._ask(path))
 
     def _report_retry(self, state: RetryCallState) -> None:
         self._count(retries=1)
@@ -261,7 +302,6 @@ class UnleashClient:
     def _ask(self, path: str) -> Answer:
         """Send one request and return its answer of status 200, or raise what it means."""
         url = self.base_url + path
-        self._count(requests=1)
         try:
             with self._session.get(
                 url,

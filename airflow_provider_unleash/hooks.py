@@ -190,10 +190,11 @@ def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
     from airflow import __version__ as airflow_version
 
     from airflow_provider_unleash.client import UnleashClient
+    from airflow_provider_unleash.metrics import report_traffic
 
     conn_id = connection.conn_id
     try:
-        arguments = {**_client_arguments(connection), **overrides}
+        arguments = {"on_close": report_traffic, **_client_arguments(connection), **overrides}
         return UnleashClient(connection.password or "", user_agent=f"airflow/{airflow_version}", **arguments)
     except InvalidArgumentError as error:
         # A key may have been pasted into another field, too. And the connection shows its password to log handlers

@@ -232,6 +232,9 @@ class _FetchOperator(_UnleashOperator):
     def _report_effort(
         self, did: str, counts: RowCounts, size: int, receiver: object, effort: Mapping[str, float]
     ) -> None:
+        from airflow_provider_unleash.metrics import report_extraction
+
+        report_extraction(rows=counts.rows, size=size, seconds=effort["seconds"])
         self.log.info(
             "%s %d rows of %d pages, %d bytes, in %.1f s with %d requests, %d retries, %.1f s throttled, to %s",
             *(did, counts.rows, counts.pages, size, *effort.values(), receiver),
@@ -258,8 +261,13 @@ class _FetchOperator(_UnleashOperator):
 
 def _effort_of(client: UnleashClient, began: float) -> dict[str, float]:
     """Return ``seconds, requests, retries, throttled_seconds``."""
-    effort = {"seconds": time.monotonic() - began, **asdict(client.traffic)}
-    return {name: round(number, 3) for name, number in effort.items()}
+    traffic = client.traffic
+    return {
+        "seconds": round(time.monotonic() - began, 3),
+        "requests": traffic.requests,
+        "retries": traffic.retries,
+        "throttled_seconds": round(traffic.throttled_seconds, 3),
+    }
 
 
 def _check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:

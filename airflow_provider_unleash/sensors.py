@@ -165,9 +165,11 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
         return PokeReturnValue(is_done=len(new) >= self.min_sessions, xcom_value=new)
 
     def _list_new_sessions(self, context: Context) -> list[str]:
+        from airflow_provider_unleash.metrics import report_poll
         from airflow_provider_unleash.window import select_sessions
 
         known, since_ms, until_ms = self._read_bounds(context)
+        report_poll()
         return select_sessions(
             UnleashHook(self.unleash_conn_id).list_sessions(),
             since_ms=since_ms,

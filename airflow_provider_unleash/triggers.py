@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -19,6 +20,7 @@ from asgiref.sync import sync_to_async
 from airflow_provider_unleash.cursor import list_pending
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError, UnleashError
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, open_client
+from airflow_provider_unleash.metrics import report_poll, report_traffic
 from airflow_provider_unleash.protocol import to_epoch_ms
 from airflow_provider_unleash.window import SessionList
 
@@ -133,8 +135,9 @@ class _SharedPoll:
 
 
 def _list_sessions(connection: Any) -> SessionList:
+    report_poll(in_triggerer=True)
     # One attempt: between attempts a thread would only sleep, which an event loop does without one.
-    with open_client(connection, max_attempts=1) as client:
+    with open_client(connection, max_attempts=1, on_close=partial(report_traffic, in_triggerer=True)) as client:
         return SessionList(client.list_sessions())
 
 
