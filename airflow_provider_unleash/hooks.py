@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import date, datetime, timedelta, timezone, tzinfo
-from typing import TYPE_CHECKING, Any, TypedDict
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseHook
@@ -24,9 +25,13 @@ from airflow_provider_unleash.exceptions import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
     from airflow.providers.common.compat.sdk import Connection, Context
 
     from airflow_provider_unleash.client import UnleashClient
+    from airflow_provider_unleash.frames import FrameType
     from airflow_provider_unleash.protocol import Endpoint, Page
 
 log = logging.getLogger(__name__)
@@ -112,6 +117,91 @@ class UnleashHook(BaseHook):
         """Return the rows of ``[start, end]``, as :meth:`.UnleashClient.get_records` does."""
         with self.get_conn() as client:
             return client.get_records(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency)
+
+    def get_arrow_table(
+        self,
+        device_id: str,
+        start: datetime | int,
+        end: datetime | int,
+        *,
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+        column_types: Mapping[str, str] | None = None,
+    ) -> pa.Table:
+        """
+        Return the rows of ``[start, end]`` as an Arrow table, its columns and types those of the Parquet files.
+
+        Starts again when pages change while they are read; other parameters and errors as :meth:`get_records`.
+
+        :param column_types: further columns, e.g. ``{"confidence": "float64"}``; types are string, int64, float64,
+            bool, timestamp.
+        :raises InvalidArgumentError: pyarrow is not installed.
+        :raises UnexpectedResponseError: a value does not fit its column.
+        """
+        from airflow_provider_unleash.client import restart_on_change
+        from airflow_provider_unleash.writers import RecordBatches, check_extra, columns_of
+
+        columns = columns_of(column_types)
+        check_extra("parquet", "An Arrow table", "column_types")
+        batches = RecordBatches(columns)
+        with self.get_conn() as client:
+            iter_pages = partial(client.iter_pages, endpoint=endpoint, page_concurrency=page_concurrency)
+
+            def read() -> pa.Table:
+                with closing(iter_pages(device_id, start, end)) as pages:
+                    return batches.read(pages)
+
+            return restart_on_change(read)
+
+    @overload
+    def get_df(
+        self,
+        device_id: str,
+        start: datetime | int,
+        end: datetime | int,
+        *,
+        df_type: Literal["pandas"] = "pandas",
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+        column_types: Mapping[str, str] | None = None,
+    ) -> pd.DataFrame: ...
+    @overload
+    def get_df(
+        self,
+        device_id: str,
+        start: datetime | int,
+        end: datetime | int,
+        *,
+        df_type: Literal["polars"],
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+        column_types: Mapping[str, str] | None = None,
+    ) -> pl.DataFrame: ...
+    def get_df(
+        self,
+        device_id: str,
+        start: datetime | int,
+        end: datetime | int,
+        *,
+        df_type: FrameType = "pandas",
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+        column_types: Mapping[str, str] | None = None,
+    ) -> pd.DataFrame | pl.DataFrame:
+        """
+        Return the rows of ``[start, end]`` as a data frame; other parameters and errors as :meth:`get_arrow_table`.
+
+        pandas gets its nullable types (``string``, ``Int64``, ``Float64``, ``boolean``), so that a null stays one and a
+        whole number whole; ``timestamp`` is ``datetime64[ms, UTC]``.
+
+        :param df_type: ``pandas`` or ``polars``, of which the extra of that name installs what it needs.
+        :raises InvalidArgumentError: the library is not installed.
+        """
+        from airflow_provider_unleash.frames import check_df_type, to_frame
+
+        check_df_type(df_type)
+        options: dict[str, Any] = {"endpoint": endpoint, "page_concurrency": page_concurrency}
+        return to_frame(self.get_arrow_table(device_id, start, end, column_types=column_types, **options), df_type)
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask for the API's version once, and say in words what is wrong."""

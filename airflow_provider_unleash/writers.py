@@ -9,7 +9,7 @@ import io
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
 from functools import lru_cache, partial
@@ -398,17 +398,20 @@ class CsvWriter(PageWriter):
         pass
 
 
-class ParquetWriter(PageWriter):
-    """Typed columns, zstd, row groups of about 100 000 rows or 64 MiB."""
+class RecordBatches:
+    """
+    Makes a record batch of each page, typed as its columns say; what Parquet files and tables have in common.
 
-    def __init__(self, stream: IO[bytes], columns: Mapping[str, ColumnType]) -> None:
-        super().__init__(stream, columns)
+    :ivar schema: of all batches.
+    """
+
+    def __init__(self, columns: Mapping[str, ColumnType]) -> None:
         import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
         self._arrow = pa
         self._compute = pc
+        self._columns = columns
         self._types: dict[ColumnType, pa.DataType] = {
             "string": pa.string(),
             "int64": pa.int64(),
@@ -418,22 +421,24 @@ class ParquetWriter(PageWriter):
         }
         # Told to expect these, pyarrow takes nothing else for them. Of numbers it would cut 1.5 to 1, so it shall look.
         self._given = {"string": pa.string(), "timestamp": pa.string(), "bool": pa.bool_()}
-        self._schema = pa.schema([(name, self._types[kind]) for name, kind in columns.items()])
-        # Counters and stamps have hardly a value twice; a dictionary of them costs time and saves nothing.
-        repeating = [name for name, kind in columns.items() if kind in ("string", "float64")]
-        self._parquet = pq.ParquetWriter(stream, self._schema, compression="zstd", use_dictionary=repeating)
-        self._batches: list[pa.RecordBatch] = []
-        self._rows = self._bytes = 0
+        self.schema = pa.schema([(name, self._types[kind]) for name, kind in columns.items()])
 
-    def write_page(self, page: Page) -> None:
-        self._report_new_keys(page)
+    def convert(self, page: Page) -> pa.RecordBatch:
+        """
+        Return the rows of a page.
+
+        :raises UnexpectedResponseError: a value does not fit its column.
+        """
         arrays = [self._array(page, name, values) for name, values in _values(page, self._columns).items()]
-        batch = self._arrow.record_batch(arrays, schema=self._schema)
-        self._batches.append(batch)
-        self._rows += batch.num_rows
-        self._bytes += batch.nbytes
-        if self._rows >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
-            self._write_row_group()
+        return self._arrow.record_batch(arrays, schema=self.schema)
+
+    def join(self, batches: Sequence[pa.RecordBatch]) -> pa.Table:
+        """Return the rows of batches as one table, of none, too."""
+        return self._arrow.Table.from_batches(batches, self.schema)
+
+    def read(self, pages: Iterable[Page]) -> pa.Table:
+        """Return the rows of pages as one table; errors as :meth:`convert`."""
+        return self.join([self.convert(page) for page in pages])
 
     def _array(self, page: Page, name: str, values: Sequence[Any]) -> pa.Array:
         kind = self._columns[name]
@@ -465,8 +470,34 @@ class ParquetWriter(PageWriter):
         usual = compute.and_not(compute.ends_with(stamps, "Z"), compute.starts_with(stamps, "0000"))
         return set(compute.binary_length(stamps).unique().to_pylist()) <= _PLAIN_LENGTHS and usual.false_count == 0
 
+
+class ParquetWriter(PageWriter):
+    """Typed columns, zstd, row groups of about 100 000 rows or 64 MiB."""
+
+    def __init__(self, stream: IO[bytes], columns: Mapping[str, ColumnType]) -> None:
+        super().__init__(stream, columns)
+        import pyarrow.parquet as pq
+
+        self._record_batches = RecordBatches(columns)
+        # Counters and stamps have hardly a value twice; a dictionary of them costs time and saves nothing.
+        repeating = [name for name, kind in columns.items() if kind in ("string", "float64")]
+        self._parquet = pq.ParquetWriter(
+            stream, self._record_batches.schema, compression="zstd", use_dictionary=repeating
+        )
+        self._batches: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
+
+    def write_page(self, page: Page) -> None:
+        self._report_new_keys(page)
+        batch = self._record_batches.convert(page)
+        self._batches.append(batch)
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+        if self._rows >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
+            self._write_row_group()
+
     def _write_row_group(self) -> None:
-        self._parquet.write_table(self._arrow.Table.from_batches(self._batches, self._schema))
+        self._parquet.write_table(self._record_batches.join(self._batches))
         self._batches.clear()
         self._rows = self._bytes = 0
 
@@ -495,10 +526,25 @@ def check_installed(file_format: FileFormat) -> None:
 
     :raises InvalidArgumentError: it is not; says how to install it.
     """
-    if file_format == "parquet" and find_spec("pyarrow") is None:
+    if file_format == "parquet":
+        check_extra("parquet", "file_format='parquet'", "file_format")
+
+
+_EXTRAS = {"parquet": ("pyarrow",), "pandas": ("pandas", "pyarrow"), "polars": ("polars", "pyarrow")}
+
+
+def check_extra(extra: str, what: str, argument: str) -> None:
+    """
+    Return if the libraries of an extra are installed.
+
+    :param what: needs them, the error says.
+    :param argument: which the error is about.
+    :raises InvalidArgumentError: they are not; says how to install them.
+    """
+    missing = [name for name in _EXTRAS[extra] if find_spec(name) is None]
+    if missing:
         raise InvalidArgumentError(
-            "file_format='parquet' needs pyarrow: pip install 'airflow-provider-unleash[parquet]'",
-            argument="file_format",
+            f"{what} needs {' and '.join(missing)}: pip install 'airflow-provider-unleash[{extra}]'", argument=argument
         )
 
 
