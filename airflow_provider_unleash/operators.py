@@ -329,6 +329,8 @@ class UnleashToObjectStorageOperator(_FetchOperator):
     at all. The summary has ``device_id, start, end, window_rule, endpoint, file_format, pages, rows,
     rows_before_start, rows_after_end, rows_at_end, files: [{path, url, rows, bytes}]``, and what it took: ``seconds,
     requests, retries, throttled_seconds``, and of ``pages`` the ``resumed_pages`` that an earlier try had read.
+    The events of assets in ``outlets``, e.g. of :func:`~airflow_provider_unleash.assets.asset_of`, have ``device_id,
+    start, end, rows, pages, bytes, files`` in their extra; of several mapped tasks, each has one of its own.
 
     :param device_id: one of the account's devices (templated).
     :param dst: folder URL with the Airflow connection in it, e.g. ``s3://aws_default@lake/unleash`` (templated).
@@ -419,6 +421,14 @@ class UnleashToObjectStorageOperator(_FetchOperator):
         self._report_effort("Wrote", counts, size, path, effort)
         effort["resumed_pages"] = staging.resumed_pages
         return self._summarize(window, counts, effort, written)
+
+    def _execute(self, context: Context) -> dict[str, Any]:
+        summary: dict[str, Any] = super()._execute(context)
+        if self.outlets:
+            from airflow_provider_unleash.assets import add_to_events
+
+            add_to_events(context, self.outlets, str(self.dst), summary)
+        return summary
 
     def _stage(self, client: UnleashClient, window: Window, dst: FolderPath, name: str) -> Staging:
         from airflow_provider_unleash.staging import Staging

@@ -7,6 +7,7 @@ import fcntl
 import glob
 import logging
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -43,6 +44,24 @@ _URL_SCHEMES = {"": "file", "local": "file", "abfs": "az", "abfss": "az"}
 def url_of(path: StoragePath) -> str:
     """Return the URL that DuckDB or Snowflake understand: without an Airflow connection in it."""
     return f"{_URL_SCHEMES.get(path.protocol, path.protocol)}://{path.path}"
+
+
+# Other names of a store, of those that Airflow's providers register.
+_SAME_STORES = {"local": "file", "s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "adl": "abfs", "az": "abfs"}
+
+
+def place_of(dst: str) -> tuple[str, str, str]:
+    """
+    Return scheme, bucket and key of a folder: the same, whichever Airflow connection and spelling lead there.
+
+    :param dst: folder URL or absolute path, as ``writers.check_dst`` lets it pass.
+    """
+    scheme, _, place = dst.partition("://") if "://" in dst else ("file", "", dst)
+    scheme = _SAME_STORES.get(scheme.lower(), scheme.lower())
+    bucket, _, key = place.partition("/")
+    if scheme == "file":
+        key = re.sub("/+", "/", key)
+    return scheme, bucket.rpartition("@")[2], key.strip("/") if scheme == "file" else key.rstrip("/")
 
 
 def _is_local(path: StoragePath) -> bool:

@@ -89,6 +89,16 @@ class DagRun:
         )
         return {_name(task_id, index): _plain(value) for task_id, index, value in rows}
 
+    @cached_property
+    def events(self) -> list[tuple[str, Any]]:
+        """The URI and the extra of each event of an asset, in the order of tasks and their indexes."""
+        kind = "asset" if importlib.util.find_spec("airflow.sdk") else "dataset"
+        rows = self._query(
+            f"SELECT uri, event.extra FROM {kind}_event AS event JOIN {kind} ON {kind}.id = {kind}_id"
+            " WHERE source_dag_id = ? AND source_run_id = ? ORDER BY source_task_id, source_map_index, uri"
+        )
+        return [(uri, _plain(extra)) for uri, extra in rows]
+
 
 def _name(task_id: str, map_index: int) -> Any:
     return task_id if map_index < 0 else (task_id, map_index)
@@ -100,12 +110,12 @@ def _plain(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) and value[:1] in ("{", "[", '"') else value
 
 
-def load_dag(path: Path) -> Any:
-    """Return the ``dag`` of a file."""
+def load_dag(path: Path, variable: str = "dag") -> Any:
+    """Return the ``dag`` of a file, or another of its DAGs."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.dag
+    return getattr(module, variable)
 
 
 def has_runs_without_dates(dag: Any) -> bool:
@@ -122,10 +132,12 @@ def has_asset_state_store() -> bool:
     return hasattr(context, "AssetStateStoreAccessors")
 
 
-def run_dag_file(home: Path, path: Path, moment: datetime | None = NEXT_DAY) -> DagRun:
+def run_dag_file(home: Path, path: Path, moment: datetime | None = NEXT_DAY, variable: str = "dag") -> DagRun:
     """Run the DAG of a file as if triggered then; None is a run without a logical date. Remove the file."""
     try:
-        dag = load_dag(path)
+        dag = load_dag(path, variable)
+        if hasattr(dag, "sync_to_db"):
+            dag.sync_to_db()  # Airflow 2 makes events only of datasets that it has seen before
         name = "logical_date" if has_runs_without_dates(dag) else "execution_date"
         dag_run = dag.test(**{name: moment})
         return DagRun(home, dag.dag_id, dag_run.run_id)

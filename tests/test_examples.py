@@ -13,7 +13,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 from conftest import DAGS_FOLDER
@@ -31,6 +33,7 @@ from dag_runs import (
     run_dag_file,
 )
 
+from airflow_provider_unleash.assets import asset_of
 from airflow_provider_unleash.simulator import Simulator
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
@@ -195,3 +198,35 @@ def test_event_driven_lands_what_is_new_once_and_goes_on_from_there(run_example,
     run = run_example("event_driven")
     assert run.states["begin"] == "skipped"
     assert files_in(lake) == before
+
+
+def test_assets_loads_each_file_that_an_event_names_once_and_again_when_it_is_written_anew(
+    run_example, serve, lake, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("UNLEASH_WAREHOUSE", str(tmp_path / "warehouse"))
+    for seed in (1, 2):
+        sim = serve(seed=seed)
+        run_example("assets")
+        expected = {device: rows for device, rows in rows_by_device(sim, DAY_START, DAY_END - 1).items() if rows}
+        loaded = run_example("assets", variable="load_dag").xcoms["load"]
+        assert loaded == {f"file://{lake}/{name}": pq.read_metadata(lake / name).num_rows for name in files_in(lake)}
+        assert sum(loaded.values()) == sum(expected.values())
+        assert run_example("assets", variable="load_dag").xcoms["load"] == {}
+        with duckdb.connect(str(tmp_path / "warehouse")) as warehouse:
+            counted = warehouse.execute("SELECT device_id, count(*) FROM analytics GROUP BY ALL").fetchall()
+        assert dict(counted) == expected
+
+
+def test_assets_fails_and_loads_nothing_where_a_file_has_other_rows_than_its_event_said(
+    run_example, serve, lake, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("UNLEASH_WAREHOUSE", str(tmp_path / "warehouse"))
+    serve(devices=(STREET,))
+    [(uri, extra)] = run_example("assets").events
+    extra["files"][0]["rows"] += 1
+    [path] = [path for path in EXAMPLES if path.stem == "example_unleash_assets"]
+    event = SimpleNamespace(timestamp=NEXT_DAY, extra=extra)
+    with pytest.raises(ValueError, match="and its event said"):
+        load_dag(path, "load_dag").get_task("load").python_callable(inlet_events={asset_of(uri): [event]})
+    with duckdb.connect(str(tmp_path / "warehouse")) as warehouse:
+        assert warehouse.execute("FROM duckdb_tables() SELECT table_name, estimated_size").fetchall() == [("files", 0)]

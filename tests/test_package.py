@@ -129,6 +129,7 @@ def test_no_module_is_imported_with_a_warning_of_its_own(imported):
             ],
         ),
         ("sensors", ["UnleashNewSessionsSensor"]),
+        ("assets", ["asset_of"]),
         ("exceptions", ["UnleashError", "TransientError", "PermanentError"]),
         ("client", ["UnleashClient"]),
         ("simulator", ["Simulator", "Fault"]),
