@@ -33,8 +33,10 @@ from airflow_provider_unleash.retries import retry_arguments
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath, RetryPolicy
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_unleash.client import UnleashClient
+    from airflow_provider_unleash.lineage import Extraction
     from airflow_provider_unleash.protocol import Endpoint, Page
     from airflow_provider_unleash.staging import FolderPath, Staging
     from airflow_provider_unleash.window import HalfOpen, RowCounts, Window
@@ -143,6 +145,8 @@ class _FetchOperator(_UnleashOperator):
         "on_empty",
     )
 
+    _extraction: Extraction | None = None
+
     def __init__(
         self,
         *,
@@ -185,14 +189,23 @@ class _FetchOperator(_UnleashOperator):
 
     def _execute(self, context: Context) -> Any:
         from airflow_provider_unleash.client import restart_on_change
+        from airflow_provider_unleash.lineage import Extraction
         from airflow_provider_unleash.window import resolve_window
 
+        self._extraction = None
         self._check_arguments(lambda value: True)
         window = resolve_window(start=self.start, end=self.end, window=self.window, **moments_of(context))
         self.log.info("The window is %s", window)
         with self.hook.get_conn() as client:
             began = time.monotonic()
+            self._extraction = Extraction(client.base_url, self.device_id, window)
             return restart_on_change(lambda: self._fetch(client, window, began))
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
+        """Return what OpenLineage is told of this try, however it ended; asks nobody."""
+        from airflow_provider_unleash.lineage import lineage_of
+
+        return lineage_of(self._extraction)
 
     def _fetch(self, client: UnleashClient, window: Window, began: float) -> Any:
         raise NotImplementedError
@@ -414,6 +427,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
         path = dst / name
         with self._stage(client, window, dst, name) as staging:
             counts, size = self._write(client, window, path, staging)
+        self._keep_lineage(path, counts, size)
         url = url_of(path)
         with_connection = str(path) if "://" in str(path) else url  # a plain folder has neither
         written = {"path": with_connection, "url": url, "rows": counts.rows, "bytes": size}
@@ -429,6 +443,15 @@ class UnleashToObjectStorageOperator(_FetchOperator):
 
             add_to_events(context, self.outlets, str(self.dst), summary)
         return summary
+
+    def _keep_lineage(self, path: ObjectStoragePath, counts: RowCounts, size: int) -> None:
+        from airflow_provider_unleash.lineage import Written
+        from airflow_provider_unleash.writers import COLUMNS, columns_of
+
+        if self._extraction:
+            columns = columns_of(self.column_types) if self.file_format in ("csv", "parquet") else COLUMNS
+            account = getattr(path.fs, "account_name", None)  # Azure's have one
+            self._extraction.written = Written(str(self.dst), columns, counts.rows, size, account)
 
     def _stage(self, client: UnleashClient, window: Window, dst: FolderPath, name: str) -> Staging:
         from airflow_provider_unleash.staging import Staging
