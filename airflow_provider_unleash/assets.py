@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow.providers.common.compat.sdk import Asset, AssetAlias
+from airflow.providers.common.compat.sdk import Asset
 
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.hooks import is_visible
@@ -39,13 +39,13 @@ def asset_of(dst: str | ObjectStoragePath) -> Asset:
     return Asset(uri=f"{scheme}://{bucket}/{quote(key, safe=_PLAIN)}")
 
 
-def add_to_events(context: Context, outlets: Iterable[Any], dst: str, summary: Mapping[str, Any]) -> None:
+def add_to_events(context: Context, outlets: Iterable[Any], summary: Mapping[str, Any]) -> None:
     """
-    Let the event of each outlet say what was written; of an alias, make one for the asset of ``dst``.
+    Let the event of each outlet say what was written.
 
     :param context: of the task; its ``outlet_events`` become the events when the task succeeds.
-    :param outlets: of the task; those that are no assets are left alone.
-    :param dst: the folder, rendered.
+    :param outlets: of the task; those that are no assets are left alone, and aliases too: Airflow 2.11 and 3.0 fail a
+        task that adds to one an event with a list in it.
     :param summary: as the operator returns it.
     """
     values: Mapping[str, Any] = context
@@ -55,9 +55,7 @@ def add_to_events(context: Context, outlets: Iterable[Any], dst: str, summary: M
     if partition_key is not None:
         extra["partition_key"] = partition_key
     for outlet in outlets:
-        if isinstance(outlet, AssetAlias):
-            values["outlet_events"][outlet].add(asset_of(dst), extra=extra)
-        elif _is_asset(outlet):
+        if _is_asset(outlet):
             values["outlet_events"][outlet].extra.update(extra)
 
 

@@ -441,7 +441,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
         if self.outlets:
             from airflow_provider_unleash.assets import add_to_events
 
-            add_to_events(context, self.outlets, str(self.dst), summary)
+            add_to_events(context, self.outlets, summary)
         return summary
 
     def _keep_lineage(self, path: ObjectStoragePath, counts: RowCounts, size: int) -> None:

@@ -49,7 +49,7 @@ with DAG(
     default_args=RETRIES,
 ) as load_dag:
 
-    @task(inlets=[lake])
+    @task(inlets=[lake], multiple_outputs=False)  # a path would be no key of an XCom
     def load(**context: Any) -> dict[str, int]:
         """
         Load the files that are new, or written anew, and return their rows by path.
@@ -58,7 +58,7 @@ with DAG(
         of mapped tasks do, Airflow hands some over only when the next one comes.
         """
         import duckdb
-        import pyarrow.parquet as pq
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
         loaded = {}
         # Of a file that was written twice, only the last event is still true.

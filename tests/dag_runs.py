@@ -132,12 +132,28 @@ def has_asset_state_store() -> bool:
     return hasattr(context, "AssetStateStoreAccessors")
 
 
+def _register_assets(dag: Any) -> None:
+    """Let Airflow make events of a DAG's assets, as its scheduler does; dag.test() knows few or none of them."""
+    if hasattr(dag, "sync_to_db"):  # Airflow 2
+        dag.sync_to_db()
+        return
+    from airflow.models.asset import AssetActive, AssetModel
+    from airflow.sdk import Asset
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        for asset in [asset for task in dag.tasks for asset in (*task.outlets, *task.inlets)]:
+            if isinstance(asset, Asset) and not session.query(AssetModel).filter_by(uri=asset.uri).all():
+                session.add(AssetModel(name=asset.name, uri=asset.uri, group=asset.group))
+                session.flush()
+                session.add(AssetActive(name=asset.name, uri=asset.uri))
+
+
 def run_dag_file(home: Path, path: Path, moment: datetime | None = NEXT_DAY, variable: str = "dag") -> DagRun:
     """Run the DAG of a file as if triggered then; None is a run without a logical date. Remove the file."""
     try:
         dag = load_dag(path, variable)
-        if hasattr(dag, "sync_to_db"):
-            dag.sync_to_db()  # Airflow 2 makes events only of datasets that it has seen before
+        _register_assets(dag)
         name = "logical_date" if has_runs_without_dates(dag) else "execution_date"
         dag_run = dag.test(**{name: moment})
         return DagRun(home, dag.dag_id, dag_run.run_id)
