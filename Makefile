@@ -91,7 +91,8 @@ INSTALL = $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(NEW_PI
 # Two steps, because the demo needs half of it, and somebody waits for it.
 $(ENV)/.all: $(ENV)/.demo
 	@echo "Installing what tests and checks need into $(ENV) …"
-	@$(INSTALL) --editable '.[parquet,s3]' --group test --group check
+	@$(INSTALL) --editable '.[parquet,s3]' --group test --group check \
+	  $(if $(filter $(DEFAULT_AIRFLOW),$(AIRFLOW)),--group lineage)
 	@touch $@
 
 $(ENV)/.dist: $(ENV)/.all
@@ -130,6 +131,6 @@ resolve:
 	  uv=build/uv/bin/uv; [ -x $$uv ] || { $(FIND_PYTHON); "$$python" -m venv build/uv; build/uv/bin/pip install -qq uv; }; fi; \
 	printf '%s\n' 'apache-airflow==$(AIRFLOW)' $(PINS_$(AIRFLOW):%='%') | "$$uv" pip compile - pyproject.toml --quiet \
 	  --universal --python-version 3.11 --extra parquet --extra s3 --group test --group check --group demo \
-	  --group bench --group dist --group stores \
+	  --group bench --group dist --group lineage --group stores \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file build/resolved.txt
 	@{ echo '# Made by «make constraints»: what was newest and goes together.'; cat build/resolved.txt; } > $(CONSTRAINTS)
