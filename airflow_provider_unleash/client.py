@@ -532,8 +532,7 @@ class _Extraction:
         self._workers: ThreadPoolExecutor | None = None
         self._asked_again = False
         self._total = 0
-        self._last: Callable[[], Answer] | None = None
-        self._early: Answer | None = None
+        self._early: Callable[[], Answer | None] = lambda: None
         self._digests: dict[int, bytes] = {}
 
     def pages(self, resume: Resume | None = None) -> Generator[Page, None, None]:
@@ -579,26 +578,19 @@ class _Extraction:
     def _ask_for_last(self) -> None:
         """Ask for the last page before those between: a row that comes or goes in any of them moves its rows."""
         if self._total > 1:
-            self._last = self._submit(self._total, [])
-            if self._concurrency == 1:
-                self._answer_before_all()
-
-    def _answer_before_all(self) -> Answer | None:
-        """Return the answer that was asked for first, None where there was none: then its turn comes."""
-        if self._last is not None:
-            ask, self._last = self._last, None
-            with contextlib.suppress(UnleashError):
-                self._early = ask()
-        return self._early
+            self._early = partial(_unless_failed, self._submit(partial(self._fetch, self._total)))
+            if self._concurrency == 1:  # nobody else asks
+                answer = self._early()
+                self._early = lambda: answer
 
     def _answer_in_turn(self) -> Answer:
-        return self._answer_before_all() or self._fetch(self._total)
+        return self._early() or self._fetch(self._total)
 
     def _digest_of_last(self) -> bytes:
         """Return the digest of the last page as it was before those between were read, b"" where that is unknown."""
         if self._total > 1 and self._total not in self._digests:
             with contextlib.suppress(UnleashError):
-                answer = self._answer_before_all()
+                answer = self._early()
                 if answer is not None:
                     self._digests[self._total] = self._parse(self._total, answer).digest()
         return self._digests.get(max(1, self._total), b"")
@@ -616,11 +608,15 @@ class _Extraction:
         ahead: deque[tuple[int, bool, Callable[[], Answer]]] = deque()
         while True:
             for number, is_afterwards in islice(rest, 2 * self._concurrency - 1 - len(ahead)):
-                before = [answer for _, is_check, answer in ahead if not is_check] if is_afterwards else []
-                is_last = number == self._total and not is_afterwards
-                ask = self._answer_in_turn if is_last else self._submit(number, before)
-                ahead.append((number, is_afterwards, ask))
-                del before
+                ask = partial(self._fetch, number)
+                if is_afterwards:
+                    before = [answer for _, is_check, answer in ahead if not is_check]
+                    ask = partial(self._fetch_after, number, before)
+                    del before
+                elif number == self._total:
+                    ask = partial(self._answer_in_turn)
+                ahead.append((number, is_afterwards, self._submit(ask)))
+                del ask
             if not ahead:
                 return
             number, is_afterwards, answer = ahead.popleft()
@@ -629,15 +625,15 @@ class _Extraction:
             yield page, is_afterwards
             del page
 
-    def _submit(self, number: int, before: list[Callable[[], Answer]]) -> Callable[[], Answer]:
+    def _submit(self, ask: Callable[[], Answer]) -> Callable[[], Answer]:
         """Return a way to get the answer, asked for in the background where there is a background."""
         if self._concurrency == 1:
-            return partial(self._fetch, number)
+            return ask
         if self._workers is None:
             self._workers = ThreadPoolExecutor(
                 self._concurrency, "unleash-page", initializer=_watch_sockets, initargs=(self._gate,)
             )
-        return self._workers.submit(self._fetch_after, number, before).result
+        return self._workers.submit(ask).result
 
     def _fetch_after(self, number: int, before: list[Callable[[], Answer]]) -> Answer:
         # What is before has a thread already, because threads take requests in order.
@@ -662,6 +658,12 @@ class _Extraction:
         self._gate.stop()
         if self._workers is not None:
             self._workers.shutdown(wait=True, cancel_futures=True)
+
+
+def _unless_failed(ask: Callable[[], T]) -> T | None:
+    with contextlib.suppress(UnleashError):
+        return ask()
+    return None
 
 
 # ---- the connection pool ----

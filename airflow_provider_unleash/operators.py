@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator
@@ -217,9 +216,10 @@ class _FetchOperator(_UnleashOperator):
         """Yield the window's pages and what is counted of them; end the requests under way however the block ends."""
         from airflow_provider_unleash.window import HalfOpen
 
-        read = partial(client.iter_pages, self.device_id, window.start, window.end, endpoint=self.endpoint)
+        resume = staging.resume if staging else None
+        asked = client.iter_pages(self.device_id, window.start, window.end, endpoint=self.endpoint, resume=resume)
         with ExitStack() as stack:
-            pages = stack.enter_context(closing(read(resume=staging.resume if staging else None)))
+            pages = stack.enter_context(closing(asked))
             if staging:
                 pages = stack.enter_context(closing(staging.keep(pages)))
             half_open = HalfOpen(window, pages)

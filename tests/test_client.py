@@ -637,3 +637,20 @@ def test_a_last_page_that_cannot_be_read_early_is_read_in_its_turn(kind: str, co
     with Simulator(fixed_pages=9, page_size=10) as sim, connect(sim, page_concurrency=concurrency) as api:
         sim.add_fault(Fault(kind, page=9, times=1 if kind == "404" else api.max_attempts))
         assert api.get_records(DEVICE, START, END) == sim.rows(DEVICE, START, END)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 4])
+@pytest.mark.parametrize("total", [2, 3, 5])
+def test_an_early_look_that_takes_its_time_is_waited_for_and_not_taken_again(total: int, concurrency: int) -> None:
+    with Simulator(fixed_pages=total, page_size=10) as sim, connect(sim, page_concurrency=concurrency) as api:
+        sim.add_fault(Fault("slow", page=total, seconds=0.2))
+        assert api.get_records(DEVICE, START, END) == sim.rows(DEVICE, START, END)
+        assert len(sim.requests) == total + 2
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 4])
+def test_a_last_page_whose_early_look_failed_is_asked_for_once_in_its_turn(concurrency: int) -> None:
+    with Simulator(fixed_pages=3, page_size=10, latency=0.05) as sim, connect(sim, page_concurrency=concurrency) as api:
+        sim.add_fault(Fault("404", page=3))
+        assert api.get_records(DEVICE, START, END) == sim.rows(DEVICE, START, END)
+        assert sorted(pages_asked(sim)) == [1, 1, 2, 3, 3, 3]
