@@ -114,6 +114,7 @@ def switch_masker_off() -> None:
 
 def log_everything(path: Path) -> None:
     """Write all records with all that they hold: what dag.test() prints begins at INFO in some versions."""
+    path.parent.mkdir(exist_ok=True)  # Airflow 3.0 makes it with the first log
     handler = logging.FileHandler(path)
     handler.addFilter(lambda record: handler.stream.write(f"{record.__dict__!r}\n"))
     for name in ("", "airflow.task"):
