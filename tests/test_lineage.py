@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from dag_runs import CROWD, DAY_END, DAY_START, SILENT, STREET
+from jsonschema import Draft202012Validator, FormatChecker
+from referencing import Registry, Resource
 from test_package import BLOCK, run
 
 from airflow_provider_unleash.lineage import Extraction, dataset_name, lineage_of
@@ -176,6 +178,30 @@ def test_every_event_is_what_openlineages_own_classes_make(events):
         assert [written["inputs"], written["outputs"]] == [event["inputs"], event["outputs"]]
         assert written["run"]["facets"] == ours
         assert written["schemaURL"] == event["schemaURL"]
+
+
+def test_every_event_fits_openlineages_json_schema(events):
+    """No package has the schema; a clone of github.com/OpenLineage/OpenLineage does, in ``spec``."""
+    if not (spec := os.environ.get("OPENLINEAGE_SPEC")):
+        pytest.skip("OPENLINEAGE_SPEC names no folder with OpenLineage's JSON schema")
+    schemas = {path.name: json.loads(path.read_text()) for path in Path(spec).rglob("*.json")}
+
+    def named(url: str) -> Resource[Any]:  # a facet refers to the version of its day
+        return Resource.from_contents(schemas[url.rpartition("/")[2]])
+
+    def check(given: Any, url: str) -> None:
+        Draft202012Validator({"$ref": url}, registry=registry, format_checker=FormatChecker()).validate(given)
+
+    registry: Registry[Any] = Registry(retrieve=named)
+    checked = set()
+    for event in events:
+        check(event, event["schemaURL"])
+        for dataset in [*event["inputs"], *event["outputs"], event["run"]]:
+            for facets in (dataset.get(f"{kind}acets", {}) for kind in ("f", "inputF", "outputF")):
+                for name in facets.keys() & {"schema", "outputStatistics", "nominalTime"}:
+                    check(facets[name], facets[name]["_schemaURL"])
+                    checked.add(name)
+    assert checked == {"schema", "outputStatistics", "nominalTime"}
 
 
 # ---- names and facets --------------------------------------------------------------------------
