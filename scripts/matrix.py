@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,10 +99,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="+", help="e.g. 2.11.2 3.3.2 3.3.2@3.13")
     parser.add_argument("--pytest", default="", help="further arguments for pytest")
+    # The tests of one wait half of the time: for servers, intervals, retries.
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at once; the machine's cores")
     parser.add_argument("--page", action="store_true", help="write docs/compatibility.md")
     options = parser.parse_args()
     targets = [Target(*name.split("@")) for name in options.targets]
-    ran = [target for target in targets if run_tests(target, options.pytest)]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        could = list(pool.map(lambda target: run_tests(target, options.pytest), targets))
+    ran = [target for target, tested in zip(targets, could, strict=True) if tested]
     left_out = [target for target in targets if target not in ran]
     print("\n".join(["", *(f"Airflow {target.name:<14} {describe(target)}" for target in ran)]))
     print("\n".join(f"Airflow {target.name:<14} left out: no Python {target.python} here" for target in left_out))
@@ -119,18 +125,22 @@ def run_tests(target: Target, arguments: str) -> bool:
     if python is None:
         print(f"──── Airflow {target.name}: Python {target.python} is not installed, left out", flush=True)
         return False
-    print(f"──── Airflow {target.name}", flush=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    print(f"──── Airflow {target.name}: begins", flush=True)
     target.results.unlink(missing_ok=True)
     environment = target.environment.relative_to(ROOT)
-    subprocess.run(
+    ended = subprocess.run(
         [
             *("make", "--no-print-directory", "test", f"AIRFLOW={target.airflow}", f"ENV={environment}"),
             *(f"PYTHON={python}", f"ARGS=-q --junitxml={target.results.relative_to(ROOT)} {arguments}"),
         ],
         cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         check=False,
     )
+    # In one piece, because others write at the same time.
+    print(f"──── Airflow {target.name}: {describe(target)}\n{ended.stdout}", flush=True)
     return True
 
 
