@@ -1,7 +1,7 @@
 """
 Each night's files make events of the lake's asset, and a second DAG loads the files that the events name into DuckDB.
 
-``UNLEASH_WAREHOUSE`` is DuckDB's file. Needs duckdb and pyarrow.
+The connection ``duckdb_default`` names DuckDB's file as its host. Needs pyarrow and apache-airflow-providers-duckdb.
 """
 
 from __future__ import annotations
@@ -10,17 +10,42 @@ import os
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, task
+from airflow.providers.common.compat.sdk import DAG, BaseHook, task
+from airflow.providers.common.sql.operators.sql import SQLExecuteQueryOperator
 from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_unleash.assets import asset_of
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
 LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
-WAREHOUSE = os.environ.get("UNLEASH_WAREHOUSE", "unleash.duckdb")
+WAREHOUSE = "duckdb_default"
 RETRIES = {"retries": 3, "retry_delay": timedelta(minutes=5)}
 
 # [START assets]
+MAKE_TABLES = """
+CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, told DOUBLE);
+CREATE TABLE IF NOT EXISTS analytics (
+    class_name TEXT, count DOUBLE, device_id TEXT, frame_number BIGINT, model_id TEXT, session_id TEXT,
+    source_file_name TEXT, "timestamp" TIMESTAMPTZ, extra TEXT, path TEXT
+);
+"""
+
+# A file's rows are replaced in one transaction, and not at all where they are not as many as its event said.
+LOAD_FILES = """
+{%- for file in ti.xcom_pull(task_ids='new_files') %}
+{%- set path = "'" + file.path.replace("'", "''") + "'" %}
+{%- set url = "'" + file.url.replace("'", "''") + "'" %}
+BEGIN TRANSACTION;
+DELETE FROM analytics WHERE path = {{ path }};
+INSERT INTO analytics SELECT *, {{ path }} FROM read_parquet({{ url }}, hive_partitioning = false);
+SELECT if(count(*) = {{ file.rows }}, 'ok', error(format('{} rows, and its event said {{ file.rows }}', count(*))))
+FROM analytics WHERE path = {{ path }};
+INSERT OR REPLACE INTO files VALUES ({{ path }}, {{ file.told }});
+COMMIT;
+{%- endfor %}
+SELECT count(*) FROM files;
+"""
+
 lake = asset_of(LAKE)  # s3://lake/unleash: the connection is no part of it
 
 with DAG(
@@ -49,43 +74,27 @@ with DAG(
     default_args=RETRIES,
 ) as load_dag:
 
-    @task(inlets=[lake], multiple_outputs=False)  # a path would be no key of an XCom
-    def load(**context: Any) -> dict[str, int]:
+    # Common SQL's operator: another warehouse needs another connection, and its own words for reading a file.
+    tables = SQLExecuteQueryOperator(task_id="make_tables", conn_id=WAREHOUSE, sql=MAKE_TABLES)
+
+    @task(inlets=[lake])
+    def new_files(**context: Any) -> list[dict[str, Any]]:
         """
-        Load the files that are new, or written anew, and return their rows by path.
+        Return the files that are new, or written anew, each with the rows that its event said and the event's time.
 
         It reads all events of the asset, not those that started the run: of events that come at the same time, as those
         of mapped tasks do, Airflow hands some over only when the next one comes.
         """
-        import duckdb
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-        loaded = {}
         # Of a file that was written twice, only the last event is still true.
         events = sorted(context["inlet_events"][lake], key=lambda event: event.timestamp)
         newest = {
-            file["path"]: (event.timestamp.timestamp(), file) for event in events for file in event.extra["files"]
+            file["path"]: {**file, "told": event.timestamp.timestamp()}
+            for event in events
+            for file in event.extra["files"]
         }
-        with duckdb.connect(WAREHOUSE) as warehouse:
-            warehouse.execute("CREATE TABLE IF NOT EXISTS files (path TEXT, told DOUBLE)")
-            known = set(warehouse.execute("FROM files").fetchall())
-            for path, (told, file) in newest.items():
-                if (path, told) in known:
-                    continue
-                with ObjectStoragePath(path).open("rb") as stream:
-                    warehouse.register("rows", pq.read_table(stream))
-                warehouse.execute("BEGIN")
-                warehouse.execute("CREATE TABLE IF NOT EXISTS analytics AS SELECT *, '' AS path FROM rows LIMIT 0")
-                warehouse.execute("DELETE FROM analytics WHERE path = ?", [path])
-                warehouse.execute("INSERT INTO analytics SELECT *, ? FROM rows", [path])
-                [count] = warehouse.execute("SELECT count(*) FROM analytics WHERE path = ?", [path]).fetchone() or [0]
-                if count != file["rows"]:
-                    raise ValueError(f"{path} has {count} rows, and its event said {file['rows']}")
-                warehouse.execute("DELETE FROM files WHERE path = ?", [path])
-                warehouse.execute("INSERT INTO files VALUES (?, ?)", [path, told])
-                warehouse.execute("COMMIT")
-                loaded[path] = count
-        return loaded
+        known = set(BaseHook.get_hook(WAREHOUSE).get_records("SELECT path, told FROM files"))
+        return [file for file in newest.values() if (file["path"], file["told"]) not in known]
 
-    load()
+    load = SQLExecuteQueryOperator(task_id="load", conn_id=WAREHOUSE, sql=LOAD_FILES, split_statements=True)
+    tables >> new_files() >> load
 # [END assets]

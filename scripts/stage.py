@@ -47,6 +47,7 @@ class Stage:
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "UNLEASH_LAKE": f"file://{self.lake}",
+            "AIRFLOW_CONN_DUCKDB_DEFAULT": json.dumps({"conn_type": "duckdb", "host": f"{folder}/unleash.duckdb"}),
         }
         self._processes: list[subprocess.Popen[str]] = []
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import duckdb
 import pyarrow.parquet as pq
@@ -199,37 +198,42 @@ def test_event_driven_lands_what_is_new_once_and_goes_on_from_there(run_example,
     assert files_in(lake) == before
 
 
+@pytest.fixture
+def warehouse(tmp_path: Path, connect: Callable[..., None]) -> Path:
+    """Give DuckDB's file, which the connection ``duckdb_default`` leads to."""
+    connect(conn_id="duckdb_default", conn_type="duckdb", host=f"{tmp_path}/warehouse")
+    return tmp_path / "warehouse"
+
+
 def test_assets_loads_each_file_that_an_event_names_once_and_again_when_it_is_written_anew(
-    run_example, serve, lake, tmp_path, monkeypatch
+    run_example, serve, lake, warehouse
 ):
-    monkeypatch.setenv("UNLEASH_WAREHOUSE", str(tmp_path / "warehouse"))
     for seed in (1, 2):
         sim = serve(seed=seed)
         run_example("assets")
         expected = {device: rows for device, rows in rows_by_device(sim, DAY_START, DAY_END - 1).items() if rows}
-        loaded = run_example("assets", variable="load_dag").xcoms["load"]
-        assert loaded == {f"file://{lake}/{name}": pq.read_metadata(lake / name).num_rows for name in files_in(lake)}
-        assert sum(loaded.values()) == sum(expected.values())
-        assert run_example("assets", variable="load_dag").xcoms["load"] == {}
-        with duckdb.connect(str(tmp_path / "warehouse")) as warehouse:
-            counted = warehouse.execute("SELECT device_id, count(*) FROM analytics GROUP BY ALL").fetchall()
+        loaded = run_example("assets", variable="load_dag").xcoms
+        rows = {file["path"]: file["rows"] for file in loaded["new_files"]}
+        assert rows == {f"file://{lake}/{name}": pq.read_metadata(lake / name).num_rows for name in files_in(lake)}
+        assert sum(rows.values()) == sum(expected.values())
+        again = run_example("assets", variable="load_dag").xcoms
+        assert (again["new_files"], again["load"]) == ([], loaded["load"])
+        with duckdb.connect(warehouse) as connection:
+            counted = connection.execute("SELECT device_id, count(*) FROM analytics GROUP BY ALL").fetchall()
         assert dict(counted) == expected
 
 
 def test_assets_fails_and_loads_nothing_where_a_file_has_other_rows_than_its_event_said(
-    run_example, serve, lake, tmp_path, monkeypatch
+    run_example, airflow_home, serve, lake, warehouse
 ):
-    monkeypatch.setenv("UNLEASH_WAREHOUSE", str(tmp_path / "warehouse"))
     serve(devices=(STREET,))
-    [extra] = [extra for uri, extra in run_example("assets").events if uri == f"file://{lake}"]
-    extra["files"][0]["rows"] += 1
+    run_example("assets")
+    [name] = files_in(lake)
+    pq.write_table(pq.read_table(lake / name, partitioning=None).slice(1), lake / name)
     [path] = [path for path in EXAMPLES if path.stem == "example_unleash_assets"]
-
-    class Events:
-        def __getitem__(self, asset: object) -> list[SimpleNamespace]:
-            return [SimpleNamespace(timestamp=NEXT_DAY, extra=extra)]
-
-    with pytest.raises(ValueError, match="and its event said"):
-        load_dag(path, "load_dag").get_task("load").python_callable(inlet_events=Events())
-    with duckdb.connect(str(tmp_path / "warehouse")) as warehouse:
-        assert warehouse.execute("FROM duckdb_tables() SELECT table_name, estimated_size").fetchall() == [("files", 0)]
+    copy = DAGS_FOLDER / path.name
+    copy.write_text(path.read_text().replace("minutes=5", "minutes=0"))
+    run = run_dag_file(airflow_home, copy, variable="load_dag")
+    assert run.states["load"] == "failed"
+    with duckdb.connect(warehouse) as connection:
+        assert connection.execute("FROM files UNION ALL SELECT path, count FROM analytics").fetchall() == []
