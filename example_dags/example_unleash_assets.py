@@ -73,7 +73,6 @@ with DAG(
     max_active_runs=1,  # DuckDB lets one write at a time
     default_args=RETRIES,
 ) as load_dag:
-
     # Common SQL's operator: another warehouse needs another connection, and its own words for reading a file.
     tables = SQLExecuteQueryOperator(task_id="make_tables", conn_id=WAREHOUSE, sql=MAKE_TABLES)
 
