@@ -64,6 +64,7 @@ class Run:
     :param state: of the task; None where the run has no task.
     :param made: when the run was made; None where its moments are those of a schedule.
     :param xcom: what the task returned.
+    :param events: of its outlets: URI and extra.
     :param requests: start and end of the windows that were asked for the DAG's device, in epoch milliseconds.
     """
 
@@ -75,6 +76,7 @@ class Run:
     data_interval_end: datetime | None
     partition_date: datetime | None
     xcom: Any
+    events: list[tuple[str, Any]]
     log: str
     requests: frozenset[tuple[int, int]]
 
@@ -335,13 +337,15 @@ def _read_runs(stage: LiveStage, read_log: Callable[[LiveStage, str, str], str])
     requests, runs = _read_requests(stage.api), {}
     for dag_id, run_id, state, tries, max_tries, *moments in stage.query(_RUNS):
         logical_date, run_after, *others = map(_parse, moments)
+        run = DagRun(stage.home, dag_id, run_id)
         runs[dag_id] = Run(
             state,
             tries,
             max_tries,
             _just_now(logical_date, run_after),
             *others,
-            xcom=DagRun(stage.home, dag_id, run_id).xcoms.get("fetch"),
+            xcom=run.xcoms.get("fetch"),
+            events=run.events,
             log=read_log(stage, dag_id, run_id),
             requests=requests.get(dag_id, frozenset()),
         )

@@ -69,6 +69,18 @@ def test_a_run_that_means_no_window_fails_on_its_first_try_and_asks_nothing(kind
         assert way_out in run.log
 
 
+@pytest.mark.parametrize("kind", [kind for kind in RUN_KINDS if kind.outlet], ids=named)
+def test_the_event_of_an_outlet_says_what_was_written_and_for_which_partition(
+    kind: RunKind, observed: Observed
+) -> None:
+    run = run_of(kind, observed)
+    told = {name: run.xcom[name] for name in ("device_id", "start", "end", "rows", "pages", "files")}
+    told["bytes"] = sum(file["bytes"] for file in run.xcom["files"])
+    if run.partition_date is not None:
+        told["partition_key"] = f"{run.partition_date:%Y-%m-%d}"
+    assert run.events == [(kind.outlet, told)]
+
+
 def test_the_key_is_in_no_file_that_scheduler_workers_and_triggerer_have_written(observed: Observed) -> None:
     assert observed.leaks == []
 
