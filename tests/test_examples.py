@@ -166,6 +166,17 @@ def test_hook_counts_the_rows_of_each_device_and_names_the_silent_ones(run_examp
     assert run.xcoms["report_silent"] == [SILENT]
 
 
+def test_data_frame_counts_the_classes_of_the_busiest_hour_of_each_device(run_example, sim):
+    run = run_example("data_frame")
+    for index, device in enumerate(sim.devices):
+        hours: dict[str, Counter[str]] = {}
+        for record in sim.rows(device, DAY_START, DAY_END - 1):
+            hours.setdefault(record["timestamp"][:13], Counter())[record["class_name"]] += record["count"]
+        busiest = max(hours.values(), key=Counter.total, default=Counter())
+        assert run.xcoms["busiest_hour", index] == busiest
+    assert len(run.xcoms["busiest_hour", 0]) > 1
+
+
 def test_wait_for_sessions_waits_and_then_lands_every_device(run_example, sim, lake):
     run = run_example("wait_for_sessions")
     assert run.xcoms["wait_for_sessions"] == [session for session in sim.sessions() if int(session) < DAY_END]

@@ -1,0 +1,32 @@
+"""A day of each device as a pandas frame in a task of your own: detections by class. Needs the extra pandas."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+from airflow.providers.common.compat.sdk import DAG, task
+from airflow.timetables.interval import CronDataIntervalTimetable
+
+from airflow_provider_unleash.hooks import UnleashHook
+from airflow_provider_unleash.operators import UnleashListDevicesOperator
+
+with DAG(
+    dag_id="example_unleash_data_frame",
+    schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
+    start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
+    catchup=False,
+) as dag:
+    # [START data_frame]
+    @task
+    def busiest_hour(device_id, data_interval_start=None, data_interval_end=None) -> dict[str, int]:
+        """Return the detections of each class in the hour that had most; all rows of the day are in memory."""
+        # The API's «to» is part of what it returns: without the last millisecond, two days share no row.
+        end = data_interval_end - timedelta(milliseconds=1)
+        rows = UnleashHook().get_df(device_id, data_interval_start, end)  # df_type="polars" gives a polars frame
+        hour = rows["timestamp"].dt.hour
+        busiest = rows["count"].groupby(hour).sum().idxmax() if len(rows) else None
+        return rows["count"][hour == busiest].groupby(rows["class_name"]).sum().astype(int).to_dict()
+
+    # [END data_frame]
+    devices = UnleashListDevicesOperator(task_id="list_devices")
+    busiest_hour.expand(device_id=devices.output)
