@@ -21,7 +21,7 @@ CONSTRAINTS := constraints/airflow-$(AIRFLOW).txt
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-ui test test-live test-stores chaos bench check matrix dist constraints resolve clean
+.PHONY: help setup demo demo-ui test test-live test-stores chaos bench check docs matrix dist constraints resolve clean
 
 # The servers of demo and tests listen on loopback, where no proxy gets.
 comma := ,
@@ -61,6 +61,11 @@ check: $(ENV)/.all ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Material for MkDocs prints a page about its successor before each build.
+docs: $(ENV)/.docs ## docs/ and the reference as a site, in build/site; a broken link or snippet fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	@echo "build/site/index.html"
+
 matrix: ## all tests on every Airflow; TARGETS="2.11.2 3.3.2@3.13" chooses; all of them: docs/compatibility.md
 	@$(FIND_PYTHON); "$$python" scripts/matrix.py $(or $(TARGETS),--page $(MATRIX)) $(if $(ARGS),--pytest "$(ARGS)")
 
@@ -99,6 +104,11 @@ $(ENV)/.dist: $(ENV)/.all
 	@$(INSTALL) --group dist
 	@touch $@
 
+$(ENV)/.docs: $(ENV)/.demo
+	@echo "Installing what builds the site into $(ENV) …"
+	@$(INSTALL) --group docs
+	@touch $@
+
 $(ENV)/.bench: $(ENV)/.demo
 	@echo "Installing what is measured beside this package into $(ENV) …"
 	@$(INSTALL) --group bench
@@ -131,6 +141,6 @@ resolve:
 	  uv=build/uv/bin/uv; [ -x $$uv ] || { $(FIND_PYTHON); "$$python" -m venv build/uv; build/uv/bin/pip install -qq uv; }; fi; \
 	printf '%s\n' 'apache-airflow==$(AIRFLOW)' $(PINS_$(AIRFLOW):%='%') | "$$uv" pip compile - pyproject.toml --quiet \
 	  --universal --python-version 3.11 --extra parquet --extra s3 --group test --group check --group demo \
-	  --group bench --group dist --group lineage --group stores \
+	  --group bench --group dist --group docs --group lineage --group stores \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file build/resolved.txt
 	@{ echo '# Made by «make constraints»: what was newest and goes together.'; cat build/resolved.txt; } > $(CONSTRAINTS)

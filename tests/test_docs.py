@@ -1,56 +1,474 @@
-"""What the documents show is what the tests run."""
+"""What the documents show is what the tests run, and what they say of names and defaults is what the code has."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import json
 import re
+import sys
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dag_runs import STREET, make_context
+
+import airflow_provider_unleash
+from airflow_provider_unleash import exceptions
+from airflow_provider_unleash.client import UnleashClient
+from airflow_provider_unleash.hooks import UnleashHook, open_client
+from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+sys.path.append(str(ROOT / "scripts"))
+
+from docs_snippets import Block, documents, find_faults, read_blocks, read_commands  # noqa: E402
+
+DOCUMENTS = documents()
+BLOCKS = [block for document in DOCUMENTS for block in read_blocks(document)]
 EXAMPLES = {path.name: path.read_text() for path in sorted((ROOT / "example_dags").glob("*.py"))}
+PUBLIC = ("assets", "client", "cursor", "exceptions", "hooks", "operators", "sensors", "triggers")
+FIELDS = airflow_provider_unleash.get_provider_info()["connection-types"][0]["conn-fields"]
 
 
-def python_blocks(document: Path) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_python_code_is_an_excerpt_of_an_example(document: Path) -> None:
-    for block in python_blocks(document):
-        assert any(block in example for example in EXAMPLES.values()), f"No example has:\n{block}"
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+# ---- snippets: all -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_code_is_an_excerpt_of_what_is_run_or_of_a_kind_that_is_tried_here(document: Path) -> None:
+    assert find_faults(read_blocks(document)) == []
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "fault"),
+    [
+        ("python", "devices = UnleashListDevices(\n", "no example has, word for word"),
+        ("python", "evices = UnleashListDevicesOperator(task_id=", "no example has, word for word"),
+        ("sql", "SELECT rows FROM nowhere\n", "no text in an example or a test has, word for word"),
+        ("json", '{"timeout": 60,}\n', "no JSON"),
+        ("shell", "make coffee\n", "no target coffee in the Makefile"),
+        ("shell", "pip install 'airflow-provider-unleash[parquet,s4]'\n", "no extra s4 in pyproject.toml"),
+        ("text", "airflow-provider-unleash[parquet,s4]\n", "no extra s4 in pyproject.toml"),
+        ("bash", "python -m airflow_provider_unleash.simulator --prot 1\n", "unrecognized arguments: --prot 1"),
+        ("bash", "python -m airflow_provider_unleash.simulator --fault kind=418x\n", "argument --fault"),
+        ("shell", "python example.py\n", "no test tries python example.py"),
+        ("shell", "curl https://api.unleashlive.com\n", "no test tries commands of curl"),
+        ("yaml", "a: b\n", "code must be one of python, sql, json, shell, bash, text, not yaml"),
+        ("", "a\n", "not without a language"),
+    ],
+)
+def test_code_that_no_test_tries_is_a_fault(tmp_path: Path, language: str, text: str, fault: str) -> None:
+    document = tmp_path / "page.md"
+    document.write_text(f"# A page\n\n```{language}\n{text}```\n")
+    [found] = find_faults(read_blocks(document))
+    assert found.startswith(f"{document}:3: ")
+    assert fault in found
+
+
+@pytest.mark.parametrize("fence", ["```", "~~~", "   ```", "````"])
+def test_code_is_found_in_every_kind_of_fence(tmp_path: Path, fence: str) -> None:
+    document = tmp_path / "page.md"
+    document.write_text(f"- a list\n\n{fence}json title=x\n{{\n{fence}\n\n{fence}\nb\n{fence}\n")
+    indent = fence[: -len(fence.lstrip())] if fence != fence.lstrip() else ""
+    assert [(block.line, block.language) for block in read_blocks(document)] == [(3, "json"), (7, "")]
+    assert read_blocks(document)[0] == Block(document, 3, "json", "{\n".removeprefix(indent))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "example_dags").glob("**/*.sql")), ids=lambda path: path.name)
+def test_a_test_runs_every_query_that_is_a_file(path: Path) -> None:
+    tests = [test.read_text() for test in Path(__file__).parent.glob("**/test_*.py") if test != Path(__file__)]
+    assert any(f'"{path.name}"' in test or '"*.sql"' in test for test in tests)
+
+
+# ---- snippets: what asks Airflow ---------------------------------------------------------------
+
+
+def commands_of(program: str) -> list[Any]:
+    return [
+        pytest.param(words[1:], id=f"{name_of(block.path)}:{block.line}-{' '.join(words[1:3])[:40]}")
+        for block in BLOCKS
+        if block.language in ("shell", "bash")
+        for words in read_commands(block.text)
+        if words[0] == program
+    ]
+
+
+def with_key(text: str) -> str:
+    """Return a text with a key in the place of what the documents write for one."""
+    return text.replace("ul_pat_…", "ul_pat_0123456789abcdef")
+
+
+def check_client(connection: Any) -> None:
+    """Fail where the hook cannot make a client of a connection, or passes over one of its extras."""
+    assert connection.conn_type == "unleash"
+    assert set(connection.extra_dejson) <= set(FIELDS)
+    with open_client(connection) as client:
+        assert client.base_url.startswith("http")
+
+
+def try_airflow(words: list[str]) -> None:
+    """Let Airflow's own command line read a command; do it where it makes a connection."""
+    from airflow.cli.cli_parser import get_parser
+    from airflow.models import Connection
+    from airflow.utils.session import create_session
+
+    parser = get_parser()
+    arguments = parser.parse_args([with_key(word) for word in words])
+    if words[:2] == ["connections", "add"]:
+        arguments.func(arguments)
+        with create_session() as session:
+            connection = session.query(Connection).filter(Connection.conn_id == words[2]).one()
+            session.delete(connection)
+        check_client(connection)
+
+
+@pytest.mark.parametrize("words", commands_of("airflow"))
+def test_airflow_takes_its_commands_and_the_hook_the_connections_they_make(airflow_home: Path, words) -> None:
+    try_airflow(words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "connections ad unleash_default --conn-type unleash",
+        "connections add unleash_default --conn-type unleash --conn-passwort x",
+        "connections add unleash_default --conn-type unleash",
+        'connections add unleash_default --conn-type unleash --conn-password x --conn-extra \'{"auth": "no"}\'',
+        "connections add unleash_default --conn-type unleash --conn-password x --conn-extra '{\"time_out\": 1}'",
+    ],
+)
+def test_a_command_that_airflow_or_the_hook_refuses_is_noticed(airflow_home: Path, line: str) -> None:
+    [words] = read_commands(line)
+    with pytest.raises((SystemExit, AssertionError, exceptions.InvalidArgumentError)):
+        try_airflow(words)
+
+
+def try_export(assignment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail for a variable that nothing reads, and for a connection that the hook cannot use."""
+    from airflow.configuration import conf
+
+    name, _, value = assignment.partition("=")
+    assert re.fullmatch(r"[A-Z][A-Z0-9_]*", name)
+    if name.startswith("AIRFLOW_CONN_"):
+        monkeypatch.setenv(name, with_key(value))
+        check_client(UnleashHook.get_connection(name.removeprefix("AIRFLOW_CONN_").lower()))
+    elif name.startswith("AIRFLOW__"):
+        _, section, option = name.lower().split("__")
+        assert option in conf.configuration_description[section]["options"]
+    else:
+        assert any(f'"{name}"' in example for example in EXAMPLES.values())
+
+
+@pytest.mark.parametrize("words", commands_of("export"))
+def test_a_variable_that_is_exported_means_something(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for word in words:
+        try_export(word, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        'AIRFLOW_CONN_UNLEASH_DEFAULT={"conn_type": "unleash"}',
+        'AIRFLOW_CONN_UNLEASH_DEFAULT={"conn_type": "unleash", "password": "x", "host": "http://eu.example.com"}',
+        'AIRFLOW_CONN_UNLEASH_DEFAULT={"conn_type": "http", "password": "x"}',
+        "AIRFLOW__CORE__TEST_CONECTION=Enabled",
+        "UNLEASH_POND=file:///tmp",
+    ],
+)
+def test_a_variable_that_means_nothing_is_noticed(assignment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises((AssertionError, exceptions.InvalidArgumentError)):
+        try_export(assignment, monkeypatch)
+
+
+@pytest.fixture
+def try_json(serve, tmp_path: Path) -> Callable[[str], None]:
+    """Give a function that fails for JSON that is neither extras that the hook takes, nor a summary as it is."""
+
+    def try_json(text: str) -> None:
+        from airflow.models import Connection
+
+        shown = json.loads(with_key(text))
+        if shown.keys() <= FIELDS.keys():
+            check_client(Connection(conn_id="x", conn_type="unleash", password="key", extra=json.dumps(shown)))
+            return
+        serve()
+        arguments: dict[str, Any] = {"device_id": STREET, "dst": f"file://{tmp_path}", "file_format": "parquet"}
+        summary = UnleashToObjectStorageOperator(task_id="t", **arguments).execute(make_context())
+        of_run = ("pages", "rows", "seconds", "requests", "files")
+        assert {name: type(value) for name, value in shown.items()} == {n: type(v) for n, v in summary.items()}
+        assert [*shown] == [*summary]
+        assert {name: shown[name] for name in shown if name not in of_run} == {
+            name: summary[name] for name in summary if name not in of_run
+        }
+        [file], [written] = shown["files"], summary["files"]
+        assert [*file] == [*written]
+        assert all(file[name].endswith(written[name].removeprefix(f"file://{tmp_path}/")) for name in ("path", "url"))
+        assert (shown["pages"], shown["rows"], file["rows"]) == (summary["pages"], summary["rows"], written["rows"])
+
+    return try_json
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "json"], ids=str)
+def test_json_is_extras_that_the_hook_takes_or_the_summary_of_a_real_run(block: Block, try_json) -> None:
+    try_json(block.text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"auth": "basic"}',
+        '{"timeout": 0}',
+        '{"mask_stream_token": true}',
+        next(block.text for block in BLOCKS if block.language == "json" and '"files"' in block.text).replace(
+            '"rows_at_end": 0,', ""
+        ),
+    ],
+    ids=["value", "range", "name", "summary"],
+)
+def test_json_that_is_none_of_these_is_noticed(text: str, try_json) -> None:
+    with pytest.raises((AssertionError, exceptions.InvalidArgumentError)):
+        try_json(text)
+
+
+# ---- the readme --------------------------------------------------------------------------------
 
 
 def test_the_readme_shows_the_daily_dag_whole() -> None:
     example = EXAMPLES["example_unleash_daily.py"]
     shown = example.split("# [START daily]\n")[1].split("# [END daily]\n")[0]
-    assert shown in python_blocks(ROOT / "README.md")
+    assert shown in [block.text for block in read_blocks(ROOT / "README.md")]
 
 
-def test_the_first_line_of_text_says_which_unleash() -> None:
-    title, first = [line for line in (ROOT / "README.md").read_text().splitlines() if line][:2]
+@pytest.mark.parametrize("document", ["README.md", "docs/index.md"])
+def test_the_first_line_of_text_says_which_unleash(document: str) -> None:
+    title, first = [line for line in (ROOT / document).read_text().splitlines() if line][:2]
     assert title == "# airflow-provider-unleash"
     assert "Unleash live" in first
     assert "not the Unleash feature-flag server" in first
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 130
+
+
+def test_every_page_is_on_the_map_or_in_the_index_of_its_folder() -> None:
+    home = ROOT / "docs" / "index.md"
+    assert ("docs/index.md", "") in links_of(ROOT / "README.md")
+    indexes = [path for path in DOCUMENTS if path.name == "index.md"]
+    linked = {(index.parent / target).resolve() for index in indexes for target, _ in links_of(index)}
+    assert {name_of(path) for path in DOCUMENTS if path not in linked | {home, ROOT / "README.md"}} == set()
+    assert {path for path in indexes if path != home} <= {
+        (home.parent / target).resolve() for target, _ in links_of(home)
+    }
+
+
+# ---- links -------------------------------------------------------------------------------------
+
+
+def links_of(document: Path) -> list[tuple[str, str]]:
+    """Return path and anchor of a document's links within the project; code is none."""
+    text = re.sub(
+        r"^( *)(`{3,}|~{3,}).*?^\1\2`*$|(`+)(?!`).*?(?<!`)\3(?!`)", "", document.read_text(), flags=re.M | re.S
+    )
+    return [(path, anchor) for path, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)", text)]
+
+
+def anchors_of(document: Path) -> set[str]:
+    """Return the anchors that GitHub, and the site, give a document's headings."""
+    headings = re.findall(r"^#+ +(.*?) *$", re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=name_of)
 def test_links_within_the_project_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text()):
-        assert (document.parent / target).exists(), target
+    for path, anchor in links_of(document):
+        target = document.parent / path if path else document
+        assert target.exists(), path
+        assert not anchor or anchor in anchors_of(target), f"{path}#{anchor}"
+
+
+def test_links_and_anchors_are_found(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("# A `b`, c\n\n[x](y.md#a-b-c) `[no](link)` [z](#d) ![p](p.png) [w](https://w)\n")
+    assert links_of(document) == [("y.md", "a-b-c"), ("", "d"), ("p.png", "")]
+    assert anchors_of(document) == {"a-b-c"}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_every_example_is_linked_from_the_readme(name: str) -> None:
-    assert f"(example_dags/{name})" in (ROOT / "README.md").read_text()
+def test_every_example_is_linked_from_a_page(name: str) -> None:
+    assert any(f"/example_dags/{name})" in document.read_text() for document in DOCUMENTS)
 
 
-def test_every_error_that_a_user_meets_is_explained() -> None:
-    from airflow_provider_unleash import exceptions
+# ---- names and defaults ------------------------------------------------------------------------
 
+
+def rows_under(text: str, head: str) -> list[list[str]]:
+    """Return the cells of all tables whose head begins so; a bar within code is none between cells."""
+    rows: list[list[str]] = []
+    inside = False
+    for line in text.splitlines():
+        inside = line.startswith(f"| {head} |") or (inside and line.startswith("|"))
+        if inside and not line.startswith((f"| {head} |", "| ---")):
+            rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return rows
+
+
+def code_in(cell: str) -> str:
+    [code] = re.findall(r"`([^`]+)`", cell)[:1] or [cell]
+    return code
+
+
+def parameters_of(kind: type) -> dict[str, Any]:
+    """Return what a class takes by the constructors of this package, with the defaults."""
+    found: dict[str, Any] = {}
+    for one in kind.__mro__:
+        if one.__module__.startswith("airflow_provider_unleash") and "__init__" in vars(one):
+            for name, parameter in inspect.signature(one.__init__).parameters.items():
+                if name not in ("self", "kwargs"):
+                    found.setdefault(name, parameter.default)
+    return found
+
+
+def documented_in(text: str, head: str = "parameter") -> dict[str, Any]:
+    """Return the parameters of a page's tables, with their defaults."""
+    values = {"required": inspect.Parameter.empty}
+    return {
+        code_in(row[0]): values.get(row[1]) or eval(code_in(row[1]), {"timedelta": timedelta})
+        for row in rows_under(text, head)
+    }
+
+
+def sections_of(text: str) -> dict[str, str]:
+    """Return a page's parts by heading; what stands before the first has the page's."""
+    return {part.partition("\n")[0]: part for part in re.split(r"^#{1,2} ", text, flags=re.MULTILINE) if part}
+
+
+OPERATORS = [
+    name
+    for name in vars(importlib.import_module("airflow_provider_unleash.operators"))
+    if re.match(r"Unleash\w+Operator$", name)
+]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_each_parameter_of_an_operator_is_documented_with_its_default_and_whether_it_is_a_template(name: str) -> None:
+    operator = getattr(importlib.import_module("airflow_provider_unleash.operators"), name)
+    sections = sections_of(page("operators"))
+    texts = [sections["Operators"], sections[name]]
+    if "#device-and-window" in sections[name]:
+        texts.append(sections["Device and window"])
+    documented: dict[str, Any] = {}
+    for text in texts:
+        assert not documented.keys() & documented_in(text).keys()
+        documented |= documented_in(text)
+    assert documented == parameters_of(operator)
+    templates = {code_in(row[0]) for text in texts for row in rows_under(text, "parameter") if row[2] == "yes"}
+    assert templates == set(operator.template_fields)
+
+
+def test_each_parameter_of_the_sensor_is_documented_with_its_default_and_whether_it_is_a_template() -> None:
+    from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
+
+    rows = rows_under(page("sensors-and-events"), "parameter")
+    assert documented_in(page("sensors-and-events")) == parameters_of(UnleashNewSessionsSensor)
+    assert {code_in(row[0]) for row in rows if row[2] == "yes"} == set(UnleashNewSessionsSensor.template_fields)
+
+
+def test_each_parameter_of_the_triggers_is_documented() -> None:
+    from airflow_provider_unleash.triggers import UnleashNewSessionsEventTrigger, UnleashNewSessionsTrigger
+
+    text = page("sensors-and-events")
+    documented = documented_in(text, "parameter of `UnleashNewSessionsEventTrigger`")
+    assert documented == parameters_of(UnleashNewSessionsEventTrigger)
+    [about] = re.findall(r"the sensor is an `UnleashNewSessionsTrigger`(.*?)\. It is", text, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", about)) == set(parameters_of(UnleashNewSessionsTrigger))
+
+
+def test_each_field_of_the_connection_is_documented_with_its_default() -> None:
+    defaults = inspect.signature(UnleashClient.__init__).parameters
+    rows = {code_in(row[0]): row[1] for row in rows_under(page("connection"), "field") if row[0].startswith("extra ")}
+    assert rows.keys() == FIELDS.keys()
+    for name, default in rows.items():
+        text = code_in(default)
+        value = {"not set": None, "true": True, "false": False}.get(text, text)
+        expected = defaults[name].default
+        assert (
+            float(text) if isinstance(expected, (int, float)) and not isinstance(expected, bool) else value
+        ) == expected
+
+
+def test_every_error_that_a_user_meets_is_explained_once() -> None:
     branches = {"UnleashError", "TransientError", "PermanentError"}
     errors = {name for name in vars(exceptions) if name.endswith("Error")} - branches
     assert len(errors) == 13
-    readme = (ROOT / "README.md").read_text()
-    assert {name for name in errors if f"`{name}`" not in readme} == set()
+    rows = [code_in(row[0]) for row in rows_under(page("failures"), "you see")]
+    assert sorted(rows) == sorted(errors)
+    permanent = [issubclass(getattr(exceptions, name), exceptions.PermanentError) for name in rows]
+    assert permanent == [True] * 8 + [False] * 5  # «the first eight», says the page
+
+
+def test_the_tree_of_errors_is_that_of_the_code() -> None:
+    [shown] = [block.text for block in read_blocks(ROOT / "docs" / "failures.md") if block.language == "text"]
+    assert inspect.cleandoc(exceptions.__doc__ or "").replace("\n    ", "\n").endswith(shown.strip())
+
+
+def test_every_format_column_and_choice_is_documented() -> None:
+    from typing import get_args
+
+    from airflow_provider_unleash.operators import OnEmpty
+    from airflow_provider_unleash.writers import FileFormat, columns_of
+
+    text = page("formats")
+    assert {code_in(row[0]) for row in rows_under(text, "`file_format`")} == set(get_args(FileFormat))
+    assert {code_in(row[0]).strip('"') for row in rows_under(text, "`on_empty`")} == set(get_args(OnEmpty))
+    shown = {code_in(row[0]): row[1].replace("\\[ms, UTC\\]", "") for row in rows_under(text, "column")}
+    assert [*shown.items()] == [*columns_of(None).items()]
+
+
+def test_every_public_name_is_in_the_readme_and_in_the_reference() -> None:
+    named = {code_in(row[0]) for row in rows_under((ROOT / "README.md").read_text(), "import")}
+    for name in named:
+        module, _, attribute = name.partition(".")
+        assert hasattr(importlib.import_module(f"airflow_provider_unleash.{module}"), attribute), name
+    assert {name.partition(".")[0] for name in named} == set(PUBLIC)
+    directives = "\n".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
+    shown = set(re.findall(r"^::: airflow_provider_unleash\.([\w.]+)", directives, re.MULTILINE))
+    assert {name for name in named if name not in shown and name.partition(".")[0] not in shown} == set()
+    ours = {
+        f"{module}.{name}"
+        for module in ("hooks", "operators", "sensors", "triggers")
+        for name in vars(importlib.import_module(f"airflow_provider_unleash.{module}"))
+        if re.match(r"Unleash\w+(Hook|Operator|Sensor|Trigger)$", name) or name == f"Unleash{module[:-1].title()}"
+    }
+    own = {name for name in ours if _module_of(name) == f"airflow_provider_unleash.{name.partition('.')[0]}"}
+    assert own - shown == set()
+    # The one that the sensor uses is no import for a DAG.
+    assert own - named == {"triggers.UnleashNewSessionsTrigger"}
+
+
+def _module_of(name: str) -> str:
+    module, _, attribute = name.partition(".")
+    return getattr(importlib.import_module(f"airflow_provider_unleash.{module}"), attribute).__module__
+
+
+def test_every_extra_is_documented() -> None:
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {code_in(row[0]) for row in rows_under(page("install"), "extra")} == set(extras)
+
+
+def test_the_kinds_of_run_that_are_spoken_of_are_those_that_were_run() -> None:
+    rows = [line for line in page("windows").splitlines() if re.match(r"\| (?!run |schedule |---)", line)]
+    for text in (page("operators"), (ROOT / "CHANGELOG.md").read_text()):
+        assert f"{len(rows)} kinds of run" in text

@@ -125,6 +125,18 @@ def test_daily_lands_the_days_rows_of_every_device_and_lets_a_silent_one_be_sile
         assert table.column("frame_number").to_pylist() == [record["frame_number"] for record in records]
 
 
+def test_daily_lands_what_the_query_of_the_readme_reads(run_example, sim, lake):
+    run_example("daily")
+    query = (EXAMPLES[0].parent / "sql" / "rows_by_class.sql").read_text()
+    with duckdb.connect() as connection:
+        counted = connection.execute(query.replace("s3://lake/unleash", str(lake))).fetchall()
+    expected: Counter[tuple[str, str]] = Counter()
+    for device in sim.devices:
+        for record in sim.rows(device, DAY_START, DAY_END - 1):
+            expected[device, record["class_name"]] += record["count"]
+    assert {(device, name): count for device, name, count in counted} == pytest.approx(expected)
+
+
 def test_daily_run_again_changes_nothing(run_example, sim, lake):
     rows = run_example("daily").xcoms["report"]
     before = {name: (lake / name).read_bytes() for name in files_in(lake)}
