@@ -52,19 +52,24 @@ def documents() -> list[Path]:
 
 
 def read_blocks(path: Path) -> list[Block]:
-    """Return a document's blocks of code."""
+    """Return a document's blocks of code; what is code by its indent alone has no language."""
     blocks = []
+    before, in_list = "", False
     lines = enumerate(path.read_text().splitlines(), 1)
     for number, line in lines:
         opening = _FENCE.match(line)
-        if opening is None:
-            continue
-        text = []
-        for _, inside in lines:
-            if re.fullmatch(rf" *{opening['fence']}+ *", inside):
-                break
-            text.append(inside.removeprefix(opening["indent"]))
-        blocks.append(Block(path, number, opening["language"], "\n".join([*text, ""])))
+        if opening:
+            text = []
+            for _, inside in lines:
+                if re.fullmatch(rf" *{opening['fence']}+ *", inside):
+                    break
+                text.append(inside.removeprefix(opening["indent"]))
+            blocks.append(Block(path, number, opening["language"], "\n".join([*text, ""])))
+        elif line.startswith(("    ", "\t")) and not before and not in_list:
+            blocks.append(Block(path, number, "", f"{line.strip()}\n"))
+        elif line and not line.startswith(" "):
+            in_list = bool(re.match(r"([-*+]|\d+\.) ", line))
+        before = line.strip()
     return blocks
 
 

@@ -84,6 +84,13 @@ def test_code_is_found_in_every_kind_of_fence(tmp_path: Path, fence: str) -> Non
     assert read_blocks(document)[0] == Block(document, 3, "json", "{\n".removeprefix(indent))
 
 
+def test_code_by_its_indent_alone_has_no_language_and_a_list_is_no_code(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("A page\n\n    a = 1\n    b = 2\n\n- a list\n\n    goes on\n\n::: module\n    options: {}\n")
+    assert read_blocks(document) == [Block(document, 3, "", "a = 1\n")]
+    assert len(find_faults(read_blocks(document))) == 1
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "example_dags").glob("**/*.sql")), ids=lambda path: path.name)
 def test_a_test_runs_every_query_that_is_a_file(path: Path) -> None:
     tests = [test.read_text() for test in Path(__file__).parent.glob("**/test_*.py") if test != Path(__file__)]
@@ -304,6 +311,16 @@ def test_links_and_anchors_are_found(tmp_path: Path) -> None:
     assert anchors_of(document) == {"a-b-c"}
 
 
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=name_of)
+def test_files_and_targets_that_the_text_names_exist(document: Path) -> None:
+    spoken = re.findall(r"`([^`\n]+)`", document.read_text())
+    folders = "tests|scripts|docs|example_dags|constraints|airflow_provider_unleash"
+    paths = [text for text in spoken if re.fullmatch(rf"({folders})/[\w./-]*", text)]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    commands = [text for text in spoken if re.fullmatch(r"make [a-z-]+( [A-Z]+=\S+)*", text)]
+    assert find_faults([Block(document, 0, "shell", f"{command}\n") for command in commands]) == []
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_is_linked_from_a_page(name: str) -> None:
     assert any(f"/example_dags/{name})" in document.read_text() for document in DOCUMENTS)
@@ -358,6 +375,20 @@ OPERATORS = [
     for name in vars(importlib.import_module("airflow_provider_unleash.operators"))
     if re.match(r"Unleash\w+Operator$", name)
 ]
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_each_parameter_of_a_constructor_is_in_the_docstring_that_the_reference_shows(module: str) -> None:
+    public = importlib.import_module(f"airflow_provider_unleash.{module}")
+    for name, kind in vars(public).items():
+        if inspect.isclass(kind) and kind.__module__ == public.__name__ and re.match("Unleash|SessionC|.*Error$", name):
+            shown = set(re.findall(r"^:param (\w+):", inspect.getdoc(kind) or "", re.MULTILINE))
+            if module == "exceptions":  # what a class adds to its base
+                own = vars(kind).get("__init__")
+                names = set(inspect.signature(own).parameters) - {"self", "facts"} if own else set()
+                assert shown == names - ({"message"} if kind is not public.UnleashError else set()), name
+            else:
+                assert shown == set(parameters_of(kind)), name
 
 
 @pytest.mark.parametrize("name", OPERATORS)

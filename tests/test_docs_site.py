@@ -59,6 +59,7 @@ def test_what_is_wrong_is_named_and_there_is_no_site(clone: Path) -> None:
     (clone / "docs" / "stray.md").write_text("# On no map\n")
     with (clone / "docs" / "metrics.md").open("a") as page:
         page.write("\n[a](nowhere.md) [b](formats.md#nowhere) [c](../example_dags/nowhere.py) ![d](nowhere.png)\n")
+        page.write("\nIndented:\n\n    import nowhere\n")
         page.write("\n[e](/formats.md)\n\n```python\nimport nowhere\n```\n")
         page.write('\n<script src="https://cdn.example.com/x.js"></script>\n')
     settings = (clone / "mkdocs.yml").read_text()
@@ -76,6 +77,7 @@ def test_what_is_wrong_is_named_and_there_is_no_site(clone: Path) -> None:
         "contains a link 'nowhere.png'",
         "contains an absolute link '/formats.md'",
         "no example has, word for word:\nimport nowhere",
+        "code must be one of",
         "asks another host for https://cdn.example.com/x.js",
         "Parameter 'max_xcom_byte' does not appear in the function signature",
     ):
