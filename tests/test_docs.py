@@ -28,7 +28,8 @@ from docs_snippets import Block, documents, find_faults, read_blocks, read_comma
 
 DOCUMENTS = documents()
 BLOCKS = [block for document in DOCUMENTS for block in read_blocks(document)]
-EXAMPLES = {path.name: path.read_text() for path in sorted((ROOT / "example_dags").glob("*.py"))}
+EXAMPLE_DAGS = ROOT / "example_dags"
+EXAMPLES = {path.relative_to(EXAMPLE_DAGS).as_posix(): path.read_text() for path in sorted(EXAMPLE_DAGS.rglob("*.py"))}
 PUBLIC = ("assets", "client", "cursor", "exceptions", "hooks", "operators", "sensors", "triggers")
 FIELDS = airflow_provider_unleash.get_provider_info()["connection-types"][0]["conn-fields"]
 
@@ -91,10 +92,11 @@ def test_code_by_its_indent_alone_has_no_language_and_a_list_is_no_code(tmp_path
     assert len(find_faults(read_blocks(document))) == 1
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "example_dags").glob("**/*.sql")), ids=lambda path: path.name)
-def test_a_test_runs_every_query_that_is_a_file(path: Path) -> None:
-    tests = [test.read_text() for test in Path(__file__).parent.glob("**/test_*.py") if test != Path(__file__)]
-    assert any(f'"{path.name}"' in test or '"*.sql"' in test for test in tests)
+@pytest.mark.parametrize("path", sorted(EXAMPLE_DAGS.rglob("*.sql")), ids=lambda path: path.name)
+def test_a_test_or_an_example_runs_every_query_that_is_a_file(path: Path) -> None:
+    tests = [test for test in Path(__file__).parent.glob("**/test_*.py") if test != Path(__file__)]
+    runners = [*(test.read_text() for test in tests), *EXAMPLES.values()]
+    assert any(re.search(rf"""["'/]{re.escape(path.name)}["']""", runner) for runner in runners)
 
 
 # ---- snippets: what asks Airflow ---------------------------------------------------------------
