@@ -61,9 +61,10 @@ check: $(ENV)/.all ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Material for MkDocs prints a page about its successor before each build.
+# Not --quiet: that drops the warnings, and with them what makes a strict build fail. Material for MkDocs prints a page
+# about its successor before each build.
 docs: $(ENV)/.docs ## docs/ and the reference as a site, in build/site; a broken link or snippet fails
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 	@echo "build/site/index.html"
 
 matrix: ## all tests on every Airflow; TARGETS="2.11.2 3.3.2@3.13" chooses; all of them: docs/compatibility.md
