@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mkdocs.structure.files import File, Files, InclusionLevel
 
-from docs_snippets import ROOT, documents, find_faults, read_blocks
+from docs_snippets import CODE, ROOT, documents, find_faults, read_blocks
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -37,7 +37,6 @@ PAGES = {
     **{name: f"{name}.md" for name in (path.relative_to(ROOT).as_posix() for path in EXAMPLES)},
 }
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
-_CODE = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2`*$|(`+)(?!`).*?(?<!`)\3(?!`)", re.MULTILINE | re.DOTALL)
 
 
 def on_pre_build(config: MkDocsConfig) -> None:
@@ -68,12 +67,11 @@ def _generate() -> Iterator[tuple[str, str]]:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links to files of the repository lead to their pages; MkDocs warns of those that have none."""
-    # The changelog is the one page that is as it is at the root; code is left alone.
-    folder = (
-        "." if page.file.src_uri == "changelog.md" else posixpath.join("docs", posixpath.dirname(page.file.src_uri))
-    )
+    # The changelog is the one page that is as it is at the root.
+    at_root = page.file.src_uri == "changelog.md"
+    folder = "." if at_root else posixpath.join("docs", posixpath.dirname(page.file.src_uri))
     pieces, end = [], 0
-    for code in _CODE.finditer(markdown):
+    for code in CODE.finditer(markdown):
         pieces += [_relink(markdown[end : code.start()], folder, page), code[0]]
         end = code.end()
     return "".join([*pieces, _relink(markdown[end:], folder, page)])

@@ -22,6 +22,8 @@ from textwrap import dedent
 import tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
+# Blocks and spans of code, in which a link is none.
+CODE = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2`*$|(`+)(?!`).*?(?<!`)\3(?!`)", re.MULTILINE | re.DOTALL)
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,}) *(?P<language>[^\s`]*)")
 
 

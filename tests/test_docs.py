@@ -24,7 +24,7 @@ from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "scripts"))
 
-from docs_snippets import Block, documents, find_faults, read_blocks, read_commands  # noqa: E402
+from docs_snippets import CODE, Block, documents, find_faults, read_blocks, read_commands  # noqa: E402
 
 DOCUMENTS = documents()
 BLOCKS = [block for document in DOCUMENTS for block in read_blocks(document)]
@@ -286,9 +286,7 @@ def test_every_page_is_on_the_map_or_in_the_index_of_its_folder() -> None:
 
 def links_of(document: Path) -> list[tuple[str, str]]:
     """Return path and anchor of a document's links within the project; code is none."""
-    text = re.sub(
-        r"^( *)(`{3,}|~{3,}).*?^\1\2`*$|(`+)(?!`).*?(?<!`)\3(?!`)", "", document.read_text(), flags=re.M | re.S
-    )
+    text = CODE.sub("", document.read_text())
     return [(path, anchor) for path, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)", text)]
 
 
