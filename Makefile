@@ -40,7 +40,7 @@ demo-ui: $(ENV)/.demo ## the examples in Airflow's web interface until Ctrl-C; P
 	@$(BIN)/python scripts/demo_ui.py $(addprefix --port ,$(PORT)) $(ARGS)
 
 test: $(ENV)/.all ## all tests; ARGS="-k name" goes to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 test-live: .venv/.all ## every kind of run and lost events in a real Airflow, 6 minutes; writes docs/windows.md
 	@.venv/bin/python -m pytest tests/live $(ARGS)

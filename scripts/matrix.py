@@ -131,7 +131,8 @@ def run_tests(target: Target, arguments: str) -> bool:
     ended = subprocess.run(
         [
             *("make", "--no-print-directory", "test", f"AIRFLOW={target.airflow}", f"ENV={environment}"),
-            *(f"PYTHON={python}", f"ARGS=-q --junitxml={target.results.relative_to(ROOT)} {arguments}"),
+            # One process each: several of them run at once.
+            *(f"PYTHON={python}", f"ARGS=-q -n 0 --junitxml={target.results.relative_to(ROOT)} {arguments}"),
         ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
