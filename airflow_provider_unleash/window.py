@@ -10,7 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import cached_property
+from itertools import count
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pendulum
 from pendulum.helpers import add_duration
@@ -21,6 +23,7 @@ from airflow_provider_unleash.protocol import Page, format_ms, from_epoch_ms
 
 log = logging.getLogger(__name__)
 
+_UTC = timezone.utc
 TOLERATED_DIFFERENCE = timedelta(hours=1)
 
 _RULES = {
@@ -186,8 +189,10 @@ def shift(moment: datetime, length: timedelta, zone: tzinfo) -> datetime:
 
     ``timedelta(days=1)`` before noon of the day on which clocks change is noon of the day before, 23 or 25 hours ago.
     """
-    years, months, days, clock = _split(length)
-    moment = _aware(moment)
+    return _move(_aware(moment), *_split(length), zone)
+
+
+def _move(moment: datetime, years: int, months: int, days: int, clock: timedelta, zone: tzinfo) -> datetime:
     if years or months or days:
         wall = add_duration(moment.astimezone(zone).replace(tzinfo=None), years=years, months=months, days=days)
         # Of a time that comes twice or never, the later reading: that is when Airflow's cron timetables run.
@@ -281,6 +286,113 @@ def _aware(moment: datetime) -> datetime:
 
 def _ms(moment: datetime) -> int:
     return protocol.to_epoch_ms(_aware(moment), "moment")
+
+
+# ---- a span in steps ---------------------------------------------------------------------------
+
+STEPS: dict[str, timedelta] = {
+    "hour": timedelta(hours=1),
+    "day": timedelta(days=1),
+    "week": timedelta(weeks=1),
+    "month": pendulum.duration(months=1),
+    "quarter": pendulum.duration(months=3),
+    "year": pendulum.duration(years=1),
+}
+
+
+def plan_windows(start: object, end: object, *, every: object, timezone: object = None) -> list[Window]:
+    """
+    Return the windows that cover ``[start, end)``, one after the other, each a step long, the last one what is left.
+
+    Steps are counted from ``start``: years, months, weeks and days by the calendar, the rest by the clock. A day may
+    have 23 or 25 hours, and a month from the 31st ends on the last day where there is no 31st, without moving those
+    after it.
+
+    :param start: datetime, date, ISO 8601 text or epoch milliseconds; naive is UTC.
+    :param end: likewise; equal to ``start``, there are no windows.
+    :param every: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, a ``timedelta``, a pendulum duration
+        or ISO 8601 text as ``P1D``.
+    :param timezone: whose calendar it is, ``tzinfo`` or IANA name; that of ``start`` where it has one, else UTC.
+    :raises WindowError: only one of start and end is given, or start is after end.
+    :raises InvalidArgumentError: a value cannot be read.
+    """
+    span, step = given_window(start, end), parse_step(every)
+    if span is None or step is None:
+        missing = "every" if span else "start"
+        raise InvalidArgumentError(f"{missing} is missing", argument=missing)
+    moment = _parse_text(start.strip(), "start") if isinstance(start, str) else start
+    zone = parse_timezone(timezone) or parse_timezone(getattr(moment, "tzinfo", None)) or _UTC
+    return list(iter_steps(span, step, zone))
+
+
+def iter_steps(span: Window, step: timedelta, zone: tzinfo) -> Iterator[Window]:
+    """Yield the windows of a span, as :func:`plan_windows` has them."""
+    first = span.start_ms
+    for number in count(1):
+        if first >= span.end_ms:
+            return
+        last = _nth_bound(span, step, zone, number)
+        if last > first:  # Samoa had no 30 December 2011
+            yield Window(first, last, span.rule)
+            first = last
+
+
+def count_steps(span: Window, step: timedelta, zone: tzinfo) -> int:
+    """Return how many windows a span has, without making them."""
+    # More than the milliseconds of ten thousand years.
+    numbers = range(1, 1 << 50)
+    found = bisect_left(numbers, span.end_ms, key=lambda number: _nth_bound(span, step, zone, number))
+    return found + 1 if span.start_ms < span.end_ms else 0
+
+
+def _nth_bound(span: Window, step: timedelta, zone: tzinfo, number: int) -> int:
+    """Return where the window of that number ends; from the span's start, so that months do not drift."""
+    years, months, days, clock = _split(step)
+    try:
+        # Each by itself: 24 steps of an hour are no calendar day.
+        bound = _move(span.start, years * number, months * number, days * number, clock * number, zone)
+    except (OverflowError, ValueError):  # beyond the year 9999
+        return span.end_ms
+    return min(_ms(bound), span.end_ms)
+
+
+def parse_step(value: object, argument: str = "every") -> timedelta | None:
+    """
+    Return the length of a step; None where it is not given.
+
+    :param value: one of ``STEPS``, or what :func:`parse_duration` reads.
+    :raises InvalidArgumentError: it cannot be read.
+    """
+    step = STEPS[value] if isinstance(value, str) and value in STEPS else None
+    if step is None and isinstance(value, str) and value not in ("", "None") and not value.startswith("P"):
+        raise InvalidArgumentError(
+            f"{argument}={value!r} is none of {', '.join(STEPS)}, and no ISO 8601 duration as P1D", argument=argument
+        )
+    step = step or parse_duration(value, argument)
+    if step is not None and (min(_split(step)[:3]) < 0 or _split(step)[3] < timedelta(0)):
+        raise InvalidArgumentError(f"{argument}={value!r} goes forth and back", argument=argument)
+    return step
+
+
+def parse_timezone(value: object, argument: str = "timezone") -> tzinfo | None:
+    """
+    Return a timezone; None where it is not given.
+
+    :param value: ``tzinfo`` or IANA name as ``Europe/Berlin``; ``""`` and ``"None"`` are not given.
+    :raises InvalidArgumentError: there is none of that name.
+    """
+    if value is None or value in ("", "None"):
+        return None
+    if isinstance(value, tzinfo):
+        # That of a moment of pytz keeps the offset of that moment; its name knows the others.
+        name = getattr(value, "zone", None)
+        return ZoneInfo(name) if name else value
+    # A name that is none is a KeyError, a ValueError, or an OSError where it is that of a folder.
+    with suppress(KeyError, ValueError, OSError, TypeError):
+        return ZoneInfo(value)  # type: ignore[arg-type]
+    raise InvalidArgumentError(
+        f"{argument}={value!r} is no timezone; expected a name as Europe/Berlin", argument=argument
+    )
 
 
 # ---- rows of a window --------------------------------------------------------------------------

@@ -26,9 +26,13 @@ from airflow_provider_unleash.window import (
     HalfOpen,
     RowCounts,
     Window,
+    count_steps,
     format_ms,
     parse_duration,
     parse_moment,
+    parse_step,
+    parse_timezone,
+    plan_windows,
     resolve_window,
     select_sessions,
     session_bounds,
@@ -796,3 +800,119 @@ def test_a_partition_without_a_date_is_never_taken_for_the_time_of_its_run() -> 
         resolve(window=timedelta(days=1), run_after=NEXT_DAY, undated_partition="a-day")
     given = resolve(start=DAY, end=NEXT_DAY, undated_partition="a-day")
     assert (given.start, given.end) == (DAY, NEXT_DAY)
+
+
+# ---- a span in steps -----------------------------------------------------------------------------
+
+
+def bounds(windows: list[Window]) -> list[str]:
+    return [format_ms(window.start_ms)[:16] for window in windows] + [format_ms(windows[-1].end_ms)[:16]]
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [
+        ("day", ["2020-08-16T00:00", "2020-08-17T00:00", "2020-08-17T18:00"]),
+        (timedelta(days=1), ["2020-08-16T00:00", "2020-08-17T00:00", "2020-08-17T18:00"]),
+        ("P1D", ["2020-08-16T00:00", "2020-08-17T00:00", "2020-08-17T18:00"]),
+        ("PT21H", ["2020-08-16T00:00", "2020-08-16T21:00", "2020-08-17T18:00"]),
+        ("week", ["2020-08-16T00:00", "2020-08-17T18:00"]),
+    ],
+    ids=str,
+)
+def test_a_span_is_cut_each_step_from_its_start_and_the_rest_is_a_window_too(every: Any, expected: list[str]) -> None:
+    assert bounds(plan_windows("2020-08-16", "2020-08-17T18:00Z", every=every)) == expected
+
+
+def test_a_month_from_the_31st_ends_on_the_last_day_of_shorter_months_only() -> None:
+    windows = plan_windows("2026-01-31", "2026-06-01", every="month")
+    assert [text[5:10] for text in bounds(windows)] == ["01-31", "02-28", "03-31", "04-30", "05-31", "06-01"]
+
+
+def test_an_empty_span_has_no_windows() -> None:
+    assert plan_windows(DAY, DAY, every="day") == []
+    assert count_steps(Window(MIDNIGHT, MIDNIGHT), timedelta(days=1), UTC) == 0
+
+
+@pytest.mark.parametrize(
+    ("start", "zone", "lengths"),
+    [
+        (datetime(2026, 3, 28, tzinfo=BERLIN), None, [24, 23, 24]),
+        (datetime(2026, 10, 24, tzinfo=BERLIN), None, [24, 25, 24]),
+        (datetime(2026, 3, 28, tzinfo=BERLIN), "UTC", [24, 24, 24]),
+        ("2026-03-27T23:00:00Z", "Europe/Berlin", [24, 23, 24]),
+        ("2026-03-28", "Europe/Berlin", [24, 23, 24]),  # naive is UTC: one in the morning
+        ("2026-03-28", None, [24, 24, 24]),
+        ("2026-03-28T00:00:00+01:00", None, [24, 24, 24]),  # an offset has no clocks that change
+        (datetime(2026, 4, 4, tzinfo=ZoneInfo("Australia/Lord_Howe")), None, [24, 24.5, 24]),
+        (datetime(2026, 10, 3, tzinfo=ZoneInfo("Australia/Lord_Howe")), None, [24, 23.5, 24]),
+        (datetime(2026, 3, 28, 2, 30, tzinfo=BERLIN), None, [24, 23, 24]),  # half past two comes never on the 29th
+        (datetime(2011, 12, 28, tzinfo=ZoneInfo("Pacific/Apia")), None, [24, 24, 24]),  # the 30th was left out
+    ],
+    ids=str,
+)
+def test_days_are_those_of_the_calendar_that_is_meant(start: Any, zone: str | None, lengths: list[float]) -> None:
+    end = parse_moment(start, "start") + 5 * DAY_MS  # type: ignore[operator]
+    assert list(map(hours, plan_windows(start, end, every="day", timezone=zone)))[:3] == lengths
+
+
+def test_a_timezone_of_pytz_knows_its_other_offsets_too() -> None:
+    pytz = pytest.importorskip("pytz")
+    start = pytz.timezone("Europe/Berlin").localize(datetime(2026, 3, 28))
+    assert list(map(hours, plan_windows(start, start + timedelta(days=2), every="day"))) == [24, 23, 1]
+    assert parse_timezone(pytz.FixedOffset(90)) == pytz.FixedOffset(90)
+
+
+@pytest.mark.parametrize(
+    ("every", "lengths"),
+    [
+        (timedelta(hours=24), [24, 23]),  # Python has one spelling of a day
+        (timedelta(hours=12), [12, 12, 12, 11]),
+        ("PT8H", [8, 8, 8, 8, 8, 7]),
+    ],
+    ids=str,
+)
+def test_whole_days_go_by_the_calendar_and_the_rest_by_the_clock(every: Any, lengths: list[float]) -> None:
+    windows = plan_windows(datetime(2026, 3, 28, tzinfo=BERLIN), datetime(2026, 3, 30, tzinfo=BERLIN), every=every)
+    assert list(map(hours, windows)) == lengths
+
+
+@pytest.mark.parametrize("every", ["PT0.001S", "hour", "day", "month", "year", timedelta(days=999_999_999)], ids=str)
+def test_steps_are_counted_without_being_made(every: Any) -> None:
+    span = Window(MIDNIGHT, MIDNIGHT + 40 * DAY_MS)
+    expected = {"PT0.001S": 40 * DAY_MS, "hour": 960, "day": 40, "month": 2}
+    assert count_steps(span, parse_step(every), UTC) == expected.get(str(every), 1)  # type: ignore[arg-type]
+
+
+def test_a_step_that_leads_beyond_the_calendar_ends_with_the_span() -> None:
+    [window] = plan_windows("9999-01-01", "9999-12-31", every="year")
+    assert window.end == utc(9999, 12, 31)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"every": "fortnight"}, "every"),
+        ({"every": "Day"}, "every"),
+        ({"every": None}, "every"),
+        ({"every": ""}, "every"),
+        ({"every": 5}, "every"),
+        ({"every": ["day"]}, "every"),
+        ({"every": "P0D"}, "every"),
+        ({"every": timedelta(days=-1)}, "every"),
+        ({"every": pendulum.duration(months=1, days=-29)}, "every"),
+        ({"timezone": "Mars/Base"}, "timezone"),
+        ({"timezone": "../../etc/passwd"}, "timezone"),
+        ({"timezone": "Europe"}, "timezone"),
+        ({"timezone": 1}, "timezone"),
+        ({"start": None, "end": None}, "start"),
+        ({"start": None}, "start"),
+        ({"start": "2020-08-19"}, "start"),
+        ({"end": 1_597_622_400}, "end"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_plan_is_named(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=named) as caught:
+        plan_windows(**{"start": DAY, "end": NEXT_DAY, "every": "day", **arguments})
+    assert caught.value.argument == named

@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 
 from airflow_provider_unleash.protocol import Answer, Page, parse_page
 from airflow_provider_unleash.simulator import Account, Options
-from airflow_provider_unleash.window import HalfOpen, RowCounts, Window, format_ms, resolve_window
+from airflow_provider_unleash.window import (
+    STEPS,
+    HalfOpen,
+    RowCounts,
+    Window,
+    count_steps,
+    format_ms,
+    parse_step,
+    plan_windows,
+    resolve_window,
+)
 
 UTC = timezone.utc
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -367,3 +377,105 @@ def test_a_window_does_not_depend_on_how_its_moment_and_zone_are_spelled(
         for spelled in (moment, moment.astimezone(zone), pendulum.instance(moment), pendulum.instance(moment, tz=zone))
     }
     assert len(found) == 1
+
+
+# ---- a span in steps -----------------------------------------------------------------------------
+
+every_step = st.one_of(
+    st.sampled_from(sorted(STEPS)),
+    st.sampled_from(["P1D", "PT6H", "P2W", "P1M", "P1M1DT1H", "PT0.001S"]),
+    st.timedeltas(timedelta(milliseconds=1), timedelta(days=400)),
+    st.builds(lambda days: timedelta(days=days), st.integers(1, 40)),
+    st.builds(
+        lambda months, days, hours: pendulum.duration(months=months, days=days, hours=hours, milliseconds=1),
+        *(st.integers(0, 14), st.integers(0, 40), st.integers(0, 30)),
+    ),
+)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[datetime, datetime, Any, ZoneInfo]:
+    """Return start, end, step and zone of a few hundred windows at the most."""
+    start, zone, every = draw(moments), draw(st.sampled_from(ZONES)), draw(every_step)
+    if draw(st.booleans()):
+        start = start.astimezone(zone).replace(hour=draw(st.integers(0, 3)), minute=30)
+    step = parse_step(every)
+    assert step is not None
+    length = step.as_timedelta() if isinstance(step, pendulum.Duration) else step
+    return start, start.astimezone(UTC) + length * draw(st.floats(0.001, 150)), every, zone
+
+
+@PROPERTY
+@given(plans())
+def test_windows_in_steps_cover_the_span_without_a_gap_or_an_overlap(plan: tuple[Any, ...]) -> None:
+    start, end, every, zone = plan
+    windows = plan_windows(start, end, every=every, timezone=zone)
+    assert [window.start_ms for window in windows] == [
+        *([micros(start) // 1000] if windows else []),
+        *(window.end_ms for window in windows[:-1]),
+    ]
+    assert all(window.start_ms < window.end_ms for window in windows)
+    assert windows[-1:] == [] or windows[-1].end_ms == micros(end) // 1000
+    assert bool(windows) is (micros(start) // 1000 < micros(end) // 1000)
+    span = Window(micros(start) // 1000, micros(end) // 1000)
+    assert 0 <= count_steps(span, parse_step(every), zone) - len(windows) <= str(zone).count("Apia")  # type: ignore[arg-type]
+
+
+@PROPERTY
+@given(plans(), st.data())
+def test_windows_in_steps_give_every_row_exactly_once(plan: tuple[Any, ...], data: st.DataObject) -> None:
+    start, end, every, zone = plan
+    windows = plan_windows(start, end, every=every, timezone=zone)
+    server = Server(data.draw(stamps_around([start, *(window.end for window in windows[:20]), end])))
+    inside = (
+        number
+        for number, stamp in enumerate(server.stamps)
+        if micros(start) // 1000 <= stamp // 1000 < micros(end) // 1000
+    )
+    assert read(server, windows) == Counter(inside)
+
+
+@PROPERTY
+@given(plans())
+def test_steps_do_not_depend_on_how_the_start_and_the_zone_are_spelled(plan: tuple[Any, ...]) -> None:
+    start, end, every, zone = plan
+    spelled = [start, pendulum.instance(start), start.isoformat(), start.astimezone(ZONES[1])]
+    named = [zone, str(zone), pendulum.timezone(str(zone))]
+    found = [plan_windows(start, end, every=every, timezone=zone) for start in spelled for zone in named]
+    assert all(windows == found[0] for windows in found)
+
+
+@PROPERTY
+@given(st.sampled_from(ZONES), moments, st.integers(1, 59), st.integers(1, 400))
+def test_steps_shorter_than_a_day_are_of_one_length_whatever_the_clocks_do(
+    zone: ZoneInfo, moment: datetime, minutes: int, number: int
+) -> None:
+    step = timedelta(minutes=minutes)
+    windows = plan_windows(moment, moment + number * step, every=step, timezone=zone)
+    assert {window.end_ms - window.start_ms for window in windows} == {minutes * 60_000}
+    assert len(windows) == number
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Australia/Sydney", "America/New_York", "Australia/Lord_Howe"])
+def test_a_day_each_from_midnight_is_a_day_of_the_calendar_when_clocks_change(zone: str) -> None:
+    local = ZoneInfo(zone)
+    lengths: Counter[float] = Counter()
+    for days in days_around_changes(local, range(2018, 2027)):
+        midnights = [midnight(day, local) for day in days]
+        windows = plan_windows(midnights[0], midnights[-1], every="day")
+        assert [window.start for window in windows] == [moment.astimezone(UTC) for moment in midnights[:-1]]
+        lengths.update((window.end_ms - window.start_ms) / HOUR_MS for window in windows)
+    shift = 0.5 if zone.endswith("Lord_Howe") else 1
+    assert lengths[24 - shift] == lengths[24 + shift] == 9
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Australia/Sydney"])
+@pytest.mark.parametrize("every", ["week", "month", "quarter", "year"])
+@pytest.mark.parametrize("day", [1, 28, 31])
+def test_longer_steps_are_those_of_the_calendar_and_do_not_drift(zone: str, every: str, day: int) -> None:
+    start = pendulum.datetime(2019, 1, day, tz=pendulum.timezone(zone))
+    unit = {"week": {"weeks": 1}, "month": {"months": 1}, "quarter": {"months": 3}, "year": {"years": 1}}[every]
+    [(name, length)] = unit.items()
+    bounds = [start.add(**{name: length * number}) for number in range(31)]
+    windows = plan_windows(start, bounds[-1], every=every)
+    assert [window.start for window in windows] == bounds[:-1]
