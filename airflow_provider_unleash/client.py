@@ -235,17 +235,8 @@ class UnleashClient:
             or the first or last page of several differs when read again at the end.
         :raises UnleashError: see :mod:`airflow_provider_unleash.exceptions`.
         """
-        if endpoint not in protocol.ENDPOINT_PATHS:
-            raise InvalidArgumentError(f"endpoint={endpoint!r} is neither compact nor tableau", argument="endpoint")
-        if page_concurrency is None:
-            page_concurrency = self.page_concurrency
-        start_ms, end_ms = protocol.to_epoch_ms(start, "start"), protocol.to_epoch_ms(end, "end")
-        if start_ms > end_ms:
-            raise InvalidArgumentError(f"start={start} is after end={end}", argument="start")
-        protocol.check_device_id(device_id)
-        path = partial(protocol.analytics_path, device_id, start_ms, end_ms, endpoint=endpoint)
-        concurrency = int(_positive(page_concurrency, "page_concurrency", least=1))
-        return _Extraction(self, path, endpoint, concurrency).pages(resume)
+        path = _window_path(device_id, start, end, endpoint)
+        return _Extraction(self, path, endpoint, self._concurrency(page_concurrency)).pages(resume)
 
     def iter_records(
         self,
@@ -272,6 +263,42 @@ class UnleashClient:
         """Return the rows of ``[start, end]`` as dicts; starts again when pages change while they are read."""
         read = partial(self.iter_records, device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency)
         return restart_on_change(lambda: list(read()))
+
+    def iter_page_counts(
+        self,
+        windows: Iterable[tuple[str, datetime | int, datetime | int]],
+        *,
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+    ) -> Generator[int, None, None]:
+        """
+        Yield for each window how many pages ``[start, end]`` has, in order, by asking for its first page.
+
+        Closing the iterator ends the requests under way.
+
+        :param windows: ``(device_id, start, end)``, as :meth:`iter_pages` takes them.
+        :param endpoint: ``compact`` or ``tableau``; both have the same pages.
+        :param page_concurrency: requests under way at once; the client's where None.
+        :raises InvalidArgumentError: an argument cannot be used; before any request.
+        :raises UnleashError: see :mod:`airflow_provider_unleash.exceptions`.
+        """
+        paths = [_window_path(*window, endpoint)(1) for window in windows]
+        return self._count_pages(paths, endpoint, self._concurrency(page_concurrency))
+
+    def _count_pages(self, paths: list[str], endpoint: Endpoint, concurrency: int) -> Generator[int, None, None]:
+        gate = _Gate(concurrency, self.max_attempts, self._count)
+        parse = partial(protocol.parse_page, number=1, endpoint=endpoint)
+        workers = ThreadPoolExecutor(concurrency, "unleash-page", initializer=_watch_sockets, initargs=(gate,))
+        try:
+            yield from workers.map(lambda path: self._get(path, parse, gate).total_pages, paths)
+        finally:
+            gate.stop()
+            workers.shutdown(wait=True, cancel_futures=True)
+
+    def _concurrency(self, page_concurrency: int | None) -> int:
+        if page_concurrency is None:
+            return self.page_concurrency
+        return int(_positive(page_concurrency, "page_concurrency", least=1))
 
     # ---- one request ----
 
@@ -343,6 +370,19 @@ class UnleashClient:
                 'Set the connection\'s extra {"mask_stream_tokens": true} to mask them, or false to keep them'
             )
         return page
+
+
+def _window_path(
+    device_id: str, start: datetime | int, end: datetime | int, endpoint: Endpoint
+) -> Callable[[int], str]:
+    """Return the path of each page of a window, by its number."""
+    if endpoint not in protocol.ENDPOINT_PATHS:
+        raise InvalidArgumentError(f"endpoint={endpoint!r} is neither compact nor tableau", argument="endpoint")
+    start_ms, end_ms = protocol.to_epoch_ms(start, "start"), protocol.to_epoch_ms(end, "end")
+    if start_ms > end_ms:
+        raise InvalidArgumentError(f"start={start} is after end={end}", argument="start")
+    protocol.check_device_id(device_id)
+    return partial(protocol.analytics_path, device_id, start_ms, end_ms, endpoint=endpoint)
 
 
 def restart_on_change(read: Callable[[], T]) -> T:

@@ -654,3 +654,78 @@ def test_a_last_page_whose_early_look_failed_is_asked_for_once_in_its_turn(concu
         sim.add_fault(Fault("404", page=3))
         assert api.get_records(DEVICE, START, END) == sim.rows(DEVICE, START, END)
         assert sorted(pages_asked(sim)) == [1, 1, 2, 3, 3, 3]
+
+
+# ---- page counts of many windows ----
+
+HOURS = [(DEVICE, START + hour * 3_600_000, START + (hour + 1) * 3_600_000) for hour in range(3)]
+
+
+@pytest.mark.parametrize("endpoint", ["compact", "tableau"])
+@pytest.mark.parametrize("page_concurrency", [1, 4])
+def test_the_pages_of_many_windows_are_counted_in_order_with_one_request_each(
+    sim: Simulator, endpoint: Any, page_concurrency: int
+) -> None:
+    windows = [*HOURS, ("Wnone", START, END), (DEVICE, START, END)]
+    with connect(sim) as api:
+        counts = list(api.iter_page_counts(windows, endpoint=endpoint, page_concurrency=page_concurrency))
+    assert counts == [-(-len(sim.rows(*window)) // 100) for window in windows]
+    assert len(set(counts)) > 2
+    assert len(sim.requests) == len(windows)
+    assert page_threads() == []
+
+
+def test_no_more_page_counts_are_asked_for_at_once_than_page_concurrency() -> None:
+    with Simulator(latency=0.02) as sim, connect(sim, page_concurrency=3) as api:
+        assert len(list(api.iter_page_counts(HOURS * 5))) == 15
+        assert sim.max_in_flight == 3
+
+
+def test_a_refusal_of_one_page_count_holds_all_others_back() -> None:
+    fault = Fault("429", times=1, retry_after=1)
+    with Simulator(faults=[fault], latency=0.01) as sim, connect(sim, page_concurrency=2) as api:
+        assert len(list(api.iter_page_counts(HOURS * 4))) == 12
+        arrivals = [request.time for request in sim.requests]
+        assert sum(later - earlier >= 0.9 for earlier, later in pairwise(sorted(arrivals))) == 1
+        assert api.traffic.retries == 1
+
+
+def test_closing_page_counts_ends_the_requests_under_way_and_asks_no_more() -> None:
+    with Simulator() as sim, connect(sim, page_concurrency=4) as api:
+        sim.add_fault(Fault("slow", after=2, times=None, seconds=30))
+        counts = api.iter_page_counts(HOURS * 100)
+        next(counts)
+        began = time.monotonic()
+        counts.close()
+        assert time.monotonic() - began < 5
+        assert page_threads() == []
+        assert len(sim.requests) < 20
+
+
+def test_an_error_of_one_page_count_ends_the_others() -> None:
+    with Simulator() as sim, connect(sim, page_concurrency=4) as api:
+        sim.add_fault(Fault("404", path=f"/{HOURS[1][1]}/"))
+        sim.add_fault(Fault("slow", after=1, times=None, seconds=30))
+        began = time.monotonic()
+        with pytest.raises(NotFoundError):
+            list(api.iter_page_counts(HOURS * 100))
+        assert time.monotonic() - began < 5
+        assert page_threads() == []
+
+
+@pytest.mark.parametrize(
+    ("windows", "options", "argument"),
+    [
+        ([*HOURS, ("a/b", START, END)], {}, "device_id"),
+        ([*HOURS, (DEVICE, END, START)], {}, "start"),
+        (HOURS, {"endpoint": "odata"}, "endpoint"),
+        (HOURS, {"page_concurrency": 0}, "page_concurrency"),
+    ],
+)
+def test_a_bad_argument_of_page_counts_is_seen_before_any_request(
+    sim: Simulator, windows: Any, options: Any, argument: str
+) -> None:
+    with connect(sim) as api, pytest.raises(InvalidArgumentError) as caught:
+        api.iter_page_counts(windows, **options)
+    assert caught.value.argument == argument
+    assert sim.requests == []
