@@ -1,13 +1,13 @@
-"""Operators: the lists, and the rows of a run's window to XCom or to object storage."""
+"""Operators: the lists, windows planned for a backfill, and the rows of a run's window to XCom or object storage."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator
@@ -18,6 +18,7 @@ from airflow_provider_unleash.exceptions import (
     InvalidArgumentError,
     NotFoundError,
     ResultTooLargeError,
+    WindowError,
 )
 from airflow_provider_unleash.hooks import (
     DEFAULT_CONN_ID,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_unleash.client import UnleashClient
     from airflow_provider_unleash.lineage import Extraction
+    from airflow_provider_unleash.planning import DeviceWindow
     from airflow_provider_unleash.protocol import Endpoint, Page
     from airflow_provider_unleash.staging import FolderPath, Staging
     from airflow_provider_unleash.window import HalfOpen, RowCounts, Window
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 10.0
 OnEmpty = Literal["succeed", "skip", "fail"]
+Step = Literal["hour", "day", "week", "month", "quarter", "year"]
 
 
 class _UnleashOperator(BaseOperator):
@@ -120,6 +123,164 @@ class UnleashListSessionsOperator(_UnleashOperator):
         return [session for session in sessions if session in selected]
 
 
+class UnleashPlanWindowsOperator(_UnleashOperator):
+    """
+    Return devices × a span as a bounded list of windows, ready for ``.expand_kwargs(plan.output)`` of a fetch operator.
+
+    The span is ``start`` and ``end`` where they are given, else the run's data interval, else ``window``. Each item is
+    ``{"device_id": …, "start": …, "end": …}``, device by device, start and end as ISO 8601 text in ``timezone``. The
+    windows of a device cover the span without a gap and without an overlap.
+
+    By calendar steps (``every``) the same span gives the same windows each time. By size (``max_pages``) they depend
+    on what the API has when the task runs: planned again later, they may be cut elsewhere, and so be other objects.
+
+    :param device_ids: the account's devices, or some: a list, or e.g. ``devices.output`` (templated).
+    :param every: a step: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, ``timedelta``, pendulum
+        duration or ISO 8601 text as ``P1D``; counted from the start of the span, whole days by the calendar of
+        ``timezone``; None makes the span one window, to be cut by size (templated).
+    :param start: start of the span: datetime, ISO 8601 text or epoch milliseconds; naive is UTC (templated).
+    :param end: end of the span, not part of it (templated).
+    :param window: length of the span of a run that has no data interval (templated).
+    :param timezone: whose calendar it is, e.g. ``Europe/Berlin``; the DAG's where None (templated).
+    :param max_pages: cut a window of more pages in halves until none has more, or is shorter than two minutes: one
+        request a window, and two more each cut; None cuts none.
+    :param max_windows: the most windows that the task returns; ``[core] max_map_length`` where None, above which
+        Airflow does not map.
+    :param endpoint: ``compact`` or ``tableau``, to count pages (templated).
+    :param unleash_conn_id: connection of type «Unleash live» (templated).
+    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
+    :raises InvalidArgumentError: they would be more than ``max_windows``; says which step would fit.
+    :raises NotFoundError: the account does not have a device, and the API says so when it is asked for pages.
+    :raises WindowError: the run means no span.
+    """
+
+    template_fields: Sequence[str] = (
+        *_UnleashOperator.template_fields,
+        "device_ids",
+        "every",
+        "start",
+        "end",
+        "window",
+        "timezone",
+        "endpoint",
+    )
+
+    def __init__(
+        self,
+        *,
+        device_ids: Sequence[str],
+        every: Step | timedelta | str | None = None,
+        start: datetime | str | int | None = None,
+        end: datetime | str | int | None = None,
+        window: timedelta | str | None = None,
+        timezone: tzinfo | str | None = None,
+        max_pages: int | None = None,
+        max_windows: int | None = None,
+        endpoint: Endpoint = "compact",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.device_ids = device_ids
+        self.every = every
+        self.start = start
+        self.end = end
+        self.window = window
+        self.timezone = timezone
+        self.max_pages = max_pages
+        self.max_windows = max_windows
+        self.endpoint = endpoint
+        with failing_for_good_when_mapped():
+            self._check_arguments(is_visible)
+
+    def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
+        from airflow_provider_unleash.protocol import ENDPOINT_PATHS
+        from airflow_provider_unleash.window import (
+            given_window,
+            parse_duration,
+            parse_moment,
+            parse_step,
+            parse_timezone,
+        )
+
+        checks: dict[str, Callable[[Any], object]] = {
+            "device_ids": _check_device_ids,
+            "every": parse_step,
+            "start": lambda value: parse_moment(value, "start"),
+            "end": lambda value: parse_moment(value, "end"),
+            "window": parse_duration,
+            "timezone": parse_timezone,
+            "max_pages": lambda value: _check_count("max_pages", value),
+            "max_windows": lambda value: _check_count("max_windows", value),
+            "endpoint": lambda value: _check_choice("endpoint", value, tuple(ENDPOINT_PATHS)),
+        }
+        _check_each(self, checks, is_known)
+        if is_known(self.start) and is_known(self.end):
+            given_window(self.start, self.end)
+        if is_known(self.every) and parse_step(self.every) is None and self.max_pages is None:
+            raise InvalidArgumentError(
+                'Give every, e.g. every="day", or max_pages, or both: without, there is nothing to plan by',
+                argument="every",
+            )
+
+    def _execute(self, context: Context) -> list[dict[str, str]]:
+        from airflow.providers.common.compat.sdk import conf
+
+        from airflow_provider_unleash.planning import plan_steps
+        from airflow_provider_unleash.window import parse_step, parse_timezone, resolve_window
+
+        self._check_arguments(lambda value: True)
+        moments = moments_of(context)
+        zone = moments["dag_timezone"] = parse_timezone(self.timezone) or moments["dag_timezone"]
+        span = resolve_window(start=self.start, end=self.end, window=self.window, **moments)
+        if span.start_ms == span.end_ms:
+            raise WindowError(f"start and end are both {span.start}: there is nothing between them", argument="start")
+        device_ids = list(dict.fromkeys(self.device_ids))
+        max_windows = self.max_windows or conf.getint("core", "max_map_length", fallback=1024)
+        step = parse_step(self.every)
+        planned = plan_steps(device_ids, span, step, zone, max_windows=max_windows)
+        if self.max_pages is not None:
+            planned = self._split(planned, self.max_pages, max_windows)
+        self.log.info("%d windows of %d devices; the span is %s", len(planned), len(device_ids), span)
+        return [
+            {
+                "device_id": one.device_id,
+                "start": one.window.start.astimezone(zone).isoformat(),
+                "end": one.window.end.astimezone(zone).isoformat(),
+            }
+            for one in planned
+        ]
+
+    def _split(self, planned: list[DeviceWindow], max_pages: int, max_windows: int) -> list[DeviceWindow]:
+        from airflow_provider_unleash.planning import split_by_size
+
+        with self.hook.get_conn() as client:
+
+            def count_pages(windows: Sequence[DeviceWindow]) -> Generator[int, None, None]:
+                asked = [(one.device_id, one.window.start_ms, one.window.end_ms) for one in windows]
+                return client.iter_page_counts(asked, endpoint=self.endpoint)
+
+            return split_by_size(planned, count_pages, max_pages=max_pages, max_windows=max_windows)
+
+
+def _check_device_ids(device_ids: Any) -> None:
+    from airflow_provider_unleash.protocol import check_device_id
+
+    # A text is iterable, too. Airflow's outputs of mapped tasks are sequences, and no lists.
+    if isinstance(device_ids, (str, bytes, Mapping)) or not isinstance(device_ids, Iterable):
+        raise InvalidArgumentError(
+            f"device_ids={device_ids!r} is no list of device ids; a template gives one only in a DAG with "
+            "render_template_as_native_obj=True, the output of a task always: device_ids=devices.output",
+            argument="device_ids",
+        )
+    for device_id in device_ids:
+        check_device_id(device_id)
+
+
+def _check_count(argument: str, value: Any) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise InvalidArgumentError(f"{argument}={value!r} must be a whole number above zero", argument=argument)
+
+
 class _FetchOperator(_UnleashOperator):
     """
     What both fetch operators share: the device, the window, and what no rows mean.
@@ -180,9 +341,7 @@ class _FetchOperator(_UnleashOperator):
             "endpoint": lambda value: _check_choice("endpoint", value, tuple(ENDPOINT_PATHS)),
             "on_empty": lambda value: _check_choice("on_empty", value, get_args(OnEmpty)),
         }
-        for name, check in checks.items():
-            if is_known(getattr(self, name)):
-                check(getattr(self, name))
+        _check_each(self, checks, is_known)
         if is_known(self.start) and is_known(self.end):
             given_window(self.start, self.end)
 
@@ -281,6 +440,12 @@ def _effort_of(client: UnleashClient, began: float) -> dict[str, float]:
         "retries": traffic.retries,
         "throttled_seconds": round(traffic.throttled_seconds, 3),
     }
+
+
+def _check_each(task: Any, checks: Mapping[str, Callable[[Any], object]], is_known: Callable[[Any], bool]) -> None:
+    for name, check in checks.items():
+        if is_known(getattr(task, name)):
+            check(getattr(task, name))
 
 
 def _check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:

@@ -82,6 +82,14 @@ class DagRun:
         return {_name(task_id, index): tries for task_id, index, tries in rows}
 
     @cached_property
+    def labels(self) -> dict[Any, str]:
+        """What the web interface calls each mapped task that has a name, named as in ``states``."""
+        rows = self._query(
+            "SELECT task_id, map_index, rendered_map_index FROM task_instance WHERE dag_id = ? AND run_id = ?"
+        )
+        return {_name(task_id, index): label for task_id, index, label in rows if label is not None}
+
+    @cached_property
     def xcoms(self) -> dict[Any, Any]:
         """What each task returned, named as in ``states``."""
         rows = self._query(

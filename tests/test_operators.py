@@ -1170,7 +1170,7 @@ def test_every_parameter_is_documented_and_has_an_attribute_of_its_name(operator
     }
     assert set(documented) == parameters
     assert len(documented) == len(parameters)
-    arguments = {"device_id": STREET, "dst": "file:///lake"}
+    arguments = {"device_id": STREET, "dst": "file:///lake", "device_ids": [STREET], "every": "day"}
     made = make(operator, **{name: value for name, value in arguments.items() if name in parameters})
     # Before 3.3 Airflow has no such thing, and ours is not set.
     assert all(hasattr(made, name) for name in parameters - {"retry_policy"})

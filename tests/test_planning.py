@@ -1,0 +1,496 @@
+"""A span in parts holds the rows of the whole, each once, and a plan is never larger than it may be."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from dag_runs import CROWD, DAY, DAY_END, DAY_MS, DAY_START, HOUR_MS, NEXT_DAY, SILENT, STREET, make_context, run_dag
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_unleash.exceptions import InvalidArgumentError, NotFoundError, WindowError
+from airflow_provider_unleash.operators import UnleashPlanWindowsOperator, UnleashToObjectStorageOperator
+from airflow_provider_unleash.planning import MINUTE_MS, DeviceWindow, plan_steps, split_by_size
+from airflow_provider_unleash.protocol import format_ms
+from airflow_provider_unleash.simulator import Fault, Simulator
+from airflow_provider_unleash.window import STEPS, Window, parse_moment, plan_windows
+
+UTC = timezone.utc
+YEAR = Window(DAY_START, DAY_START + 365 * DAY_MS)
+DAY_WINDOW = Window(DAY_START, DAY_END)
+CAMERAS = [f"W{number}" for number in range(40)]
+Plan = list[dict[str, str]]
+
+
+def plan(context: dict[str, Any] | None = None, **arguments: Any) -> Plan:
+    """Return the windows of a street camera's day."""
+    arguments = {"device_ids": [STREET], **arguments}
+    operator = UnleashPlanWindowsOperator(task_id="plan", **arguments)
+    found: Plan = operator.execute(make_context() if context is None else context)
+    return json.loads(json.dumps(found))  # as XCom does
+
+
+def bounds(planned: Plan, device_id: str = STREET) -> list[tuple[int, int]]:
+    """Return the windows of a device in epoch milliseconds, which are one after the other."""
+    windows = [
+        (parse_moment(one["start"], "start"), parse_moment(one["end"], "end"))
+        for one in planned
+        if one["device_id"] == device_id
+    ]
+    assert all(before[1] == after[0] for before, after in pairwise(windows))
+    return windows
+
+
+def lengths(planned: Plan) -> list[float]:
+    return [(end - start) / HOUR_MS for start, end in bounds(planned)]
+
+
+# ---- by steps ------------------------------------------------------------------------------------
+
+
+def test_each_device_has_each_window_device_by_device_in_the_order_of_time() -> None:
+    windows = plan_windows(DAY, NEXT_DAY, every="hour")
+    planned = plan_steps(["W2", "W1"], DAY_WINDOW, STEPS["hour"], UTC, max_windows=48)
+    assert [(one.device_id, one.window) for one in planned] == [
+        (device_id, window) for device_id in ("W2", "W1") for window in windows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("every", "devices", "most", "words"),
+    [
+        ("day", 1, 364, ["1 devices in 365 windows", "365 windows, more than max_windows=364", '"week" makes 53']),
+        ("day", 40, 1024, ["14600 windows, more than max_windows=1024", '"month" makes 480']),
+        ("PT0.001S", 40, 1024, ["40 devices in 31536000000 windows", '"month" makes 480']),
+        ("week", 100, 1024, ["5300 windows", '"quarter" makes 400']),
+        ("month", 1024, 1024, ["12288 windows", '"year" makes 1024']),
+        ("month", 1025, 1024, ["12300 windows", "no step fits", "max_map_length"]),
+        (None, 1025, 1024, ["1025 devices in 1 windows", "no step fits"]),
+    ],
+)
+def test_more_windows_than_may_be_are_refused_with_the_step_that_would_fit(
+    every: Any, devices: int, most: int, words: list[str]
+) -> None:
+    from airflow_provider_unleash.window import parse_step
+
+    device_ids = [f"W{number}" for number in range(devices)]
+    with pytest.raises(InvalidArgumentError) as caught:
+        plan_steps(device_ids, YEAR, parse_step(every), UTC, max_windows=most)
+    assert caught.value.argument == "max_windows"
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("every", ["day", "week", "month", "quarter", "year"])
+def test_exactly_as_many_windows_as_may_be_are_planned_and_one_less_is_refused(every: str) -> None:
+    number = 40 * len(plan_windows(YEAR.start, YEAR.end, every=every))
+    make = partial(plan_steps, CAMERAS, YEAR, STEPS[every], UTC)
+    assert len(make(max_windows=number)) == number
+    with pytest.raises(InvalidArgumentError, match=f"{number} windows"):
+        make(max_windows=number - 1)
+
+
+@pytest.mark.parametrize("most", [40, 80, 480, 1024, 2120, 14600])
+def test_the_step_that_a_refusal_names_is_the_shortest_that_fits(most: int) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        plan_steps(CAMERAS, YEAR, STEPS["hour"], UTC, max_windows=most)
+    [named] = [name for name in STEPS if f'every="{name}"' in str(caught.value)]
+    fitting = [name for name in STEPS if 40 * len(plan_windows(YEAR.start, YEAR.end, every=name)) <= most]
+    assert named == fitting[0]
+    assert len(plan_steps(CAMERAS, YEAR, STEPS[named], UTC, max_windows=most)) <= most
+
+
+# ---- by size -------------------------------------------------------------------------------------
+
+
+class Even:
+    """Counts pages of rows that come at an even rate; remembers what it was asked."""
+
+    def __init__(self, pages_of_an_hour: float) -> None:
+        self.rate, self.asked, self.open = pages_of_an_hour / HOUR_MS, 0, 0
+
+    def __call__(self, planned: Sequence[DeviceWindow]) -> Generator[int, None, None]:
+        self.open += 1
+        try:
+            for one in planned:
+                self.asked += 1
+                yield round((one.window.end_ms - one.window.start_ms) * self.rate)
+        finally:
+            self.open -= 1
+
+
+def split(count_pages: Even, max_pages: int, max_windows: int = 1024) -> list[DeviceWindow]:
+    whole = [DeviceWindow(device_id, DAY_WINDOW) for device_id in ("W2", "W1")]
+    return split_by_size(whole, count_pages, max_pages=max_pages, max_windows=max_windows)
+
+
+def test_a_window_that_fits_stays_whole_and_costs_one_request() -> None:
+    even = Even(1)
+    assert split(even, 24) == [DeviceWindow("W2", DAY_WINDOW), DeviceWindow("W1", DAY_WINDOW)]
+    assert even.asked == 2
+
+
+def test_a_window_that_is_too_large_is_halved_until_it_fits() -> None:
+    even = Even(2)
+    parts = split(even, 6)
+    assert [one.device_id for one in parts] == ["W2"] * 8 + ["W1"] * 8
+    starts = [(one.window.start_ms - DAY_START) / HOUR_MS for one in parts]
+    assert starts == [*range(0, 24, 3)] * 2
+    assert even.asked == 2 * (1 + 2 + 4 + 8)
+
+
+@pytest.mark.parametrize("most", [2, 3, 10, 100])
+def test_more_parts_than_may_be_are_refused_after_a_bounded_number_of_requests(most: int) -> None:
+    even = Even(1e6)
+    with pytest.raises(InvalidArgumentError, match="larger max_pages") as caught:
+        split(even, 1, most)
+    assert caught.value.argument == "max_windows"
+    assert even.asked < 2 * most
+    assert even.open == 0
+
+
+def test_a_window_shorter_than_two_minutes_is_not_cut_any_more_and_said_to_be_large(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    window = Window(DAY_START + 1, DAY_START + 7 * MINUTE_MS + 30_000)
+    with caplog.at_level(logging.WARNING):
+        parts = split_by_size([DeviceWindow("W1", window)], Even(1e6), max_pages=1, max_windows=100)
+    assert parts[0].window.start_ms == window.start_ms
+    assert parts[-1].window.end_ms == window.end_ms
+    assert all(0 < one.window.end_ms - one.window.start_ms < 2 * MINUTE_MS for one in parts)
+    assert all(one.window.start_ms % MINUTE_MS == 0 for one in parts[1:])
+    assert len(caplog.records) == len(parts)
+    assert "not cut any more" in caplog.text
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**9), st.integers(2 * MINUTE_MS, 40 * DAY_MS))
+def test_halves_are_the_window_cut_at_a_whole_minute(offset: int, length: int) -> None:
+    start = DAY_START + offset
+    first, last = DeviceWindow("W1", Window(start, start + length)).halves()
+    assert (first.window.start_ms, last.window.end_ms) == (start, start + length)
+    assert start < first.window.end_ms == last.window.start_ms < start + length
+    assert first.window.end_ms % MINUTE_MS == 0
+    assert 0 <= last.window.end_ms - last.window.start_ms - (first.window.end_ms - start) <= 2 * MINUTE_MS
+
+
+# ---- rows of the parts -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def serve_rows() -> Iterator[Callable[..., Simulator]]:
+    """Give a function that starts a simulator in the place of the last one, as ``unleash_default``."""
+    with pytest.MonkeyPatch.context() as patch:
+        running: list[Simulator] = []
+
+        def serve_rows(**options: Any) -> Simulator:
+            while running:
+                running.pop().__exit__()
+            running.append(Simulator(**options).__enter__())
+            connection = {
+                "conn_type": "unleash",
+                "host": running[0].base_url,
+                "password": running[0].api_key,
+                "extra": {"mask_stream_tokens": False},
+            }
+            patch.setenv("AIRFLOW_CONN_UNLEASH_DEFAULT", json.dumps(connection))
+            return running[0]
+
+        yield serve_rows
+        while running:
+            running.pop().__exit__()
+
+
+def rows_of(windows: Plan) -> tuple[Counter[int], int]:
+    """Write the windows as the storage operator does, and return how often each row is in the objects, and those."""
+    with TemporaryDirectory() as lake:
+        for window in windows:
+            operator = UnleashToObjectStorageOperator(task_id="extract", dst=lake, **window)
+            operator.execute(make_context(None))
+        files = [path for path in Path(lake).rglob("*") if path.is_file()]
+        rows = Counter(json.loads(line)["row"] for path in files for line in path.read_text().splitlines())
+    return rows, len(files)
+
+
+def whole(start: int, end: int) -> Plan:
+    return [{"device_id": STREET, "start": format_ms(start), "end": format_ms(end)}]
+
+
+@st.composite
+def stamps(draw: st.DrawFn) -> list[int]:
+    """Return stamps of two days, most of them where a window may be cut, many in one minute."""
+    noon = DAY_START + 12 * HOUR_MS
+    cuts = st.sampled_from([DAY_START, noon, noon + 6 * HOUR_MS, noon + 90 * MINUTE_MS, DAY_END])
+    near = st.builds(lambda cut, distance: cut + distance, cuts, st.sampled_from([0, 0, 1, -1, 60_000, -60_000]))
+    anywhere = st.integers(DAY_START - 1000, DAY_END + 1000)
+    crowd = draw(st.lists(st.integers(noon, noon + MINUTE_MS), max_size=12))
+    return sorted([*draw(st.lists(near | anywhere, min_size=1, max_size=30)), *crowd])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    found=stamps(),
+    every=st.sampled_from([None, "hour", "P1D", "PT7H"]),
+    max_pages=st.integers(1, 4),
+    page_size=st.integers(1, 4),
+    inclusive_to=st.booleans(),
+    span=st.tuples(st.integers(0, 5 * HOUR_MS), st.integers(19 * HOUR_MS, 24 * HOUR_MS)),
+)
+def test_a_window_that_is_split_leaves_the_same_rows_as_one_that_is_not(
+    serve_rows: Callable[..., Simulator],
+    found: list[int],
+    every: str | None,
+    max_pages: int,
+    page_size: int,
+    inclusive_to: bool,
+    span: tuple[int, int],
+) -> None:
+    records = [{"row": number, "timestamp": format_ms(stamp)} for number, stamp in enumerate(found)]
+    sim = serve_rows(rows={STREET: records}, page_size=page_size, inclusive_to=inclusive_to)
+    start, end = (DAY_START + moment for moment in span)
+    parts = plan(every=every, max_pages=max_pages, start=start, end=end)
+    for one_start, one_end in bounds(parts):
+        pages = -(-len(sim.rows(STREET, one_start, one_end)) // page_size)
+        assert pages <= max_pages or one_end - one_start < 2 * MINUTE_MS
+    rows, files = rows_of(parts)
+    assert (rows, 1) == rows_of(whole(start, end))
+    assert rows == Counter(number for number, stamp in enumerate(found) if start <= stamp < end)
+    assert files == len(parts)
+
+
+def test_rows_that_the_api_selects_by_something_else_than_their_stamp_are_got_once_too(
+    serve_rows: Callable[..., Simulator],
+) -> None:
+    # Stamped 27 seconds before what they are selected by, as in the documented example.
+    found = range(DAY_START - 26_500, DAY_END, 7 * MINUTE_MS)
+    records = [{"row": number, "timestamp": format_ms(stamp)} for number, stamp in enumerate(found)]
+    serve_rows(rows={STREET: records}, page_size=3, selection_lag_ms=27_000)
+    parts = plan(max_pages=5)
+    assert len(parts) > 8
+    assert rows_of(parts) == (rows_of(whole(DAY_START, DAY_END))[0], len(parts))
+
+
+def test_a_row_that_the_api_repeats_for_each_window_is_in_each_part(serve_rows: Callable[..., Simulator]) -> None:
+    # Nobody knows of a window that has it, so that none may leave it out: it is there as often as there are windows.
+    stamped = [{"row": number, "timestamp": format_ms(DAY_START + number * HOUR_MS)} for number in range(24)]
+    serve_rows(rows={STREET: [{"row": 99, "timestamp": None}, *stamped]}, page_size=3)
+    parts = plan(max_pages=3)
+    assert len(parts) == 4
+    assert rows_of(parts)[0] == Counter([*range(24), 99, 99, 99, 99])
+
+
+# ---- the operator ----------------------------------------------------------------------------------
+
+
+def test_an_item_is_what_the_storage_operator_takes_in_the_timezone_of_the_plan() -> None:
+    start = datetime(2026, 3, 28, tzinfo=ZoneInfo("Europe/Berlin"))
+    found = plan(start=start, end=start + timedelta(days=3), every="day", timezone="Europe/Berlin")
+    assert found == [
+        {"device_id": STREET, "start": "2026-03-28T00:00:00+01:00", "end": "2026-03-29T00:00:00+01:00"},
+        {"device_id": STREET, "start": "2026-03-29T00:00:00+01:00", "end": "2026-03-30T00:00:00+02:00"},
+        {"device_id": STREET, "start": "2026-03-30T00:00:00+02:00", "end": "2026-03-31T00:00:00+02:00"},
+    ]
+    for one in found:
+        UnleashToObjectStorageOperator(task_id="extract", dst="file:///lake", **one)
+
+
+def test_days_are_those_of_the_dags_timezone_where_none_is_given() -> None:
+    zone = ZoneInfo("Europe/Berlin")
+    interval = (datetime(2026, 10, 24, tzinfo=zone), datetime(2026, 10, 27, tzinfo=zone))
+    assert lengths(plan(make_context(interval, dag_timezone=zone), every="day")) == [24, 25, 24]
+    assert lengths(plan(make_context(interval), every="day")) == [24, 24, 24, 1]
+    assert lengths(plan(make_context(interval, dag_timezone=zone), every="day", timezone="UTC")) == [24, 24, 24, 1]
+
+
+def test_the_span_is_that_of_the_run_by_the_rules_of_the_fetch_operators() -> None:
+    one_hour = [(DAY_START, DAY_START + HOUR_MS)]
+    assert bounds(plan(every="day")) == [(DAY_START, DAY_END)]
+    assert bounds(plan(every="day", start="2026-01-12", end="2026-01-12T01:00Z")) == one_hour
+    context = make_context(None, run_after=DAY + timedelta(hours=1))
+    assert bounds(plan(context, every="day", window=timedelta(hours=1))) == one_hour
+    with pytest.raises(AirflowFailException, match="no window of time"):
+        plan(make_context(None), every="day")
+
+
+def test_a_device_that_is_named_twice_is_planned_once() -> None:
+    found = plan(device_ids=("W1", "W2", "W1"), every="day")
+    assert [one["device_id"] for one in found] == ["W1", "W2"]
+
+
+def test_no_devices_make_no_windows_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert plan(device_ids=[], every="PT0.001S") == []
+    assert "no devices" in caplog.text
+
+
+def test_without_max_windows_the_limit_is_airflows(monkeypatch: pytest.MonkeyPatch) -> None:
+    day = {"start": DAY, "end": NEXT_DAY}
+    assert len(plan(**day, every="PT2M")) == 720
+    with pytest.raises(AirflowFailException, match="max_windows=1024"):
+        plan(**day, every="PT1M")
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2000")
+    assert len(plan(**day, every="PT1M")) == 1440
+    with pytest.raises(AirflowFailException, match="max_windows=10:") as caught:
+        plan(**day, every="PT1M", max_windows=10)
+    assert isinstance(caught.value.__cause__, InvalidArgumentError)
+
+
+def test_a_plan_by_steps_asks_the_api_nothing(serve: Callable[..., Simulator]) -> None:
+    sim = serve()
+    assert len(plan(every="hour")) == 24
+    assert sim.requests == []
+
+
+@pytest.mark.parametrize("endpoint", ["compact", "tableau"])
+def test_a_plan_by_size_asks_first_pages_only(serve: Callable[..., Simulator], endpoint: str, caplog: Any) -> None:
+    sim = serve()
+    with caplog.at_level(logging.INFO):
+        found = plan(device_ids=[STREET, SILENT, CROWD], every="PT12H", max_pages=3, endpoint=endpoint)
+    assert all(request.path.endswith("/1") for request in sim.requests)
+    assert {"/tableau/" in request.path for request in sim.requests} == {endpoint == "tableau"}
+    for device_id, least in ((STREET, 3), (SILENT, 2), (CROWD, 3)):
+        windows = bounds(found, device_id)
+        assert (windows[0][0], windows[-1][1]) == (DAY_START, DAY_END)
+        assert all(len(sim.rows(device_id, *window)) <= 60 for window in windows)
+        assert len(windows) >= least
+    assert len(bounds(found, SILENT)) == 2
+    assert f"pages of {len(sim.requests)} windows; 6 were planned, {len(found)} are left" in caplog.text
+
+
+def test_a_passing_fault_does_not_end_a_plan(serve: Callable[..., Simulator], quick_retries: None) -> None:
+    sim = serve()
+    expected = plan(max_pages=3)
+    sim.add_fault(Fault("503", times=2))
+    assert plan(max_pages=3) == expected
+
+
+def test_a_device_that_the_api_does_not_know_fails_a_plan_by_size_for_good(serve: Callable[..., Simulator]) -> None:
+    serve(unknown_device="404")
+    with pytest.raises(AirflowFailException) as caught:
+        plan(device_ids=[STREET, "Wnone"], max_pages=3)
+    assert isinstance(caught.value.__cause__, NotFoundError)
+
+
+BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
+    ({"device_ids": "W1"}, "device_ids"),
+    ({"device_ids": None}, "device_ids"),
+    ({"device_ids": {"W1": 1}}, "device_ids"),
+    ({"device_ids": ["W1", "a/b"]}, "device_id"),
+    ({"device_ids": ["W1", 2]}, "device_id"),
+    ({"every": "fortnight"}, "every"),
+    ({"every": None}, "every"),
+    ({"every": "None"}, "every"),
+    ({"timezone": "Mars/Base"}, "timezone"),
+    ({"start": "2026-01-12"}, "end"),
+    ({"window": "one day"}, "window"),
+    ({"endpoint": "odata"}, "endpoint"),
+]
+BAD_LITERALS: list[tuple[dict[str, Any], str]] = [
+    ({"max_pages": 0}, "max_pages"),
+    ({"max_pages": "20"}, "max_pages"),
+    ({"max_windows": 0}, "max_windows"),
+    ({"max_windows": True}, "max_windows"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), [*BAD_ARGUMENTS, *BAD_LITERALS], ids=str)
+def test_a_literal_that_makes_no_plan_is_a_value_error_when_the_dag_is_parsed(
+    arguments: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named) as caught:
+        UnleashPlanWindowsOperator(task_id="plan", **{"device_ids": ["W1"], "every": "day", **arguments})
+    assert caught.value.argument == named
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD_ARGUMENTS, ids=str)
+def test_a_template_that_renders_to_such_a_value_fails_for_good(
+    serve: Callable[..., Simulator], arguments: dict[str, Any], named: str
+) -> None:
+    sim = serve()
+    operator = UnleashPlanWindowsOperator(
+        task_id="plan", **{"device_ids": ["W1"], "every": "day", **dict.fromkeys(arguments, "{{ ds }}")}
+    )
+    for name, value in arguments.items():  # as rendering does
+        setattr(operator, name, value)
+    with pytest.raises(AirflowFailException, match=named) as caught:
+        operator.execute(make_context())
+    assert caught.value.__cause__.argument == named
+    assert sim.requests == []
+
+
+def test_a_span_of_nothing_is_an_error_and_no_silent_skip() -> None:
+    with pytest.raises(AirflowFailException, match="nothing between them") as caught:
+        plan(start=DAY, end=DAY, every="day")
+    assert isinstance(caught.value.__cause__, WindowError)
+
+
+# ---- real runs -------------------------------------------------------------------------------------
+
+
+def test_a_run_plans_and_extracts_each_window_of_each_device_under_its_name(
+    airflow_home: Path, serve: Callable[..., Simulator], tmp_path: Path
+) -> None:
+    sim = serve(devices=(STREET, CROWD))
+    run = run_dag(
+        airflow_home,
+        f"""
+        devices = UnleashListDevicesOperator(task_id="devices")
+        plan = UnleashPlanWindowsOperator(
+            task_id="plan",
+            device_ids=devices.output,
+            start="{{{{ data_interval_start.subtract(days=1) }}}}",
+            end="{{{{ data_interval_end }}}}",
+            every="{{{{ 'day' }}}}",
+            timezone="{{{{ 'Europe/Berlin' }}}}",
+        )
+        UnleashToObjectStorageOperator.partial(
+            task_id="extract",
+            dst="file://{tmp_path}/lake",
+            map_index_template="{{{{ task.device_id }}}} {{{{ task.start[:10] }}}}",
+        ).expand_kwargs(plan.output)
+        """,
+    )
+    assert run.state == "success"
+    assert [(one["device_id"], one["start"]) for one in run.xcoms["plan"]] == [
+        (device_id, f"2026-01-{day}T01:00:00+01:00") for device_id in (STREET, CROWD) for day in (11, 12)
+    ]
+    assert run.labels == {
+        ("extract", index): f"{one['device_id']} {one['start'][:10]}" for index, one in enumerate(run.xcoms["plan"])
+    }
+    assert [run.xcoms["extract", index]["rows"] for index in range(4)] == [
+        len(sim.rows(device_id, DAY_START + day * DAY_MS, DAY_START + (day + 1) * DAY_MS - 1))
+        for device_id in (STREET, CROWD)
+        for day in (-1, 0)
+    ]
+
+
+def test_a_run_that_would_plan_too_much_fails_on_its_first_try_and_extracts_nothing(
+    airflow_home: Path, serve: Callable[..., Simulator], tmp_path: Path
+) -> None:
+    serve()
+    run = run_dag(
+        airflow_home,
+        f"""
+        devices = UnleashListDevicesOperator(task_id="devices")
+        plan = UnleashPlanWindowsOperator(
+            task_id="plan", device_ids=devices.output, every="PT1M", retries=2, retry_delay=timedelta(0)
+        )
+        UnleashToObjectStorageOperator.partial(
+            task_id="extract", dst="file://{tmp_path}/lake"
+        ).expand_kwargs(plan.output)
+        """,
+    )
+    assert run.states["plan"] == "failed"
+    assert run.tries["plan"] == 1
+    assert not (tmp_path / "lake").exists()
