@@ -157,13 +157,19 @@ def _register_assets(dag: Any) -> None:
                 session.add(AssetActive(name=asset.name, uri=asset.uri))
 
 
-def run_dag_file(home: Path, path: Path, moment: datetime | None = NEXT_DAY, variable: str = "dag") -> DagRun:
+def run_dag_file(
+    home: Path,
+    path: Path,
+    moment: datetime | None = NEXT_DAY,
+    variable: str = "dag",
+    conf: dict[str, Any] | None = None,
+) -> DagRun:
     """Run the DAG of a file as if triggered then; None is a run without a logical date. Remove the file."""
     try:
         dag = load_dag(path, variable)
         _register_assets(dag)
         name = "logical_date" if has_runs_without_dates(dag) else "execution_date"
-        dag_run = dag.test(**{name: moment})
+        dag_run = dag.test(**{name: moment}, run_conf=conf)
         return DagRun(home, dag.dag_id, dag_run.run_id)
     finally:
         path.unlink()

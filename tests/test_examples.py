@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from importlib.util import find_spec
+from itertools import pairwise, product
 from pathlib import Path
 
 import duckdb
@@ -29,6 +30,7 @@ from dag_runs import (
     DagRun,
     has_asset_state_store,
     load_dag,
+    make_context,
     run_dag_file,
 )
 
@@ -198,6 +200,42 @@ def test_wait_for_sessions_waits_and_then_lands_every_device(run_example, sim, l
         device = name.partition("/")[0].removeprefix("device=")
         lines = gzip.decompress((lake / name).read_bytes()).splitlines()
         assert [json.loads(line) for line in lines] == sim.rows(device, DAY_START, DAY_END - 1)
+
+
+def test_backfill_lands_each_step_of_a_span_of_each_device_in_a_tree_of_that_step(run_example, serve, lake, tmp_path):
+    sim = serve(devices=(STREET, SILENT))
+    for every, days in (("day", [11, 12, 13]), ("month", [11])):
+        run = run_example("backfill", conf={"start": "2026-01-11", "end": "2026-01-14", "every": every})
+        spans = [
+            (DAY_START + (day - 12) * DAY_MS, DAY_START + (until - 12) * DAY_MS - 1)
+            for day, until in pairwise([*days, 14])
+        ]
+        rows = [len(sim.rows(STREET, *span)) for span in spans]
+        assert [run.xcoms["extract", index]["rows"] for index in range(len(days))] == rows
+        assert run.xcoms["report"] == sum(rows) > 0
+        assert run.labels == {
+            ("extract", index): f"{device} 2026-01-{day}"
+            for index, (device, day) in enumerate(product((STREET, SILENT), days))
+        }
+        assert [run.states["extract", index] for index in range(2 * len(days))] == (
+            ["success"] * len(days) + ["skipped"] * len(days)
+        )
+        tree = tmp_path / f"lake_by_{every}"
+        assert [name.split("/")[1] for name in files_in(tree)] == [f"start_date=2026-01-{day}" for day in days]
+    assert files_in(lake) == []
+
+
+def test_backfill_plans_a_year_of_all_devices_by_default_and_no_more_than_airflow_maps(serve):
+    serve()
+    [path] = [path for path in EXAMPLES if path.stem == "example_unleash_backfill"]
+    dag = load_dag(path)
+    plan = dag.get_task("plan_windows")
+    plan.device_ids = [f"W{number}" for number in range(40)]
+    for name in ("start", "end", "every"):
+        setattr(plan, name, dag.params[name])
+    windows = plan.execute(make_context(None))
+    assert len(windows) == 40 * 12
+    assert (windows[0]["start"], windows[-1]["end"]) == ("2025-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
 
 
 @pytest.mark.skipif(not has_asset_state_store(), reason="this Airflow has no asset state store")
