@@ -150,6 +150,12 @@ def test_a_window_that_is_too_large_is_halved_until_it_fits() -> None:
     assert even.asked == 2 * (1 + 2 + 4 + 8)
 
 
+def test_exactly_as_many_parts_as_may_be_are_planned_and_one_less_is_refused() -> None:
+    assert len(split(Even(2), 6, 16)) == 16
+    with pytest.raises(InvalidArgumentError, match="max_windows=15"):
+        split(Even(2), 6, 15)
+
+
 @pytest.mark.parametrize("most", [2, 3, 10, 100])
 def test_more_parts_than_may_be_are_refused_after_a_bounded_number_of_requests(most: int) -> None:
     even = Even(1e6)
