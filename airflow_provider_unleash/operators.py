@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 10.0
 OnEmpty = Literal["succeed", "skip", "fail"]
-Step = Literal["hour", "day", "week", "month", "quarter", "year"]
 
 
 class _UnleashOperator(BaseOperator):
@@ -169,7 +168,7 @@ class UnleashPlanWindowsOperator(_UnleashOperator):
         self,
         *,
         device_ids: Sequence[str],
-        every: Step | timedelta | str | None = None,
+        every: timedelta | str | None = None,
         start: datetime | str | int | None = None,
         end: datetime | str | int | None = None,
         window: timedelta | str | None = None,

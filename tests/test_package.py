@@ -20,7 +20,7 @@ from airflow_provider_unleash import exceptions
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(airflow_provider_unleash.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
-CORE = ["client", "exceptions", "frames", "protocol", "simulator", "window", "writers"]
+CORE = ["client", "exceptions", "frames", "planning", "protocol", "simulator", "window", "writers"]
 
 BLOCK = """
 import importlib.abc, sys

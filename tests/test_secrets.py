@@ -23,6 +23,7 @@ from airflow_provider_unleash.operators import (
     UnleashGetAnalyticsOperator,
     UnleashListDevicesOperator,
     UnleashListSessionsOperator,
+    UnleashPlanWindowsOperator,
     UnleashToObjectStorageOperator,
 )
 from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
@@ -66,6 +67,9 @@ def events_of(trigger: object) -> list[object]:
 DOERS: dict[str, Callable[[Path], object]] = {
     "devices": lambda lake: UnleashListDevicesOperator(task_id="t").execute(make_context()),
     "sessions": lambda lake: UnleashListSessionsOperator(task_id="t", since=DAY).execute(make_context()),
+    "plan": lambda lake: UnleashPlanWindowsOperator(task_id="t", device_ids=[STREET], max_pages=9).execute(
+        make_context()
+    ),
     "rows": lambda lake: UnleashGetAnalyticsOperator(task_id="t", device_id=STREET).execute(make_context()),
     "unknown device": lambda lake: UnleashGetAnalyticsOperator(task_id="t", device_id="W0").execute(make_context()),
     "no rows": lambda lake: UnleashToObjectStorageOperator(
