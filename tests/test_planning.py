@@ -481,6 +481,48 @@ def test_a_run_plans_and_extracts_each_window_of_each_device_under_its_name(
     ]
 
 
+@pytest.mark.parametrize(
+    ("every", "timezone"),
+    [
+        ("timedelta(days=31)", "ZoneInfo('Europe/Berlin')"),
+        ("pendulum.duration(months=1)", "pendulum.timezone('Europe/Berlin')"),
+        ("'P1M'", "'Europe/Berlin'"),
+    ],
+)
+def test_a_run_takes_step_and_timezone_in_every_spelling(airflow_home: Path, every: str, timezone: str) -> None:
+    run = run_dag(
+        airflow_home,
+        f"""
+        import pendulum
+        from zoneinfo import ZoneInfo
+
+        UnleashPlanWindowsOperator(
+            task_id="plan",
+            device_ids=["W1"],
+            every={every},
+            start="2026-02-28T23:00:00Z",
+            end=datetime(2026, 4, 30, 22, tzinfo=ZoneInfo("UTC")),
+            timezone={timezone},
+        )
+        """,
+    )
+    assert [one["end"] for one in run.xcoms["plan"]] == ["2026-04-01T00:00:00+02:00", "2026-05-01T00:00:00+02:00"]
+
+
+def test_a_run_plans_the_devices_of_mapped_tasks(airflow_home: Path) -> None:
+    run = run_dag(
+        airflow_home,
+        """
+        @task
+        def name(number):
+            return f"W{number}"
+
+        UnleashPlanWindowsOperator(task_id="plan", device_ids=name.expand(number=[1, 2]), every="PT12H")
+        """,
+    )
+    assert [one["device_id"] for one in run.xcoms["plan"]] == ["W1", "W1", "W2", "W2"]
+
+
 def test_a_run_that_would_plan_too_much_fails_on_its_first_try_and_extracts_nothing(
     airflow_home: Path, serve: Callable[..., Simulator], tmp_path: Path
 ) -> None:
