@@ -704,7 +704,7 @@ def test_closing_page_counts_ends_the_requests_under_way_and_asks_no_more() -> N
 
 def test_an_error_of_one_page_count_ends_the_others() -> None:
     with Simulator() as sim, connect(sim, page_concurrency=4) as api:
-        sim.add_fault(Fault("404", path=f"/{HOURS[1][1]}/"))
+        sim.add_fault(Fault("404", path=f"/{START}/", times=None))
         sim.add_fault(Fault("slow", after=1, times=None, seconds=30))
         began = time.monotonic()
         with pytest.raises(NotFoundError):
