@@ -32,7 +32,7 @@ from airflow_provider_unleash.hooks import (
 from airflow_provider_unleash.retries import retry_arguments
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath, RetryPolicy
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath, RetryPolicy, XComArg
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_unleash.client import UnleashClient
@@ -167,7 +167,7 @@ class UnleashPlanWindowsOperator(_UnleashOperator):
     def __init__(
         self,
         *,
-        device_ids: Sequence[str],
+        device_ids: Sequence[str] | XComArg,
         every: timedelta | str | None = None,
         start: datetime | str | int | None = None,
         end: datetime | str | int | None = None,
@@ -179,7 +179,7 @@ class UnleashPlanWindowsOperator(_UnleashOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.device_ids = device_ids
+        self.device_ids: Any = device_ids  # the output of a task is its value when the task runs
         self.every = every
         self.start = start
         self.end = end
