@@ -65,9 +65,11 @@ _CONNECTION_FIELDS: dict[str, Any] = {
     },
     "mask_stream_tokens": {
         "label": "Mask stream tokens",
-        "description": "true: ?token=… in source_file_name, the credential of a live stream, becomes ?token=***. "
-        "false: rows stay as the API gives them. Empty: as false, with a warning.",
-        "schema": {"type": ["string", "null"], "enum": ["true", "false"]},
+        "description": "1: ?token=… in source_file_name, the credential of a live stream, becomes ?token=***. "
+        "0: rows stay as the API gives them. Empty: as 0, with a warning.",
+        # Numbers: Airflow takes a text under a name with «token» in it for a secret. The form would not show it again,
+        # and «false» would be *** in every log. Its select shows no booleans, and its switch has no empty state.
+        "schema": {"type": ["integer", "null"], "enum": [1, 0], "values_display": {"1": "1: mask", "0": "0: keep"}},
     },
     "verify": {
         "label": "TLS CA bundle",

@@ -325,13 +325,11 @@ def _client_arguments(connection: Connection) -> dict[str, Any]:
 
 def _expected(name: str) -> str:
     schema = _form()["conn-fields"][name]["schema"]
-    return " or ".join(schema.get("enum", schema["type"][:1]))
+    return " or ".join(map(str, schema.get("enum", schema["type"][:1])))
 
 
 def _to_bool(value: Any) -> bool:
-    known = {"true": True, "false": False}
-    if isinstance(value, bool):
-        return value
+    known = {"true": True, "false": False, "1": True, "0": False}
     if str(value).strip().lower() not in known:
         raise ValueError(value)
     return known[str(value).strip().lower()]

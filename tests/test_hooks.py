@@ -107,6 +107,8 @@ def test_a_port_without_a_host_is_not_forgotten(connect):
         ({"mask_stream_tokens": True}, "mask_stream_tokens", True),
         ({"mask_stream_tokens": False}, "mask_stream_tokens", False),
         ({"mask_stream_tokens": "true"}, "mask_stream_tokens", True),
+        ({"mask_stream_tokens": 1}, "mask_stream_tokens", True),
+        ({"mask_stream_tokens": 0}, "mask_stream_tokens", False),
         ({"mask_stream_tokens": "False"}, "mask_stream_tokens", False),
         ({"mask_stream_tokens": ""}, "mask_stream_tokens", None),
         ({"mask_stream_tokens": None}, "mask_stream_tokens", None),
@@ -197,7 +199,8 @@ def test_white_space_around_a_pasted_key_is_not_sent(serve, connect):
         ({"extra": {"page_concurrency": "four"}}, "page_concurrency"),
         ({"extra": {"page_concurrency": 0}}, "page_concurrency"),
         ({"extra": {"mask_stream_tokens": "maybe"}}, "mask_stream_tokens"),
-        ({"extra": {"mask_stream_tokens": 1}}, "mask_stream_tokens"),
+        ({"extra": {"mask_stream_tokens": 2}}, "mask_stream_tokens"),
+        ({"extra": {"mask_stream_tokens": [1]}}, "mask_stream_tokens"),
         ({"extra": {"verify": False}}, "verify"),
         ({"extra": {"verify": "/no/such/bundle.pem"}}, "verify"),
         ({"extra": {"allow_http": "perhaps"}}, "allow_http"),
@@ -577,6 +580,16 @@ def test_every_choice_and_default_of_the_form_makes_a_client(connect):
         for value in (*schema.get("enum", ()), schema.get("default"), schema.get("minimum")):
             connect(password=KEY, extra={name: value})
             open_client().close()
+
+
+def test_airflow_takes_no_choice_or_default_of_the_form_for_a_secret():
+    # It would hide the value from the form, and wherever else the same word stands.
+    from airflow.providers.common.compat.sdk import redact
+
+    for name, field in CONNECTION_TYPE["conn-fields"].items():
+        for value in (*field["schema"].get("enum", ()), field["schema"].get("default")):
+            assert redact({name: value}) == {name: value}
+    assert redact({"mask_stream_tokens": "false"}) == {"mask_stream_tokens": "***"}
 
 
 def test_the_older_form_has_a_field_for_each_extra():
