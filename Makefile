@@ -42,7 +42,7 @@ demo-ui: $(ENV)/.demo ## the examples in Airflow's web interface until Ctrl-C; P
 test: $(ENV)/.all ## all tests; ARGS="-k name" goes to pytest
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-test-live: .venv/.all ## every kind of run and lost events in a real Airflow, 6 minutes; writes docs/windows.md
+test-live: .venv/.browser ## runs, lost events, web interface of a real Airflow, 9 minutes; writes windows.md, images in docs
 	@.venv/bin/python -m pytest tests/live $(ARGS)
 
 test-stores: ## all tests of Azure and GCS stores against emulators, 4 minutes; those of S3 that take long, too
@@ -115,6 +115,12 @@ $(ENV)/.bench: $(ENV)/.demo
 	@$(INSTALL) --group bench
 	@touch $@
 
+# It brings its driver, and no browser: Debian's Chromium is meant.
+$(ENV)/.browser: $(ENV)/.all
+	@echo "Installing what drives a browser into $(ENV) …"
+	@$(INSTALL) --group browser
+	@touch $@
+
 # An environment of its own: Google's provider comes without the 200 packages it asks for. They fit no constraints.
 $(ENV)/.stores: $(ENV)/.all
 	@echo "Installing what goes to Azure and Google, and Google's stand-in, into $(ENV) …"
@@ -142,6 +148,6 @@ resolve:
 	  uv=build/uv/bin/uv; [ -x $$uv ] || { $(FIND_PYTHON); "$$python" -m venv build/uv; build/uv/bin/pip install -qq uv; }; fi; \
 	printf '%s\n' 'apache-airflow==$(AIRFLOW)' $(PINS_$(AIRFLOW):%='%') | "$$uv" pip compile - pyproject.toml --quiet \
 	  --universal --python-version 3.11 --extra parquet --extra s3 --group test --group check --group demo \
-	  --group bench --group dist --group docs --group lineage --group stores \
+	  --group bench --group browser --group dist --group docs --group lineage --group stores \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file build/resolved.txt
 	@{ echo '# Made by «make constraints»: what was newest and goes together.'; cat build/resolved.txt; } > $(CONSTRAINTS)
