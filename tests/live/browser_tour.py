@@ -281,7 +281,7 @@ def _test_connection(page: Page, stage: LiveStage, seen: Seen, picture: Path | N
 
 def _trigger(page: Page, stage: LiveStage) -> str:
     """Return the address of the run that was made."""
-    page.set_viewport_size({"width": WIDE, "height": 620})
+    page.set_viewport_size({"width": WIDE, "height": 710})
     page.goto(f"{stage.url}/dags/{DAG_ID}")
     page.get_by_test_id("trigger-dag-button").click()
     with page.expect_response(lambda answer: answer.request.method == "POST" and "/dagRuns" in answer.url) as made:
