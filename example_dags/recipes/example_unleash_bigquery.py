@@ -1,0 +1,48 @@
+"""
+Each day's files into a table of BigQuery: the day is deleted and loaded anew, so it is there once.
+
+``sql/bigquery_setup.sql`` makes what it loads into; the SQL is checked for syntax, not run. Needs
+apache-airflow-providers-google.
+"""
+
+from __future__ import annotations
+
+# [START bigquery]
+import os
+from datetime import datetime, timedelta, timezone
+
+from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.common.sql.operators.sql import SQLExecuteQueryOperator
+from airflow.timetables.interval import CronDataIntervalTimetable
+
+from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
+
+LAKE = os.environ.get("UNLEASH_LAKE", "gs://google_cloud_default@lake/unleash")
+
+with DAG(
+    dag_id="example_unleash_bigquery",
+    schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
+    start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
+    catchup=False,
+    default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
+) as dag:
+    devices = UnleashListDevicesOperator(task_id="list_devices")
+
+    extract = UnleashToObjectStorageOperator.partial(
+        task_id="extract",
+        dst=LAKE,
+        file_format="parquet",
+        on_empty="skip",
+        max_active_tis_per_dagrun=4,
+    ).expand(device_id=devices.output)
+
+    load = SQLExecuteQueryOperator(
+        task_id="load",
+        conn_id="bigquery_default",
+        sql="sql/bigquery_load.sql",
+        split_statements=False,  # one script, so one transaction
+        hook_params={"use_legacy_sql": False},
+        trigger_rule="none_failed",  # a silent camera is skipped
+    )
+    extract >> load
+# [END bigquery]

@@ -1,0 +1,73 @@
+"""
+Each day's counts by camera and class as records of a custom object in Salesforce, by its Bulk API 2.0.
+
+An upsert by an external id, so that a day that runs again replaces its records. Needs
+apache-airflow-providers-salesforce, and pyarrow.
+"""
+
+from __future__ import annotations
+
+# [START salesforce]
+import os
+from datetime import datetime, timedelta, timezone
+
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, ObjectStoragePath, task
+from airflow.timetables.interval import CronDataIntervalTimetable
+
+from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
+
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+
+with DAG(
+    dag_id="example_unleash_salesforce",
+    schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
+    start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
+    catchup=False,
+    default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
+) as dag:
+    devices = UnleashListDevicesOperator(task_id="list_devices")
+
+    extract = UnleashToObjectStorageOperator.partial(
+        task_id="extract",
+        dst=LAKE,
+        file_format="parquet",
+        on_empty="skip",
+        max_active_tis_per_dagrun=4,
+    ).expand(device_id=devices.output)
+
+    @task(trigger_rule="none_failed")
+    def upsert(summaries) -> int:
+        """Send a record for each camera and class, and return how many Salesforce has taken."""
+        import pyarrow.parquet as pq
+        from airflow.providers.salesforce.hooks.salesforce import SalesforceHook
+
+        records = []
+        for summary in summaries or ():
+            device, day = summary["device_id"], summary["start"][:10]
+            for file in summary["files"]:
+                with ObjectStoragePath(file["path"]).open("rb") as stream:
+                    rows = pq.read_table(stream, columns=["class_name", "count"])
+                for counts in rows.group_by("class_name").aggregate([("count", "sum"), ("count", "count")]).to_pylist():
+                    records.append(
+                        {
+                            "Key__c": f"{device}/{day}/{counts['class_name']}",
+                            "Device__c": device,
+                            "Day__c": day,
+                            "Class__c": counts["class_name"],
+                            "Total__c": counts["count_sum"],
+                            "Rows__c": counts["count_count"],
+                        }
+                    )
+        if not records:
+            return 0
+        camera_days = SalesforceHook("salesforce_default").get_conn().bulk2.Camera_Day__c
+        jobs = camera_days.upsert(records=records, external_id_field="Key__c")
+        # Salesforce takes what it can and refuses the rest, and calls that a success.
+        for job in jobs:
+            if job["numberRecordsFailed"]:
+                refused = camera_days.get_failed_records(job["job_id"])
+                raise AirflowFailException(f"Salesforce refused {job['numberRecordsFailed']} records:\n{refused}")
+        return sum(job["numberRecordsProcessed"] for job in jobs)
+
+    upsert(extract.output)
+# [END salesforce]

@@ -1,0 +1,58 @@
+"""
+Every day the rows of every device, and an alert that names the cameras that had none.
+
+``unleash_alerts`` is a connection whose host is an incoming webhook: Slack, Teams, Mattermost or one of your own.
+"""
+
+from __future__ import annotations
+
+# [START silent_camera]
+import os
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, BaseHook, task
+from airflow.timetables.interval import CronDataIntervalTimetable
+
+from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
+
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+
+
+def alert(context: Any) -> None:
+    """Post why the task failed; any notifier of Airflow's providers stands here as well."""
+    import requests
+
+    webhook = BaseHook.get_connection("unleash_alerts")
+    text = f"{context['ti'].dag_id}: {context['exception']}"
+    requests.post(webhook.host, json={"text": text}, timeout=30).raise_for_status()
+
+
+with DAG(
+    dag_id="example_unleash_silent_camera",
+    schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
+    start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
+    catchup=False,
+    default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
+) as dag:
+    devices = UnleashListDevicesOperator(task_id="list_devices")
+
+    extract = UnleashToObjectStorageOperator.partial(
+        task_id="extract",
+        dst=LAKE,
+        file_format="parquet",
+        on_empty="skip",  # the others land all the same, and nothing is retried
+        max_active_tis_per_dagrun=4,
+    ).expand(device_id=devices.output)
+
+    @task(trigger_rule="none_failed", on_failure_callback=alert)
+    def check_cameras(device_ids, summaries) -> None:
+        """Fail with the names of the cameras without rows; a skipped one has no summary."""
+        heard = {summary["device_id"] for summary in summaries or () if summary["rows"]}
+        silent = sorted(set(device_ids) - heard)
+        if silent:
+            # Not to be retried: the rows were asked for a moment ago.
+            raise AirflowFailException(f"No rows from {len(silent)} of {len(device_ids)} cameras: {', '.join(silent)}")
+
+    check_cameras(devices.output, extract.output)
+# [END silent_camera]

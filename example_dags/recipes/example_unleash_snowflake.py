@@ -1,0 +1,47 @@
+"""
+Each day's files into a table of Snowflake: the day is deleted and loaded anew, so it is there once.
+
+``sql/snowflake_setup.sql`` makes what it loads into; the SQL is checked for syntax, not run. Needs
+apache-airflow-providers-snowflake.
+"""
+
+from __future__ import annotations
+
+# [START snowflake]
+import os
+from datetime import datetime, timedelta, timezone
+
+from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.common.sql.operators.sql import SQLExecuteQueryOperator
+from airflow.timetables.interval import CronDataIntervalTimetable
+
+from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
+
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+
+with DAG(
+    dag_id="example_unleash_snowflake",
+    schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
+    start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
+    catchup=False,
+    default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
+) as dag:
+    devices = UnleashListDevicesOperator(task_id="list_devices")
+
+    extract = UnleashToObjectStorageOperator.partial(
+        task_id="extract",
+        dst=LAKE,
+        file_format="parquet",
+        on_empty="skip",
+        max_active_tis_per_dagrun=4,
+    ).expand(device_id=devices.output)
+
+    load = SQLExecuteQueryOperator(
+        task_id="load",
+        conn_id="snowflake_default",
+        sql="sql/snowflake_load.sql",
+        split_statements=True,
+        trigger_rule="none_failed",  # a silent camera is skipped
+    )
+    extract >> load
+# [END snowflake]

@@ -1,0 +1,30 @@
+"""
+Daily counts by camera and class, from the whole lake, as a job for spark-submit.
+
+::
+
+    spark-submit spark_daily_counts.py s3a://lake/unleash s3a://lake/daily_counts
+"""
+
+from __future__ import annotations
+
+# [START spark]
+import sys
+
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F  # noqa: N812 – its usual name
+
+lake, result = sys.argv[1:]
+spark = SparkSession.builder.appName("unleash_daily_counts").getOrCreate()
+# A camera's id is text, even where all of them look like numbers.
+spark.conf.set("spark.sql.sources.partitionColumnTypeInference.enabled", False)
+# Only what is written anew is replaced below.
+spark.conf.set("spark.sql.sources.partitionOverwriteMode", "dynamic")
+
+rows = spark.read.parquet(lake)
+counts = rows.groupBy("start_date", "device_id", "class_name").agg(
+    F.sum("count").alias("total"), F.count("*").alias("row_count")
+)
+counts.write.mode("overwrite").partitionBy("start_date").parquet(result)
+# [END spark]
+spark.stop()
