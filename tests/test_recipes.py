@@ -7,11 +7,12 @@ import hmac
 import json
 import re
 import shlex
+import sqlite3
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
@@ -24,7 +25,7 @@ import pytest
 import sqlglot
 from airflow.providers.common.compat.sdk import BaseHook, ObjectStoragePath
 from dag_runs import DAY as DAY_DATE
-from dag_runs import DAY_END, DAY_MS, DAY_START, NEXT_DAY, SILENT, STREET, UTC, load_dag
+from dag_runs import DAY_END, DAY_MS, DAY_START, NEXT_DAY, SILENT, STREET, UTC, load_dag, run_dag
 from seaweedfs import ACCESS_KEY, SECRET_KEY, serve_s3
 from sqlfluff.core import FluffConfig, Linter
 from test_examples import DAY, files_in, rows_by_device
@@ -92,33 +93,51 @@ def test_a_recipe_has_a_test_of_its_own(path):
 # ---- alert on a silent camera ------------------------------------------------------------------
 
 
-def test_silent_camera_fails_the_check_names_the_camera_and_posts_it_once(run_recipe, sim, lake, connect):
+@pytest.fixture
+def posted(connect: Callable[..., None]) -> Iterator[list[Any]]:
+    """Give what is posted to the webhook for alerts."""
     with receiving() as (url, posted):
         connect(conn_id="unleash_alerts", conn_type="http", host=url)
-        run = run_recipe("silent_camera", state="failed")
-    said = f"No rows from 1 of {len(sim.devices)} cameras: {SILENT}"
-    assert posted == [{"text": f"example_unleash_silent_camera: {said}"}]
+        yield posted
+
+
+@pytest.fixture
+def has_callbacks(airflow_home: Path, tmp_path: Path) -> bool:
+    """Tell whether tasks have callbacks in process, by a DAG that is not ours; those of Airflow 3.0 have none."""
+    run_dag(
+        airflow_home,
+        f"""
+        @task(on_failure_callback=lambda context: open({str(tmp_path / "called")!r}, "w").close())
+        def fail():
+            raise ValueError
+
+        fail()
+        """,
+    )
+    return (tmp_path / "called").exists()
+
+
+def test_silent_camera_fails_the_check_once_when_all_others_have_landed(run_recipe, sim, lake, posted):
+    run = run_recipe("silent_camera", state="failed")
     assert (run.states["check_cameras"], run.tries["check_cameras"]) == ("failed", 1)
-    # Those that are not silent have landed.
     rows = rows_by_device(sim, DAY_START, DAY_END - 1)
     assert files_in(lake) == sorted(f"device={device}/start_date={DAY}/{NAME}" for device in rows if rows[device])
 
 
-def test_silent_camera_posts_nothing_where_all_have_rows(run_recipe, serve, connect):
+@pytest.mark.parametrize("devices", [(STREET, SILENT), (SILENT,)], ids=["one of two", "the only one"])
+def test_silent_camera_is_named_to_the_webhook(run_recipe, serve, posted, has_callbacks, devices):
+    if not has_callbacks:
+        pytest.skip("dag.test() of this Airflow calls no callbacks")
+    serve(devices=devices)
+    run_recipe("silent_camera", state="failed")
+    said = f"No rows from 1 of {len(devices)} cameras: {SILENT}"
+    assert posted == [{"text": f"example_unleash_silent_camera: {said}"}]
+
+
+def test_silent_camera_posts_nothing_where_all_have_rows(run_recipe, serve, posted):
     serve(devices=(STREET,))
-    with receiving() as (url, posted):
-        connect(conn_id="unleash_alerts", conn_type="http", host=url)
-        run = run_recipe("silent_camera")
-    assert run.states["check_cameras"] == "success"
+    assert run_recipe("silent_camera").states["check_cameras"] == "success"
     assert posted == []
-
-
-def test_silent_camera_names_all_where_none_has_rows(run_recipe, serve, connect):
-    serve(devices=(SILENT,))
-    with receiving() as (url, posted):
-        connect(conn_id="unleash_alerts", conn_type="http", host=url)
-        run_recipe("silent_camera", state="failed")
-    assert posted == [{"text": f"example_unleash_silent_camera: No rows from 1 of 1 cameras: {SILENT}"}]
 
 
 # ---- hash or mask ------------------------------------------------------------------------------
@@ -424,12 +443,20 @@ def test_every_command_on_a_page_is_one_of_this_airflow_or_of_the_other():
             get_parser().parse_args(words)
 
 
+def is_in_database(home: Path, dag_id: str) -> bool:
+    with closing(sqlite3.connect(home / "airflow.db")) as database:
+        [(count,)] = database.execute("SELECT count(*) FROM serialized_dag WHERE dag_id = ?", (dag_id,))
+    return count > 0
+
+
 @pytest.mark.skipif(not HAS_BACKFILLS, reason="the command of this Airflow does the work at once")
-def test_the_backfill_of_a_year_is_of_every_day_of_it(run_recipe, serve, capsys):
+def test_the_backfill_of_a_year_is_of_every_day_of_it(run_recipe, serve, capsys, airflow_home):
     from airflow.cli.cli_parser import get_parser
 
     serve(devices=(SILENT,))
-    run_recipe("backfill")  # Airflow has to know the DAG
+    run_recipe("backfill")
+    if not is_in_database(airflow_home, "example_unleash_backfill"):
+        pytest.skip("dag.test() of this Airflow does not tell its database of the DAG")
     [_, words, _] = commands_of(ROOT / "docs" / "recipes" / "backfill.md")
     arguments = get_parser().parse_args([*words, "--dry-run"])
     capsys.readouterr()
