@@ -24,7 +24,7 @@ def alert(context: Any) -> None:
     import requests
 
     webhook = BaseHook.get_connection("unleash_alerts")
-    text = f"{context['ti'].dag_id}: {context['exception']}"
+    text = f"{context['ti'].dag_id}: {context.get('exception') or 'the log says why'}"
     requests.post(webhook.host, json={"text": text}, timeout=30).raise_for_status()
 
 
