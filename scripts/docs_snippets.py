@@ -12,7 +12,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
@@ -141,8 +141,16 @@ def _check_json(code: str) -> Iterator[str]:
 
 def read_commands(code: str) -> list[list[str]]:
     """Return the words of each command of a block for the shell."""
-    lines = code.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    commands, line = [], ""
+    for part in code.replace("\\\n", " ").splitlines(keepends=True):
+        line += part
+        with suppress(ValueError):  # a quotation that goes on in the next line
+            words = shlex.split(line, comments=True)
+            commands += [words] if words else []
+            line = ""
+    if line:
+        raise ValueError(f"No closing quotation: {line}")
+    return commands
 
 
 def _check_shell(code: str) -> Iterator[str]:

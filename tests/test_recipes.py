@@ -217,16 +217,16 @@ def test_privacy_shares_nothing_without_a_key(run_recipe, serve, lake, shared, c
 # ---- backfill a year ---------------------------------------------------------------------------
 
 
-def test_backfill_lands_past_days_and_replaces_only_the_day_that_runs_again(run_recipe, serve, lake):
+def test_past_year_lands_past_days_and_replaces_only_the_day_that_runs_again(run_recipe, serve, lake):
     serve(devices=(STREET, SILENT), seed=1)
     year_ago = [NEXT_DAY - timedelta(days=days) for days in (366, 365, 364)]
     for moment in year_ago:
-        run_recipe("backfill", moment=moment)
+        run_recipe("past_year", moment=moment)
     days = [f"start_date={moment - timedelta(days=1):%Y-%m-%d}" for moment in year_ago]
     assert [name.split("/")[1] for name in files_in(lake)] == days
     before = {name: (lake / name).read_bytes() for name in files_in(lake)}
     serve(devices=(STREET, SILENT), seed=2)
-    run_recipe("backfill", moment=year_ago[1])
+    run_recipe("past_year", moment=year_ago[1])
     after = {name: (lake / name).read_bytes() for name in files_in(lake)}
     assert list(after) == list(before)
     assert [name.split("/")[1] for name in after if after[name] != before[name]] == [days[1]]
@@ -293,7 +293,7 @@ def test_duckdb_reads_an_s3_store_through_airflows_connection_and_is_told_no_key
 
 def test_duckdb_lake_is_what_the_simulator_has(run_recipe, serve, lake):
     sim = serve(devices=(STREET, "0042", SILENT))
-    run_recipe("backfill")
+    run_recipe("past_year")
     sql = (RECIPES / "sql" / "duckdb_lake.sql").read_text()
     assert sql.count("s3://lake/unleash/") == 1
     found = duckdb.connect().execute(sql.replace("s3://lake/unleash/", f"{lake}/")).fetchall()
@@ -315,7 +315,8 @@ def statements_of(warehouse: str) -> list[str]:
     load.resolve_template_files()
     load.render_template_fields({"data_interval_start": DAY_DATE, "data_interval_end": NEXT_DAY})
     assert "{{" not in load.sql
-    return [(RECIPES / "sql" / f"{warehouse}_setup.sql").read_text(), load.sql]
+    setup = {"snowflake": "snowflake_setup.sql", "bigquery": "bigquery_setup.sql"}[warehouse]
+    return [(RECIPES / "sql" / setup).read_text(), load.sql]
 
 
 def faults_of(sql: str, dialect: str) -> list[str]:
@@ -360,7 +361,7 @@ def test_bigquery_holds_the_day_once_however_often_it_runs_in_duckdbs_dialect(ru
         for seed in (1, 2):
             sim = serve(devices=(STREET, "0042", SILENT), seed=seed)
             for moment in (NEXT_DAY, NEXT_DAY + timedelta(days=1)):
-                run_recipe("backfill", moment=moment)
+                run_recipe("past_year", moment=moment)
             warehouse.execute(
                 f"CREATE OR REPLACE VIEW unleash.lake AS FROM read_parquet('{lake}/device=*/**/*.parquet',"
                 " hive_types = {'device': VARCHAR, 'start_date': DATE})"
@@ -457,11 +458,12 @@ def test_the_backfill_of_a_year_is_of_every_day_of_it(run_recipe, serve, capsys,
     from airflow.cli.cli_parser import get_parser
 
     serve(devices=(SILENT,))
-    run_recipe("backfill")
-    if not is_in_database(airflow_home, "example_unleash_backfill"):
+    run_recipe("past_year")
+    if not is_in_database(airflow_home, "example_unleash_past_year"):
         pytest.skip("dag.test() of this Airflow does not tell its database of the DAG")
     [_, words, _] = commands_of(ROOT / "docs" / "recipes" / "backfill.md")
-    arguments = get_parser().parse_args([*words, "--dry-run"])
+    # Days of other tests have runs already.
+    arguments = get_parser().parse_args([*words, "--dry-run", "--reprocess-behavior", "completed"])
     capsys.readouterr()
     arguments.func(arguments)
     days = sorted(re.findall(r"2025-\d\d-\d\d", capsys.readouterr().out))

@@ -42,7 +42,7 @@ def test_spark_counts_the_lake_as_it_lies_and_again_after_a_day_was_replaced(run
     for seed, days in ((1, (0, 1)), (2, (1,))):
         for day in days:
             sim = serve(devices=devices, seed=seed)
-            run_recipe("backfill", moment=NEXT_DAY + timedelta(days=day))
+            run_recipe("past_year", moment=NEXT_DAY + timedelta(days=day))
             start = DAY_START + day * DAY_MS
             name = f"{NEXT_DAY + timedelta(days=day - 1):%Y-%m-%d}"
             expected = {key: value for key, value in expected.items() if key[0] != name}

@@ -6,7 +6,7 @@ A daily DAG that is fit for a backfill of a year: it begins a year ago, and asks
 
 from __future__ import annotations
 
-# [START backfill]
+# [START past_year]
 import os
 from datetime import datetime, timedelta, timezone
 
@@ -18,7 +18,7 @@ from airflow_provider_unleash.operators import UnleashListDevicesOperator, Unlea
 LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
 
 with DAG(
-    dag_id="example_unleash_backfill",
+    dag_id="example_unleash_past_year",
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2025, 1, 1, tzinfo=timezone.utc),  # runs of days before it would have no tasks
     catchup=False,  # the past comes when it is asked for, not when the DAG is switched on
@@ -38,4 +38,4 @@ with DAG(
         file_format="parquet",
         on_empty="skip",
     ).expand(device_id=devices.output)
-# [END backfill]
+# [END past_year]
