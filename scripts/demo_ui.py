@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
-import socket
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import partial
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
@@ -27,45 +25,26 @@ def show(port: int, check: bool) -> None:
     """Start everything, say where it is, and wait for the end."""
     with open_stage("demo-ui") as stage:
         print("Starting a simulator, and Airflow with a scheduler, a triggerer and its web interface …", flush=True)
-        url = f"http://127.0.0.1:{port or _free_port()}"
+        stage.listen_on(port)
         stage.start_simulator()
-        stage.environ |= _settings(url)
+        stage.environ["AIRFLOW__CORE__PARALLELISM"] = "4"
         stage.run_airflow("db", "migrate")
         # Not «standalone»: its log servers listen on all interfaces. -s leaves them out; logs are read as files.
-        stage.start_airflow("api-server", "--host", "127.0.0.1", "--port", url.rpartition(":")[2])
+        stage.start_api_server()
         stage.start_airflow("scheduler", "-s")
         stage.start_airflow("dag-processor")
         stage.start_airflow("triggerer", "-s")
-        _wait_until_ready(stage, url)
-        _greet(stage, url)
+        wait_until_ready(stage, {path.stem for path in (ROOT / "example_dags").glob("example_*.py")})
+        _greet(stage)
         if not check:
-            _wait_for_the_end(stage)
+            wait_for_the_end(stage)
         print("Stopping …", flush=True)
 
 
-def _settings(url: str) -> dict[str, str]:
-    return {
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
-        "AIRFLOW__CORE__PARALLELISM": "4",
-        "AIRFLOW__API__BASE_URL": url,
-        "AIRFLOW__API__WORKERS": "1",
-        # The parts talk to each other with these.
-        "AIRFLOW__API__SECRET_KEY": secrets.token_urlsafe(),
-        "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(),
-    }
-
-
-def _free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
-def _wait_until_ready(stage: Stage, url: str) -> None:
-    wanted = {path.stem for path in (ROOT / "example_dags").glob("example_*.py")}
+def wait_until_ready(stage: Stage, dags: set[str]) -> None:
+    """Return when all parts are healthy and these DAGs are there."""
     deadline = time.monotonic() + SECONDS_TO_START
-    while not (_is_healthy(url) and wanted <= {dag for (dag,) in stage.query("SELECT dag_id FROM dag")}):
+    while not (_is_healthy(stage.url) and dags <= {dag for (dag,) in stage.query("SELECT dag_id FROM dag")}):
         stage.check_alive()
         if errors := stage.query("SELECT filename, stacktrace FROM import_error"):
             raise StageError("\n\n".join(f"{name} cannot be imported:\n{trace}" for name, trace in errors))
@@ -82,10 +61,10 @@ def _is_healthy(url: str) -> bool:
     return False
 
 
-def _greet(stage: Stage, url: str) -> None:
+def _greet(stage: Stage) -> None:
     print(
         f"""
-  Airflow      {url}   (no password; only this machine gets there)
+  Airflow      {stage.url}   (no password; only this machine gets there)
   simulator    {stage.api}   (connection unleash_default)
   files        {stage.lake}
   log          {stage.log}
@@ -96,7 +75,8 @@ Switch on example_unleash_daily: yesterday's rows of every device become Parquet
     )
 
 
-def _wait_for_the_end(stage: Stage) -> None:
+def wait_for_the_end(stage: Stage) -> None:
+    """Return at Ctrl-C; raise if something ends before."""
     with suppress(KeyboardInterrupt):
         while True:
             stage.check_alive()

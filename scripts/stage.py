@@ -1,12 +1,14 @@
-"""What demo, demo-ui and bench share: a simulated API, and an Airflow of their own in a temporary folder."""
+"""What demos, bench and live tests share: a simulated API, and an Airflow of their own in a temporary folder."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from airflow_provider_unleash.simulator import DEFAULT_KEYS
 
@@ -39,7 +43,7 @@ class Stage:
         self.home = home
         self.lake = folder / "lake" / "unleash"
         self.log = folder / "airflow.log"
-        self.api = ""
+        self.api = self.url = ""
         self.environ = _clean_environ() | {
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
@@ -62,6 +66,22 @@ class Stage:
         connection = {"conn_type": "unleash", "host": self.api, "password": DEFAULT_KEYS[0]}
         self.environ["AIRFLOW_CONN_UNLEASH_DEFAULT"] = json.dumps(connection)
 
+    def listen_on(self, port: int = 0) -> None:
+        """Choose where Airflow's API server will listen, on loopback: all other parts talk to it."""
+        self.url = f"http://127.0.0.1:{port or free_port()}"
+        self.environ |= {
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "AIRFLOW__API__BASE_URL": self.url,
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__API__SECRET_KEY": secrets.token_urlsafe(),
+            "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(),
+        }
+
+    def start_api_server(self) -> None:
+        """Start what all other parts of Airflow talk to."""
+        self.start_airflow("api-server", "--host", "127.0.0.1", "--port", self.url.rpartition(":")[2])
+
     def start_airflow(self, *command: str) -> subprocess.Popen[str]:
         """Start a part of Airflow that goes on until the show is over."""
         return self._start("airflow", *command)
@@ -78,6 +98,20 @@ class Stage:
         """Ask Airflow's database."""
         with closing(sqlite3.connect(self.home / "airflow.db", timeout=30)) as database:
             return database.execute(sql).fetchall()
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """Kill a part of Airflow with all that it started, as if its machine were lost."""
+        parts = [psutil.Process(process.pid)]
+        # Stopped first, from the top: else a parent sees its children die, and says so, or starts others.
+        for part in parts:
+            with suppress(psutil.NoSuchProcess):
+                part.suspend()
+                parts += part.children()
+        for part in parts:
+            with suppress(psutil.NoSuchProcess):
+                part.kill()
+        process.wait()
+        self._processes.remove(process)
 
     def check_alive(self) -> None:
         """Return if everything that was started still runs."""
@@ -132,6 +166,44 @@ class Stage:
                 process.stdout.close()
 
 
+def free_port() -> int:
+    """Return a port of loopback where nobody listens."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Return the processes that work in a folder."""
+    return [process for process in psutil.process_iter() if _cwd(process).is_relative_to(folder)]
+
+
+def kill_processes_in(folder: Path) -> None:
+    """Kill what still works in a folder: tasks have process groups of their own, but all work in Airflow's home."""
+    while left := processes_in(folder):
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=1)
+
+
+def _cwd(process: psutil.Process) -> Path:
+    with suppress(psutil.Error, OSError):
+        return Path(process.cwd())
+    return Path("/")
+
+
+@contextmanager
+def stopping(stage: Stage) -> Iterator[None]:
+    """End what was started on a stage, however the block ends."""
+    try:
+        yield
+    finally:
+        # An impatient second Ctrl-C would leave processes behind.
+        with _signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+            stage.stop()
+
+
 @contextmanager
 def open_stage(name: str) -> Iterator[Stage]:
     """Yield an empty stage, and end what was started on it however the block ends."""
@@ -146,12 +218,8 @@ def open_stage(name: str) -> Iterator[Stage]:
             shutil.rmtree(folder)
         folder.mkdir()
         stage = Stage(folder, Path(home))
-        try:
+        with stopping(stage):
             yield stage
-        finally:
-            # An impatient second Ctrl-C would leave processes behind.
-            with _signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                stage.stop()
 
 
 def run(show: Callable[[], None]) -> int:

@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from chaos_worker import Job, Report, run_try
-from seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
+from s3_lake import S3Lake, connection_to
+from seaweedfs import SeaweedFS
 
 from airflow_provider_unleash.simulator import FAULT_KINDS, Fault, Simulator
 
@@ -174,19 +175,9 @@ class Lake:
     """A store as somebody sees it who does not know this package."""
 
     def __init__(self, store: SeaweedFS, folder: Path) -> None:
-        import boto3
-        from botocore.config import Config
-
         self._folder = folder
-        self._client = boto3.client(
-            "s3",
-            endpoint_url=store.url,
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            region_name="us-east-1",
-            config=Config(retries={"max_attempts": 8}),
-        )
-        self._client.create_bucket(Bucket="lake")
+        self._s3 = S3Lake(store)
+        self.uploads = self._s3.uploads
 
     def url(self, store: str) -> str:
         return "s3://lake_conn@lake/tree" if store == "s3" else f"file://{self._folder}/tree"
@@ -196,30 +187,20 @@ class Lake:
             with suppress(FileNotFoundError):
                 return (self._folder / "tree" / target.name).read_bytes()
             return None
-        try:
-            found: bytes = self._client.get_object(Bucket="lake", Key=f"tree/{target.name}")["Body"].read()
-        except self._client.exceptions.NoSuchKey:
-            return None
-        return found
+        return self._s3.read(target.name)
 
     def names(self) -> set[tuple[str, str]]:
         """Return store and name of all that is there."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket="lake", Prefix="tree/")
-        found = {("s3", entry["Key"].removeprefix("tree/")) for page in pages for entry in page.get("Contents", ())}
+        found = {("s3", name) for name in self._s3.names()}
         tree = self._folder / "tree"
         return found | {("file", str(path.relative_to(tree))) for path in tree.rglob("*") if path.is_file()}
-
-    def uploads(self, prefix: str = "") -> list[str]:
-        """Return the keys of multipart uploads that are open."""
-        listed = self._client.list_multipart_uploads(Bucket="lake", Prefix=f"tree/{prefix}")
-        return [upload["Key"] for upload in listed.get("Uploads") or ()]
 
     def tamper(self, target: Target) -> None:
         """Take the last row from an object of lines in the S3 store, add another object and an open upload."""
         lines = (self.read(target) or b"").splitlines(keepends=True)
-        self._client.put_object(Bucket="lake", Key=f"tree/{target.name}", Body=b"".join(lines[:-1]))
-        self._client.put_object(Bucket="lake", Key="tree/stray", Body=b"")
-        self._client.create_multipart_upload(Bucket="lake", Key="tree/upload")
+        self._s3.client.put_object(Bucket="lake", Key=f"tree/{target.name}", Body=b"".join(lines[:-1]))
+        self._s3.client.put_object(Bucket="lake", Key="tree/stray", Body=b"")
+        self._s3.client.create_multipart_upload(Bucket="lake", Key="tree/upload")
 
 
 def rows_in(content: bytes, file_format: str) -> list[Row]:
@@ -348,8 +329,7 @@ class Chaos:
     def _job(self, plan: Plan, api: Simulator) -> Job:
         extra = {"timeout": 1, "max_attempts": 3, "mask_stream_tokens": False}
         unleash = {"conn_type": "unleash", "host": api.base_url, "password": api.api_key, "extra": extra}
-        s3 = {"endpoint_url": self._store.url, "region_name": "us-east-1"}
-        lake = {"conn_type": "aws", "login": ACCESS_KEY, "password": SECRET_KEY, "extra": s3}
+        lake = connection_to(self._store)
         target = plan.target
         arguments = {
             "device_id": target.device,

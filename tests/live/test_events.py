@@ -20,8 +20,9 @@ from typing import Any
 
 import pyarrow.dataset
 import pytest
+from bounds import temporary_folder, time_limit
 from dag_runs import HOUR_MS, DagRun
-from live_airflow import HERE, LiveStage, processes_in, temporary_folder, time_limit, wait_until
+from live_airflow import HERE, SECONDS_ALTOGETHER, LiveStage, processes_in, wait_until
 
 from airflow_provider_unleash.simulator import generate_rows, generate_sessions
 
@@ -60,7 +61,7 @@ class Seen:
 @pytest.fixture(scope="module")
 def seen() -> Seen:
     """Give what a hundred sessions left behind; nothing runs any more."""
-    with time_limit(), temporary_folder() as folder:
+    with time_limit(SECONDS_ALTOGETHER), temporary_folder() as folder:
         stage = LiveStage(folder / "live")
         try:
             return watch(stage, folder)
