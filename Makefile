@@ -21,8 +21,8 @@ CONSTRAINTS := constraints/airflow-$(AIRFLOW).txt
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-ui test test-live test-stores test-recipes chaos bench check docs matrix dist \
-  constraints resolve clean
+.PHONY: help setup demo demo-ui cluster test test-live test-stores test-recipes test-cluster chaos bench \
+  bench-cluster check docs matrix dist constraints resolve clean
 
 # The servers of demo and tests listen on loopback, where no proxy gets.
 comma := ,
@@ -30,7 +30,7 @@ export no_proxy := 127.0.0.1,localhost$(addprefix $(comma),$(or $(no_proxy),$(NO
 export NO_PROXY := $(no_proxy)
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: $(ENV)/.all ## an environment with everything that the targets below need, in .venv
 
@@ -39,6 +39,9 @@ demo: $(ENV)/.demo ## a past day of all devices, from a simulated API to Parquet
 
 demo-ui: $(ENV)/.demo ## the examples in Airflow's web interface until Ctrl-C; PORT=8080 chooses its port
 	@$(BIN)/python scripts/demo_ui.py $(addprefix --port ,$(PORT)) $(ARGS)
+
+cluster: .venv/.cluster ## Airflow with two Celery workers on loopback until Ctrl-C; needs PostgreSQL and Redis
+	@.venv/bin/python tests/cluster/cluster.py $(ARGS)
 
 test: $(ENV)/.all ## all tests; ARGS="-k name" goes to pytest
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
@@ -54,11 +57,17 @@ test-recipes: ## the recipes for Spark, Tableau and Salesforce, and BigQuery's S
 	@$(MAKE) --silent ENV=.matrix/recipes .matrix/recipes/.recipes
 	@.matrix/recipes/bin/python -m pytest tests/recipes $(ARGS)
 
+test-cluster: .venv/.cluster ## 40 devices × 7 days on such a cluster, workers killed, 15 minutes; writes docs/scale.md
+	@.venv/bin/python -m pytest tests/cluster $(ARGS)
+
 chaos: $(ENV)/.all ## hundreds of extractions under faults and kills, 10 minutes; ARGS="--seed 1 --extractions 50"
 	@$(BIN)/python tests/chaos.py $(ARGS)
 
 bench: $(ENV)/.bench ## speed and memory beside other tools, 30 minutes; ARGS=--page writes docs/performance.md
 	@$(BIN)/python scripts/bench.py $(ARGS)
+
+bench-cluster: .venv/.cluster ## a backfill with 1, 2 and 4 Celery workers, 15 minutes; ARGS=--page writes docs/scale.md
+	@.venv/bin/python tests/cluster/scaling.py $(ARGS)
 
 check: $(ENV)/.all ## ruff, mypy, import-linter
 	$(BIN)/ruff check
@@ -126,6 +135,11 @@ $(ENV)/.browser: $(ENV)/.all
 	@$(INSTALL) --group browser
 	@touch $@
 
+$(ENV)/.cluster: $(ENV)/.all
+	@echo "Installing what a cluster needs into $(ENV) …"
+	@$(INSTALL) --group cluster
+	@touch $@
+
 # An environment of its own: Google's provider comes without the 200 packages it asks for. They fit no constraints.
 $(ENV)/.stores: $(ENV)/.all
 	@echo "Installing what goes to Azure and Google, and Google's stand-in, into $(ENV) …"
@@ -159,6 +173,7 @@ resolve:
 	  uv=build/uv/bin/uv; [ -x $$uv ] || { $(FIND_PYTHON); "$$python" -m venv build/uv; build/uv/bin/pip install -qq uv; }; fi; \
 	printf '%s\n' 'apache-airflow==$(AIRFLOW)' $(PINS_$(AIRFLOW):%='%') | "$$uv" pip compile - pyproject.toml --quiet \
 	  --universal --python-version 3.11 --extra parquet --extra s3 --group test --group check --group demo \
-	  --group bench --group browser --group dist --group docs --group lineage --group recipes --group stores \
+	  --group bench --group browser --group cluster --group dist --group docs --group lineage --group recipes \
+	  --group stores \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file build/resolved.txt
 	@{ echo '# Made by «make constraints»: what was newest and goes together.'; cat build/resolved.txt; } > $(CONSTRAINTS)
