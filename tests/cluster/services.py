@@ -57,15 +57,21 @@ class Service:
                 self._process.wait()
         self._temporary.cleanup()
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def _start(self) -> subprocess.Popen[str]:
         raise NotImplementedError
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Tell whether it lets us in."""
         raise NotImplementedError
 
     def _wait(self) -> None:
         deadline = time.monotonic() + SECONDS_TO_START
-        while not self._answers():
+        while not self.answers():
             assert self._process is not None
             if self._process.poll() is not None or time.monotonic() > deadline:
                 log = (self.folder / "log").read_text(errors="replace")
@@ -105,7 +111,7 @@ class Redis(Service):
         process.stdin.close()
         return process
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         import redis
 
         with suppress(redis.exceptions.RedisError):
@@ -151,7 +157,7 @@ class PostgreSQL(Service):
         arguments = [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
         return self._popen([self._binary, "-D", str(data), *arguments], **options)
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         import psycopg
 
         with suppress(psycopg.OperationalError):

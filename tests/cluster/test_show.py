@@ -1,0 +1,71 @@
+"""``make cluster`` says what is missing, listens on this machine alone, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from services import PostgreSQL, Redis, Service, StageError, find_command
+
+SECONDS_TO_START = 300
+
+
+def listening(process: psutil.Process) -> set[str]:
+    """Return the addresses that a process and its descendants listen on."""
+    found = set()
+    for one in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            found |= {sock.laddr.ip for sock in one.net_connections("inet") if sock.status == psutil.CONN_LISTEN}
+    return found
+
+
+def test_a_missing_command_is_an_error_that_names_the_packages() -> None:
+    with pytest.raises(StageError, match="apt-get install postgresql redis-server"):
+        find_command("no-such-server")
+
+
+@pytest.mark.parametrize("kind", [PostgreSQL, Redis])
+def test_a_service_ends_with_its_folder(kind: type[Service]) -> None:
+    with kind() as service:
+        process = psutil.Process(service.pid)
+        assert listening(process) == {"127.0.0.1"}
+        assert service.folder.exists()
+    assert not process.is_running()
+    assert not service.folder.exists()
+
+
+@pytest.mark.parametrize("kind", [PostgreSQL, Redis])
+def test_a_service_wants_its_password(kind: type[Service]) -> None:
+    with kind() as service:
+        assert service.answers()
+        service.password = "another"
+        assert not service.answers()
+
+
+def test_ctrl_c_ends_the_cluster_and_leaves_nothing() -> None:
+    command = [sys.executable, "cluster.py"]
+    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) as show:
+        try:
+            assert show.stdout is not None
+            said = ""
+            deadline = time.monotonic() + SECONDS_TO_START
+            while "Ctrl-C" not in said and time.monotonic() < deadline and (line := show.stdout.readline()):
+                said += line
+            assert "Ctrl-C" in said
+            parts = psutil.Process(show.pid).children(recursive=True)
+            names = {" ".join(part.cmdline()) for part in parts}
+            for part in ("postgres", "redis-server", "weed", "celery worker", "scheduler", "api_server", "triggerer"):
+                assert any(part in name.replace("-m airflow ", "") for name in names), f"{part}: {sorted(names)}"
+            assert listening(psutil.Process(show.pid)) == {"127.0.0.1"}
+        finally:
+            show.send_signal(signal.SIGINT)
+        assert show.wait(120) == 0
+    assert [part for part in parts if part.is_running()] == []
+    folder = said.split("log          ")[1].split()[0]
+    assert not Path(folder).parent.exists()
