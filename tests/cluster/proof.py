@@ -423,9 +423,10 @@ def table(proof: Proof) -> list[tuple[str, str]]:
     """Return what happened, for people."""
     size, resumed = proof.size, [s["resumed_pages"] for s in proof.summaries.values() if s["resumed_pages"]]
     pages = sum(s["pages"] for s in proof.summaries.values())
+    states = ", ".join(f"{state} {number}" for state, number in proof.states.items())
     lost = ", ".join(f"{cause} {number}" for cause, number in proof.causes.most_common())
     return [
-        ("mapped tasks", f"{size.extractions}: {size.devices} devices × {size.days} days; {dict(proof.states)}"),
+        ("mapped tasks", f"{size.extractions}: {size.devices} devices × {size.days} days; {states}"),
         ("minutes", f"{proof.minutes:.1f}"),
         ("workers killed with all they ran", f"{len(proof.victims)}"),
         ("tries lost, by cause", f"{len(proof.lost)}: {lost}"),
