@@ -166,6 +166,12 @@ def _check_make(arguments: list[str]) -> Iterator[str]:
     yield from (f"no target {word} in the Makefile" for word in arguments if "=" not in word and word not in targets)
 
 
+def _check_packages(arguments: list[str]) -> Iterator[str]:
+    command = f"apt-get {' '.join(arguments)}"
+    if not any(command in path.read_text() for path in (ROOT / "tests").glob("*/*.py")):
+        yield f"no test that needs Debian's packages says: {command}"
+
+
 def _check_pip(arguments: list[str]) -> Iterator[str]:
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     for word in arguments:
@@ -194,6 +200,7 @@ def _nothing(_: object) -> Iterator[str]:
 
 
 _COMMANDS: dict[str, Callable[[list[str]], Iterator[str]]] = {
+    "apt-get": _check_packages,
     "make": _check_make,
     "pip": _check_pip,
     "python": _check_module,

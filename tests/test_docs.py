@@ -58,6 +58,7 @@ def test_code_is_an_excerpt_of_what_is_run_or_of_a_kind_that_is_tried_here(docum
         ("sql", "SELECT rows FROM nowhere\n", "no text in an example or a test has, word for word"),
         ("json", '{"timeout": 60,}\n', "no JSON"),
         ("shell", "make coffee\n", "no target coffee in the Makefile"),
+        ("shell", "apt-get install redis\n", "no test that needs Debian's packages says: apt-get install redis"),
         ("shell", "pip install 'airflow-provider-unleash[parquet,s4]'\n", "no extra s4 in pyproject.toml"),
         ("text", "airflow-provider-unleash[parquet,s4]\n", "no extra s4 in pyproject.toml"),
         ("bash", "python -m airflow_provider_unleash.simulator --prot 1\n", "unrecognized arguments: --prot 1"),
