@@ -367,7 +367,7 @@ class UnleashClient:
             self._tokens_reported = True
             log.warning(
                 "Rows carry stream tokens (?token=… in source_file_name): whoever reads them can open the live stream. "
-                'Set the connection\'s extra {"mask_stream_tokens": true} to mask them, or false to keep them'
+                'Set the connection\'s extra {"mask_stream_tokens": 1} to mask them, or 0 to keep them'
             )
         return page
 

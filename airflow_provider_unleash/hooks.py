@@ -223,7 +223,14 @@ class UnleashHook(BaseHook):
         from wtforms import BooleanField, IntegerField, StringField
         from wtforms.validators import Optional
 
-        kinds: dict[str, Any] = {"boolean": BooleanField, "integer": IntegerField}
+        class NumberField(IntegerField):
+            """Take the true and false that a connection made elsewhere may have, for 1 and 0."""
+
+            def process_formdata(self, valuelist: list[str]) -> None:
+                known = {"true": "1", "false": "0"}
+                super().process_formdata([known.get(value.lower(), value) for value in valuelist])
+
+        kinds: dict[str, Any] = {"boolean": BooleanField, "integer": NumberField}
         widgets: dict[str, Any] = {}
         for name, field in _form()["conn-fields"].items():
             kind = field["schema"]["type"][0]

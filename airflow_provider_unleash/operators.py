@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta, tzinfo
@@ -265,7 +265,7 @@ def _check_device_ids(device_ids: Any) -> None:
     from airflow_provider_unleash.protocol import check_device_id
 
     # A text is iterable, too. Airflow's outputs of mapped tasks are sequences, and no lists.
-    if isinstance(device_ids, (str, bytes, Mapping)) or not isinstance(device_ids, Iterable):
+    if isinstance(device_ids, (str, bytes, Mapping)) or not isinstance(device_ids, (Sequence, Set)):
         raise InvalidArgumentError(
             f"device_ids={device_ids!r} is no list of device ids; a template gives one only in a DAG with "
             "render_template_as_native_obj=True, the output of a task always: device_ids=devices.output",

@@ -370,7 +370,7 @@ def parse_step(value: object, argument: str = "every") -> timedelta | None:
         )
     step = step or parse_duration(value, argument)
     if step is not None and (min(_split(step)[:3]) < 0 or _split(step)[3] < timedelta(0)):
-        raise InvalidArgumentError(f"{argument}={value!r} goes forth and back", argument=argument)
+        raise InvalidArgumentError(f"{argument}={value!r} mixes positive and negative parts", argument=argument)
     return step
 
 

@@ -1,7 +1,7 @@
 """
 A past year of every device, one mapped task a device and month; started by hand, with another span or step if wanted.
 
-A step has a tree of its own: daily and monthly files of the same devices in one tree would have each row twice.
+Each span and step has a tree of its own: files of two grids of windows in one tree would have rows twice.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ with DAG(
 
     extract = UnleashToObjectStorageOperator.partial(
         task_id="extract",
-        dst=LAKE + "_by_{{ params.every }}",
+        dst=LAKE + "_{{ params.every }}s_{{ params.start }}_{{ params.end }}",  # a tree of its own for each grid
         file_format="parquet",
         on_empty="skip",
         max_active_tis_per_dag=4,  # of all runs together: the API's patience is one
@@ -55,6 +55,6 @@ with DAG(
     @task(trigger_rule="none_failed")
     def report(summaries) -> int:
         """Return the rows of all windows."""
-        return sum(summary["rows"] for summary in summaries)
+        return sum(summary["rows"] for summary in summaries or ())
 
     report(extract.output)

@@ -39,7 +39,7 @@ with DAG(
     @task(trigger_rule="none_failed")  # skipped cameras are fine, failed ones are not
     def report(summaries) -> int:
         """Return the day's rows; the place for what comes after the extraction."""
-        return sum(summary["rows"] for summary in summaries)
+        return sum(summary["rows"] for summary in summaries or ())
 
     report(extract.output)
 # [END daily]

@@ -62,7 +62,7 @@ def _generate() -> Iterator[tuple[str, str]]:
         about = (ast.get_docstring(ast.parse(source)) or "").replace("``", "`") if path.suffix == ".py" else ""
         lines.append(f"- [{name}](example_dags/{name}.md)" + (f": {about.splitlines()[0]}" if about else ""))
         yield f"example_dags/{name}.md", f"# {name}\n\n{about}\n\n````{path.suffix[1:]}\n{source}````\n"
-    yield "examples.md", "\n".join(["# Examples", "", "Each is run by the tests.", "", *lines, ""])
+    yield "examples.md", "\n".join(["# Examples", "", "Each is run by a test, or says what was not.", "", *lines, ""])
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -26,7 +26,8 @@ def clone(tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, tmp_path / name)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "tests").mkdir()
+    # What says which of Debian's packages it needs; no other test, so that code in documents is that of examples.
+    shutil.copytree(ROOT / "tests" / "cluster", tmp_path / "tests" / "cluster")
     return tmp_path
 
 

@@ -213,9 +213,23 @@ def test_backfill_lands_each_step_of_a_span_of_each_device_in_a_tree_of_that_ste
         assert [run.states["extract", index] for index in range(2 * len(days))] == (
             ["success"] * len(days) + ["skipped"] * len(days)
         )
-        tree = tmp_path / f"lake_by_{every}"
+        tree = tmp_path / f"lake_{every}s_2026-01-11_2026-01-14"
         assert [name.split("/")[1] for name in files_in(tree)] == [f"start_date=2026-01-{day}" for day in days]
     assert files_in(lake) == []
+
+
+def test_backfill_of_another_span_doubles_no_row_of_the_first(run_example, serve, tmp_path):
+    serve(devices=(STREET,))
+    for end in ("2026-01-13", "2026-01-14"):
+        run_example("backfill", conf={"start": "2026-01-11", "end": end, "every": "month"})
+        assert len(files_in(tmp_path / f"lake_months_2026-01-11_{end}")) == 1
+
+
+@pytest.mark.parametrize("name", ["daily", "backfill"])
+def test_daily_and_backfill_report_nothing_where_all_cameras_are_silent(run_example, serve, name):
+    serve(devices=(SILENT,))
+    run = run_example(name, **({"conf": {"start": "2026-01-12", "end": "2026-01-13"}} if name == "backfill" else {}))
+    assert run.xcoms["report"] == 0
 
 
 def test_backfill_plans_a_year_of_all_devices_by_default_and_no_more_than_airflow_maps(serve):

@@ -603,6 +603,18 @@ def test_the_older_form_has_a_field_for_each_extra():
         assert widget.kwargs["description"] == fields[name]["description"]
 
 
+@pytest.mark.parametrize(("typed", "saved"), [("True", 1), ("false", 0), ("1", 1), ("0", 0), ("", None)])
+def test_the_older_form_takes_a_choice_that_was_made_as_true_or_false(typed, saved):
+    pytest.importorskip("flask_appbuilder", reason="only Airflow 2 builds its form with Flask AppBuilder")
+    wtforms = pytest.importorskip("wtforms", reason="only Airflow 2 builds its form with WTForms")
+    from werkzeug.datastructures import MultiDict
+
+    field = UnleashHook.get_connection_form_widgets()["mask_stream_tokens"]
+    form = type("Form", (wtforms.Form,), {"choice": field})(MultiDict([("choice", typed)]))
+    assert form.validate()
+    assert form.choice.data == saved
+
+
 @pytest.mark.filterwarnings("ignore:ProvidersManager.hooks is deprecated")
 def test_airflow_lists_the_connection_type():
     from airflow.providers_manager import ProvidersManager

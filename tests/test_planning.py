@@ -435,6 +435,12 @@ def test_a_template_that_renders_to_such_a_value_fails_for_good(
     assert sim.requests == []
 
 
+def test_device_ids_that_can_be_read_only_once_are_refused_and_not_taken_for_none() -> None:
+    operator = UnleashPlanWindowsOperator(task_id="plan", every="day", device_ids=(device for device in ["W1"]))
+    with pytest.raises(AirflowFailException, match="device_ids"):
+        operator.execute(make_context())
+
+
 def test_a_span_of_nothing_is_an_error_and_no_silent_skip() -> None:
     with pytest.raises(AirflowFailException, match="nothing between them") as caught:
         plan(start=DAY, end=DAY, every="day")

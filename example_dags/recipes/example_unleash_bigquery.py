@@ -24,6 +24,7 @@ with DAG(
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,
+    max_active_runs=1,  # BigQuery cancels one of two transactions on one table
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
 ) as dag:
     devices = UnleashListDevicesOperator(task_id="list_devices")

@@ -73,7 +73,7 @@ class Seen:
     :param standard: the form's standard fields by name.
     :param extras: the form's extra fields by name.
     :param choices: what the selects among them offer.
-    :param key_inputs: type and value of the key's input when it is typed, and when the connection is edited.
+    :param key_inputs: type of the key's input when it is typed, with its value when the connection is edited.
     :param saved: the connection as Airflow's API returns it.
     :param edited: what the extra fields show when the connection is edited, by name.
     :param answers: of the test, by what was tested.
@@ -88,7 +88,7 @@ class Seen:
     standard: dict[str, Field] = field(default_factory=dict)
     extras: dict[str, Field] = field(default_factory=dict)
     choices: dict[str, list[str]] = field(default_factory=dict)
-    key_inputs: list[tuple[str, str]] = field(default_factory=list)
+    key_inputs: list[tuple[str, str | None]] = field(default_factory=list)
     saved: dict[str, Any] = field(default_factory=dict)
     edited: dict[str, Any] = field(default_factory=dict)
     answers: dict[str, str] = field(default_factory=dict)
@@ -257,7 +257,7 @@ def _edit_connection(page: Page, seen: Seen, change: Callable[[Locator], None]) 
 def _fill_key(form: Locator, seen: Seen, key: str) -> None:
     input_ = form.locator("[name=password]")
     input_.fill(key)
-    seen.key_inputs.append((input_.get_attribute("type") or "", ""))
+    seen.key_inputs.append((input_.get_attribute("type") or "", None))
     seen.texts[f"form {len(seen.texts)}"] = form.inner_text()
 
 

@@ -112,8 +112,8 @@ def test_selects_offer_what_the_provider_info_has(tour: Tour) -> None:
 def test_the_key_is_never_shown(tour: Tour) -> None:
     # When it has been typed, and when the form of the saved connection is opened, in turn.
     assert tour.key_inputs == [
-        *(("password", ""), ("password", "***"), ("password", "")),
-        *(("password", "***"), ("password", ""), ("password", "***")),
+        *(("password", None), ("password", "***"), ("password", None)),
+        *(("password", "***"), ("password", None), ("password", "***")),
     ]
 
 
@@ -143,7 +143,7 @@ def test_the_test_with_a_wrong_key_says_so_in_words(tour: Tour) -> None:
 
 
 def test_airflow_tests_no_connection_without_a_port(tour: Tour) -> None:
-    # https://github.com/apache/airflow/pull/73298. When this fails, README.md need not speak of it any more.
+    # https://github.com/apache/airflow/pull/73298. When this fails, docs/connection.md need not speak of it any more.
     assert tour.answers["no port"] == "Test Connection Failed: Bad Request"
 
 
