@@ -57,7 +57,7 @@ test-recipes: ## the recipes for Spark, Tableau and Salesforce, and BigQuery's S
 	@$(MAKE) --silent ENV=.matrix/recipes .matrix/recipes/.recipes
 	@.matrix/recipes/bin/python -m pytest tests/recipes $(ARGS)
 
-test-cluster: .venv/.cluster ## 40 devices × 7 days on such a cluster, workers killed, 15 minutes; writes docs/scale.md
+test-cluster: .venv/.cluster ## 40 devices × 7 days on such a cluster, workers killed, 20 minutes; writes docs/scale.md
 	@.venv/bin/python -m pytest tests/cluster $(ARGS)
 
 chaos: $(ENV)/.all ## hundreds of extractions under faults and kills, 10 minutes; ARGS="--seed 1 --extractions 50"
@@ -66,7 +66,7 @@ chaos: $(ENV)/.all ## hundreds of extractions under faults and kills, 10 minutes
 bench: $(ENV)/.bench ## speed and memory beside other tools, 30 minutes; ARGS=--page writes docs/performance.md
 	@$(BIN)/python scripts/bench.py $(ARGS)
 
-bench-cluster: .venv/.cluster ## a backfill with 1, 2 and 4 Celery workers, 15 minutes; ARGS=--page writes docs/scale.md
+bench-cluster: .venv/.cluster ## a backfill with 1, 2 and 4 Celery workers, 10 minutes; ARGS=--page writes docs/scale.md
 	@.venv/bin/python tests/cluster/scaling.py $(ARGS)
 
 check: $(ENV)/.all ## ruff, mypy, import-linter

@@ -54,6 +54,7 @@ class Measured:
     :param task_seconds: of the middle one.
     :param in_flight: requests that the API had to answer at once, at most.
     :param refused: its answers 429.
+    :param load: of the machine in the run's end, over five minutes; the workers alone make up a part of it.
     :param rss: MiB of the largest task at its largest, and how much of it is not shared.
     """
 
@@ -62,6 +63,7 @@ class Measured:
     task_seconds: float
     in_flight: int
     refused: int
+    load: float
     rss: float
     uss: float
 
@@ -108,6 +110,7 @@ def _measure(cluster: Cluster, size: Size, number: int, say: Callable[[str], Non
         task_seconds=statistics.median(end - start for *_, start, end in rows),
         in_flight=seen["max_in_flight"],
         refused=sum(request["status"] == 429 for request in seen["requests"]),
+        load=os.getloadavg()[1],
         rss=rss / 2**20,
         uss=uss / 2**20,
     )
@@ -153,10 +156,10 @@ def lines(size: Size, measured: Sequence[Measured]) -> Iterator[str]:
         " least. Workers are processes with one slot each."
     )
     yield ""
-    yield "| workers | times as fast as one | seconds | of one task | requests in flight | answers 429 |"
-    yield "| ---: | ---: | ---: | ---: | ---: | ---: |"
+    yield "| workers | times as fast as one | seconds | of one task | requests in flight | answers 429 | load |"
+    yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for one in measured:
-        cells = f"{one.seconds:.0f} | {one.task_seconds:.1f} | {one.in_flight} | {one.refused}"
+        cells = f"{one.seconds:.0f} | {one.task_seconds:.1f} | {one.in_flight} | {one.refused} | {one.load:.1f}"
         yield f"| {one.workers} | {alone.seconds / one.seconds:.2f} | {cells} |"
     ratio = alone.seconds / measured[1].seconds
     met = "met" if ratio >= GOAL else "**missed**"
@@ -171,7 +174,7 @@ def lines(size: Size, measured: Sequence[Measured]) -> Iterator[str]:
     yield from wrap(
         f"Measured on {os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python"
         f" {platform.python_version()}, Airflow {version('apache-airflow')}, Celery {version('celery')}. All parts of"
-        f" the cluster share these cores, and other work may have, too (load in the end: {os.getloadavg()[1]:.1f})."
+        " the cluster share these cores, and other work may have, too: a ratio is as good as the loads are alike."
     )
 
 
