@@ -47,7 +47,7 @@ with DAG(
         dst=LAKE + "_{{ params.every }}s_{{ params.start }}_{{ params.end }}",  # a tree of its own for each grid
         file_format="parquet",
         on_empty="skip",
-        max_active_tis_per_dag=4,  # of all runs together: the API's patience is one
+        max_active_tis_per_dag=4,  # of all runs together, as the API's limit is
         map_index_template="{{ task.device_id }} {{ task.start[:10] }}",
     ).expand_kwargs(plan.output)
     # [END backfill]

@@ -24,7 +24,8 @@ with DAG(
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,
-    default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
+    # 5 minutes later, then twice as long each time: two hours without the API cost nothing.
+    default_args={"retries": 5, "retry_delay": timedelta(minutes=5), "retry_exponential_backoff": True},
 ) as dag:
     devices = UnleashListDevicesOperator(task_id="list_devices")
 

@@ -37,5 +37,6 @@ with DAG(
         dst=LAKE,
         file_format="parquet",
         on_empty="skip",
+        max_active_tis_per_dag=8,  # of all days together
     ).expand(device_id=devices.output)
 # [END past_year]

@@ -49,8 +49,8 @@ with DAG(
     @task(trigger_rule="none_failed", on_failure_callback=alert)
     def check_cameras(device_ids, summaries) -> None:
         """Fail with the names of the cameras without rows; a skipped one has no summary."""
-        heard = {summary["device_id"] for summary in summaries or () if summary["rows"]}
-        silent = sorted(set(device_ids) - heard)
+        seen = {summary["device_id"] for summary in summaries or () if summary["rows"]}
+        silent = sorted(set(device_ids) - seen)
         if silent:
             # Not to be retried: the rows were asked for a moment ago.
             raise AirflowFailException(f"No rows from {len(silent)} of {len(device_ids)} cameras: {', '.join(silent)}")
