@@ -11,11 +11,12 @@ import sqlite3
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ import pytest
 import sqlglot
 from airflow.providers.common.compat.sdk import BaseHook, ObjectStoragePath
 from dag_runs import DAY as DAY_DATE
-from dag_runs import DAY_END, DAY_MS, DAY_START, NEXT_DAY, SILENT, STREET, UTC, load_dag, run_dag
-from seaweedfs import ACCESS_KEY, SECRET_KEY, serve_s3
+from dag_runs import DAY_END, DAY_MS, DAY_START, HOUR_MS, NEXT_DAY, SILENT, STREET, UTC, load_dag, make_context, run_dag
+from s3_lake import S3Lake, connection_to
+from seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS, serve_s3
 from sqlfluff.core import FluffConfig, Linter
 from test_examples import DAY, files_in, rows_by_device
 
+from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Simulator
 from airflow_provider_unleash.writers import COLUMNS
 
@@ -217,6 +220,107 @@ def test_privacy_shares_nothing_without_a_key(run_recipe, serve, lake, shared, c
     connect(conn_id="unleash_pseudonyms", conn_type="generic")
     run_recipe("privacy", state="failed")
     assert files_in(shared) == []
+
+
+# ---- compact -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the folder of the large files."""
+    monkeypatch.setenv("UNLEASH_COMPACT", f"file://{tmp_path}/compact")
+    return tmp_path / "compact"
+
+
+def land_hours(dst: str, devices: Iterable[str], hours: Iterable[int]) -> None:
+    """Extract hours of the day into a tree of such windows, as an hourly DAG does."""
+    for device, hour in product(devices, hours):
+        start = DAY_START + hour * HOUR_MS
+        operator = UnleashToObjectStorageOperator(
+            task_id="t", device_id=device, dst=dst, file_format="parquet", start=start, end=start + HOUR_MS
+        )
+        operator.execute(make_context())
+
+
+def rows_of_compacted(files: str) -> Counter[tuple[Any, ...]]:
+    """Return the rows of compacted files with the device of their path, as the simulator writes them."""
+    columns = ", ".join(name for name in COLUMNS if name != "timestamp")
+    stamp = "strftime(timestamp AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%gZ')"
+    with duckdb.connect() as connection:
+        return Counter(connection.execute(f"SELECT device, {stamp}, {columns} FROM '{files}'").fetchall())
+
+
+def rows_of_simulator(sim: Simulator, start_ms: int, end_ms: int) -> Counter[tuple[Any, ...]]:
+    return Counter(
+        (device, record["timestamp"], *(record[name] for name in COLUMNS if name != "timestamp"))
+        for device in sim.devices
+        for record in sim.rows(device, start_ms, end_ms - 1)
+    )
+
+
+def test_compact_has_every_row_once_and_compacts_anew_only_what_was_replaced(run_recipe, serve, lake, compacted):
+    devices = (STREET, SILENT, "0042", "a street é=1")
+    sim = serve(devices=devices)
+    land_hours(f"file://{lake}", devices, range(24))
+    before = {name: (lake / name).read_bytes() for name in files_in(lake)}
+    assert len(before) == 24 * len(devices)
+    run = run_recipe("compact")
+    expected = rows_of_simulator(sim, DAY_START, DAY_END)
+    assert rows_of_compacted(f"{compacted}/**/*.parquet") == expected
+    assert expected.total() == sum(summary["rows"] for summary in run.xcoms.values())
+    assert sum(summary["files"] for summary in run.xcoms.values()) == len(before)
+    made = {name: (compacted / name).read_bytes() for name in files_in(compacted)}
+    assert 1 < len(made) <= 4
+    assert {name.split("/")[0] for name in made} == {f"start_date={DAY}"}
+    assert {name: (lake / name).read_bytes() for name in files_in(lake)} == before
+
+    again = run_recipe("compact")
+    assert again.xcoms == {}
+    assert set(again.states.values()) == {"skipped"}
+    assert {name: (compacted / name).read_bytes() for name in files_in(compacted)} == made
+
+    # A day later, because late data is looked for some days back; only one file is another now.
+    late = serve(devices=devices, seed=2)
+    land_hours(f"file://{lake}", [STREET], [7])
+    run = run_recipe("compact", moment=NEXT_DAY + timedelta(days=1))
+    assert len(run.xcoms) == 1
+    hour = (DAY_START + 7 * HOUR_MS, DAY_START + 8 * HOUR_MS)
+    old, new = (Counter({k: n for k, n in rows_of_simulator(s, *hour).items() if k[0] == STREET}) for s in (sim, late))
+    assert old != new
+    assert rows_of_compacted(f"{compacted}/**/*.parquet") == expected - old + new
+    assert sum((compacted / name).read_bytes() != body for name, body in made.items()) == 1
+    assert files_in(compacted) == sorted(made)
+
+
+def test_compact_keeps_the_order_of_the_api(run_recipe, serve, lake, compacted):
+    sim = serve(devices=(STREET,))
+    land_hours(f"file://{lake}", [STREET], range(24))
+    run_recipe("compact")
+    [name] = files_in(compacted)
+    frames = [record["frame_number"] for record in sim.rows(STREET, DAY_START, DAY_END - 1)]
+    assert pq.ParquetFile(compacted / name).read().column("frame_number").to_pylist() == frames
+
+
+def test_compact_reads_and_writes_an_s3_store_through_airflows_connection(
+    run_recipe, serve, connect, monkeypatch, tmp_path
+):
+    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
+    monkeypatch.setenv("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+    monkeypatch.setenv("UNLEASH_COMPACT", "s3://aws_default@lake/compact")
+    sim = serve(devices=(STREET, "0042"))
+    with SeaweedFS() as store:
+        lake = S3Lake(store, prefix="compact/")
+        connect(conn_id="aws_default", **connection_to(store))
+        land_hours("s3://aws_default@lake/unleash", sim.devices, range(6, 9))
+        run_recipe("compact")
+        names = lake.names()
+        assert {name.split("/")[0] for name in names} == {f"start_date={DAY}"}
+        assert set(run_recipe("compact").states.values()) == {"skipped"}
+        assert lake.names() == names
+        for number, name in enumerate(names):
+            (tmp_path / f"{number}.parquet").write_bytes(lake.read(name) or b"")
+    expected = rows_of_simulator(sim, DAY_START + 6 * HOUR_MS, DAY_START + 9 * HOUR_MS)
+    assert rows_of_compacted(f"{tmp_path}/*.parquet") == expected
 
 
 # ---- backfill a year ---------------------------------------------------------------------------

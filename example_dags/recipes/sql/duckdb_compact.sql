@@ -1,0 +1,12 @@
+COPY (
+    SELECT * EXCLUDE (start_date, filename, file_row_number)
+    FROM read_parquet(
+        getvariable('urls'),
+        hive_types = {'device': VARCHAR, 'start_date': DATE},
+        union_by_name = true,
+        filename = true,
+        file_row_number = true
+    )
+    -- By device and window, which the names tell, and in a window as the API has them.
+    ORDER BY filename, file_row_number
+) TO $file (FORMAT parquet, COMPRESSION zstd, KV_METADATA {made_of: getvariable('made_of')});
