@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from bounds import temporary_folder, time_limit
 from browser_tour import (
     DEVICES,
     EXTRAS,
@@ -26,7 +27,7 @@ from browser_tour import (
     start_airflow,
     take_tour,
 )
-from live_airflow import LiveStage, processes_in, temporary_folder, time_limit
+from live_airflow import SECONDS_ALTOGETHER, LiveStage, processes_in
 from secret_search import files_under, leaks
 
 from airflow_provider_unleash import get_provider_info
@@ -55,7 +56,7 @@ def tour() -> Tour:
     except StageError as error:
         pytest.fail(str(error), pytrace=False)
     seen = Tour()
-    with time_limit(), temporary_folder() as seen.folder:
+    with time_limit(SECONDS_ALTOGETHER), temporary_folder() as seen.folder:
         stage, pictures = LiveStage(seen.folder / "live"), seen.folder / "pictures"
         try:
             start_airflow(stage)
