@@ -305,13 +305,13 @@ def test_compact_reads_and_writes_an_s3_store_through_airflows_connection(
     run_recipe, serve, connect, monkeypatch, tmp_path
 ):
     pytest.importorskip("s3fs", reason="the extra s3 is not installed")
-    monkeypatch.setenv("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
-    monkeypatch.setenv("UNLEASH_COMPACT", "s3://aws_default@lake/compact")
+    monkeypatch.setenv("UNLEASH_LAKE", "s3://aws_compact@lake/unleash")
+    monkeypatch.setenv("UNLEASH_COMPACT", "s3://aws_compact@lake/compact")
     sim = serve(devices=(STREET, "0042"))
     with SeaweedFS() as store:
         lake = S3Lake(store, prefix="compact/")
-        connect(conn_id="aws_default", **connection_to(store))
-        land_hours("s3://aws_default@lake/unleash", sim.devices, range(6, 9))
+        connect(conn_id="aws_compact", **connection_to(store))
+        land_hours("s3://aws_compact@lake/unleash", sim.devices, range(6, 9))
         run_recipe("compact")
         names = lake.names()
         assert {name.split("/")[0] for name in names} == {f"start_date={DAY}"}
@@ -385,7 +385,7 @@ def test_duckdb_reads_an_s3_store_through_airflows_connection_and_is_told_no_key
 ):
     pytest.importorskip("s3fs", reason="the extra s3 is not installed")
     monkeypatch.setenv("UNLEASH_WAREHOUSE", str(tmp_path / "warehouse"))
-    monkeypatch.setenv("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+    monkeypatch.setenv("UNLEASH_LAKE", "s3://aws_duckdb@lake/unleash")
     sim = serve(devices=(STREET, SILENT))
     with serve_s3() as endpoint:
         # What the page on stores shows, but for the address and the keys.
@@ -393,8 +393,8 @@ def test_duckdb_reads_an_s3_store_through_airflows_connection_and_is_told_no_key
         fields |= {"login": ACCESS_KEY, "password": SECRET_KEY}
         assert fields["extra"].pop("endpoint_url").startswith("https://minio")
         fields["extra"] |= {"endpoint_url": endpoint}
-        connect(conn_id="aws_default", **fields)
-        ObjectStoragePath("s3://aws_default@lake").mkdir()
+        connect(conn_id="aws_duckdb", **fields)
+        ObjectStoragePath("s3://aws_duckdb@lake").mkdir()
         run_recipe("duckdb")
     counts = daily_counts(sim, DAY_START, DAY_END - 1)
     assert read_counts(tmp_path / "warehouse") == {(DAY, *key): value for key, value in counts.items()}

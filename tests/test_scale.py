@@ -49,7 +49,8 @@ def calls(store: SeaweedFS, connect: Callable[..., None], monkeypatch: pytest.Mo
         return await ask(client, operation, arguments)
 
     monkeypatch.setattr(AioBaseClient, "_make_api_call", count)
-    connect(conn_id="aws_default", **connection_to(store))
+    # Airflow keeps the file system of a connection for as long as the process lives: other tests have other ids.
+    connect(conn_id="aws_scale", **connection_to(store))
     return counted
 
 
@@ -57,7 +58,7 @@ def extract(start: int, length: int, device: str = STREET, **arguments: Any) -> 
     operator = UnleashToObjectStorageOperator(
         task_id="t",
         device_id=device,
-        dst="s3://aws_default@lake/tree",
+        dst="s3://aws_scale@lake/tree",
         file_format="parquet",
         start=start,
         end=start + length,
