@@ -28,13 +28,24 @@ Which `[start, end)` a task asks of the API, in every kind of run of Airflow {ai
 `make test-live`: it makes each of these runs with a real scheduler, and reads in the API's log what was asked.
 Moments are in UTC; «the run» is the moment at which it was made.
 
+In short:
+
+| you want | do | the window |
+| --- | --- | --- |
+| each day or hour | `schedule=CronDataIntervalTimetable("@daily", timezone="UTC")` | the run's data interval |
+| to keep `schedule="@daily"` | give the task `window=timedelta(days=1)` | the day before the run |
+| local days | the timetable and `start_date` in that timezone, e.g. Europe/Berlin | the local day, 23 to 25 hours |
+| to start by hand, or by an asset | `window=…`, or `start=` and `end=` | what they say |
+| a past day again | clear its run, or a backfill | the run's data interval |
+| to try it | `airflow dags test DAG DATE` | the day before DATE |
+
 The first rule that applies wins. The log has it in a sentence, the summary as `window_rule`:
 
 1. `start_end`: the task has `start` and `end`.
 2. `data_interval`: the run has a data interval that is longer than zero.
 3. `partition_date`: the task has `window`, and the run a partition date: the window begins there.
-4. `window`: the task has `window`, which ends at the run's data interval's end, else at its logical date, else when
-   the run was made.
+4. `window`: the task has `window`, which ends at the end of the run's data interval; at its logical date, if it has no
+   data interval; or when the run was made, if it has neither.
 
 Otherwise the task fails on its first try, and asks nothing. Whole days are days in the DAG's timezone, which is that
 of its `start_date`: they have 23 or 25 hours when clocks change there. So give `start_date` and timetable one timezone.
