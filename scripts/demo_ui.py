@@ -7,15 +7,13 @@ Airflow's web interface on loopback, with the examples, a connection and a simul
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from contextlib import suppress
 from functools import partial
 from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
 
-from stage import ROOT, Stage, StageError, open_stage, run
+from stage import ROOT, Stage, StageError, ask, open_stage, run
 
 SECONDS_TO_START = 180
 PARTS = ("metadatabase", "scheduler", "triggerer", "dag_processor")
@@ -55,8 +53,7 @@ def wait_until_ready(stage: Stage, dags: set[str]) -> None:
 
 def _is_healthy(url: str) -> bool:
     with suppress(URLError, ConnectionError, TimeoutError):
-        with build_opener(ProxyHandler({})).open(f"{url}/api/v2/monitor/health", timeout=5) as answer:
-            health = json.load(answer)
+        health = ask(f"{url}/api/v2/monitor/health", timeout=5)
         return all(health[part]["status"] == "healthy" for part in PARTS)
     return False
 

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from urllib.request import ProxyHandler, Request, build_opener
 
 import psutil
 
@@ -171,6 +173,14 @@ def free_port() -> int:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port: int = server.getsockname()[1]
         return port
+
+
+def ask(url: str, body: str | None = None, *, method: str | None = None, timeout: float = 60) -> Any:
+    """Return what a server on loopback answers, as JSON; no proxy is asked."""
+    headers = {"Content-Type": "application/json"}
+    request = Request(url, None if body is None else body.encode(), headers, method=method)
+    with build_opener(ProxyHandler({})).open(request, timeout=timeout) as answer:
+        return json.load(answer)
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:

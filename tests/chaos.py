@@ -329,7 +329,7 @@ class Chaos:
     def _job(self, plan: Plan, api: Simulator) -> Job:
         extra = {"timeout": 1, "max_attempts": 3, "mask_stream_tokens": False}
         unleash = {"conn_type": "unleash", "host": api.base_url, "password": api.api_key, "extra": extra}
-        lake = connection_to(self._store)
+        lake = connection_to(self._store.url)
         target = plan.target
         arguments = {
             "device_id": target.device,

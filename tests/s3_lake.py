@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
 
 
@@ -13,19 +15,9 @@ class S3Lake:
     """
 
     def __init__(self, store: SeaweedFS, bucket: str = "lake", prefix: str = "tree/") -> None:
-        import boto3
-        from botocore.config import Config
-
         self.bucket = bucket
         self.prefix = prefix
-        self.client = boto3.client(
-            "s3",
-            endpoint_url=store.url,
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            region_name="us-east-1",
-            config=Config(retries={"max_attempts": 8}),
-        )
+        self.client = open_client(store.url)
         self.client.create_bucket(Bucket=bucket)
 
     def read(self, name: str) -> bytes | None:
@@ -46,7 +38,22 @@ class S3Lake:
         return [upload["Key"] for upload in listed.get("Uploads") or ()]
 
 
-def connection_to(store: SeaweedFS) -> dict[str, object]:
+def open_client(endpoint: str) -> Any:
+    """Return boto3's own client of a store."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        region_name="us-east-1",
+        config=Config(retries={"max_attempts": 8}),
+    )
+
+
+def connection_to(endpoint: str) -> dict[str, Any]:
     """Return the fields of an Airflow connection to a store."""
-    extra = {"endpoint_url": store.url, "region_name": "us-east-1"}
+    extra = {"endpoint_url": endpoint, "region_name": "us-east-1"}
     return {"conn_type": "aws", "login": ACCESS_KEY, "password": SECRET_KEY, "extra": extra}

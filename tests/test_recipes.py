@@ -310,7 +310,7 @@ def test_compact_reads_and_writes_an_s3_store_through_airflows_connection(
     sim = serve(devices=(STREET, "0042"))
     with SeaweedFS() as store:
         lake = S3Lake(store, prefix="compact/")
-        connect(conn_id="aws_compact", **connection_to(store))
+        connect(conn_id="aws_compact", **connection_to(store.url))
         land_hours("s3://aws_compact@lake/unleash", sim.devices, range(6, 9))
         run_recipe("compact")
         names = lake.names()

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from seaweedfs import ACCESS_KEY, SECRET_KEY, serve_s3
+from s3_lake import connection_to, open_client
+from seaweedfs import serve_s3
 
 pytest.register_assert_rewrite("store_cases")
 from store_cases import NAME, StoreCases, extract, page_of, path_of  # noqa: E402
@@ -25,25 +26,12 @@ class S3Store:
     scheme = url_scheme = "s3"
 
     def __init__(self, endpoint: str) -> None:
-        import boto3
-
         self.endpoint = endpoint
-        self._client = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            region_name="us-east-1",
-        )
+        self._client = open_client(endpoint)
         self._client.create_bucket(Bucket="lake")
 
     def connection(self, endpoint: str) -> dict[str, Any]:
-        return {
-            "conn_type": "aws",
-            "login": ACCESS_KEY,
-            "password": SECRET_KEY,
-            "extra": {"endpoint_url": endpoint, "region_name": "us-east-1"},
-        }
+        return connection_to(endpoint)
 
     def _keys(self) -> list[str]:
         return [found["Key"] for found in self._client.list_objects_v2(Bucket="lake").get("Contents", ())]

@@ -50,7 +50,7 @@ def calls(store: SeaweedFS, connect: Callable[..., None], monkeypatch: pytest.Mo
 
     monkeypatch.setattr(AioBaseClient, "_make_api_call", count)
     # Airflow keeps the file system of a connection for as long as the process lives: other tests have other ids.
-    connect(conn_id="aws_scale", **connection_to(store))
+    connect(conn_id="aws_scale", **connection_to(store.url))
     return counted
 
 

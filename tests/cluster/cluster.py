@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.request import ProxyHandler, Request, build_opener
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE.parent), str(HERE.parent.parent / "scripts")]
@@ -27,7 +26,7 @@ from services import PostgreSQL, Redis  # noqa: E402
 
 from airflow_provider_unleash.simulator import DEFAULT_KEYS, PROFILES  # noqa: E402
 from demo_ui import wait_for_the_end, wait_until_ready  # noqa: E402
-from stage import Stage, kill_processes_in, run, stopping  # noqa: E402
+from stage import Stage, ask, kill_processes_in, run, stopping  # noqa: E402
 
 DAG_ID = "cluster_backfill"
 POOL = "unleash_api"
@@ -89,7 +88,7 @@ class Cluster(Stage):
         self.environ |= _SETTINGS | {
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database.url.replace("://", "+psycopg2://"),
             "AIRFLOW__CELERY__BROKER_URL": broker.url,
-            "AIRFLOW_CONN_LAKE": json.dumps(connection_to(store)),
+            "AIRFLOW_CONN_LAKE": json.dumps(connection_to(store.url)),
             "UNLEASH_LAKE": "s3://lake@lake/tree",
         }
 
@@ -156,14 +155,6 @@ def open_cluster() -> Iterator[Cluster]:
         cluster = Cluster(folder, services)
         with stopping(cluster):
             yield cluster
-
-
-def ask(url: str, body: str | None = None, method: str | None = None) -> Any:
-    """Return what the API server or the simulator answers."""
-    headers = {"Content-Type": "application/json"}
-    request = Request(url, None if body is None else body.encode(), headers, method=method)
-    with build_opener(ProxyHandler({})).open(request, timeout=60) as answer:
-        return json.load(answer)
 
 
 def show(check: bool) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 
 import psutil
 import pyarrow as pa
-from cluster import DAG_ID, PAGE_CONCURRENCY, POOL_SLOTS, WORKERS, Cluster, ask, device_ids, open_cluster
+from cluster import DAG_ID, PAGE_CONCURRENCY, POOL_SLOTS, WORKERS, Cluster, device_ids, open_cluster
 from secret_search import files_under, leaks
 
 from airflow_provider_unleash.simulator import DEFAULT_KEYS, generate_rows
+from stage import ask
 
 DAY = datetime(2026, 1, 12, tzinfo=timezone.utc)
 DAY_MS = 86_400_000

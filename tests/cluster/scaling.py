@@ -20,10 +20,10 @@ from functools import partial
 from importlib.metadata import version
 
 import psutil
-from cluster import PAGE_CONCURRENCY, Cluster, ask, device_ids, open_cluster
+from cluster import PAGE_CONCURRENCY, Cluster, device_ids, open_cluster
 from scale_page import PICTURE, wrap, write_figures
 
-from stage import StageError, run
+from stage import StageError, ask, run
 
 WORKERS = (1, 2, 4)
 LATENCY = 0.05

@@ -20,7 +20,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import ProxyHandler, Request, build_opener
 
 from bounds import SIGNALS, temporary_folder, time_limit
 from dag_runs import DagRun
@@ -29,7 +28,7 @@ from secret_search import files_under, leaks
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent.parent / "scripts"))
-from stage import DEFAULT_KEYS, Stage, StageError, kill_processes_in, processes_in  # noqa: E402, F401
+from stage import DEFAULT_KEYS, Stage, StageError, ask, kill_processes_in  # noqa: E402
 
 ROWS_PER_DAY = 48
 SECONDS_ALTOGETHER = 15 * 60
@@ -130,7 +129,7 @@ class LiveStage(Stage):
     def has_api_server(self) -> bool:
         """Tell whether it answers already."""
         with suppress(URLError, ConnectionError, TimeoutError):
-            return bool(_ask(f"{self.url}/api/v2/version"))
+            return bool(ask(f"{self.url}/api/v2/version"))
         return False
 
     def check_alive(self) -> bool:
@@ -226,16 +225,9 @@ def _are_dags_there(live: LiveStage) -> bool:
 # ---- over HTTP ---------------------------------------------------------------------------------
 
 
-def _ask(url: str, body: str | None = None) -> Any:
-    headers = {"Content-Type": "application/json"}
-    request = Request(url, None if body is None else body.encode(), headers)
-    with build_opener(ProxyHandler({})).open(request, timeout=60) as answer:
-        return json.load(answer)
-
-
 def _post_run(live: LiveStage, kind: RunKind) -> None:
     try:
-        said = _ask(f"{live.url}/api/v2/dags/{kind.dag_id}/dagRuns", kind.run.removeprefix("POST "))
+        said = ask(f"{live.url}/api/v2/dags/{kind.dag_id}/dagRuns", kind.run.removeprefix("POST "))
     except HTTPError as error:
         said = f"{error.code} {error.read().decode()}"
     (live.said / f"{kind.dag_id}.log").write_text(str(said))
@@ -244,7 +236,7 @@ def _post_run(live: LiveStage, kind: RunKind) -> None:
 def _read_requests(api: str) -> dict[str, frozenset[tuple[int, int]]]:
     """Return which windows were asked, by device."""
     asked: dict[str, set[tuple[int, int]]] = {}
-    for request in _ask(f"{api}/_simulator/requests")["requests"]:
+    for request in ask(f"{api}/_simulator/requests")["requests"]:
         if found := re.fullmatch(r"/v1/analytics/(\w+)/(\d+)/(\d+)/\d+", request["path"]):
             device, start, end = found.groups()
             asked.setdefault(device, set()).add((int(start), int(end)))

@@ -27,12 +27,12 @@ from browser_tour import (
     start_airflow,
     take_tour,
 )
-from live_airflow import SECONDS_ALTOGETHER, LiveStage, processes_in
+from live_airflow import SECONDS_ALTOGETHER, LiveStage
 from secret_search import files_under, leaks
 
 from airflow_provider_unleash import get_provider_info
 from airflow_provider_unleash.simulator import API_VERSION
-from stage import StageError
+from stage import StageError, processes_in
 
 IMAGES = Path(__file__).parent.parent.parent / "docs" / "images"
 [TYPE] = get_provider_info()["connection-types"]

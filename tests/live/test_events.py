@@ -22,9 +22,10 @@ import pyarrow.dataset
 import pytest
 from bounds import temporary_folder, time_limit
 from dag_runs import HOUR_MS, DagRun
-from live_airflow import HERE, SECONDS_ALTOGETHER, LiveStage, processes_in, wait_until
+from live_airflow import HERE, SECONDS_ALTOGETHER, LiveStage, wait_until
 
 from airflow_provider_unleash.simulator import generate_rows, generate_sessions
+from stage import processes_in
 
 SESSIONS = 100
 SESSION_PERIOD = 1.2

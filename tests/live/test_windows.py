@@ -10,11 +10,12 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 
 import pytest
-from live_airflow import ROWS_PER_DAY, Observed, Run, observe, processes_in
+from live_airflow import ROWS_PER_DAY, Observed, Run, observe
 from run_kinds import RUN_KINDS, TO_XCOM, RunKind
 from windows_page import PAGE, outcome_of, render, window_in_log
 
 from airflow_provider_unleash.simulator import generate_rows
+from stage import processes_in
 
 ASKING = [kind for kind in RUN_KINDS if kind.expected.asked != "nothing"]
 FAILING = [kind for kind in RUN_KINDS if kind.expected.rule.startswith("error: ")]
