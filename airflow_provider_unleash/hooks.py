@@ -223,20 +223,16 @@ class UnleashHook(BaseHook):
         from wtforms import BooleanField, IntegerField, StringField
         from wtforms.validators import Optional
 
-        class NumberField(IntegerField):
-            """Take the true and false that a connection made elsewhere may have, for 1 and 0."""
-
-            def process_formdata(self, valuelist: list[str]) -> None:
-                known = {"true": "1", "false": "0"}
-                super().process_formdata([known.get(value.lower(), value) for value in valuelist])
-
-        kinds: dict[str, Any] = {"boolean": BooleanField, "integer": NumberField}
+        # Of these classes and arguments only: 2.11 refuses a class made of one, 3.0 and 3.1 know no other argument.
+        kinds: dict[str, Any] = {"boolean": BooleanField, "integer": IntegerField}
         widgets: dict[str, Any] = {}
         for name, field in _form()["conn-fields"].items():
-            kind = field["schema"]["type"][0]
+            schema = field["schema"]
+            kind = schema["type"][0]
             options: dict[str, Any] = {} if kind == "boolean" else {"widget": BS3TextFieldWidget()}
+            validators = [Optional(), *([_take_true_or_false] if schema.get("enum") == [1, 0] else [])]
             widgets[name] = kinds.get(kind, StringField)(
-                field["label"], validators=[Optional()], description=field["description"], **options
+                field["label"], validators=validators, description=field["description"], **options
             )
         return widgets
 
@@ -249,6 +245,15 @@ class UnleashHook(BaseHook):
 def _form() -> dict[str, Any]:
     form: dict[str, Any] = get_provider_info()["connection-types"][0]
     return form
+
+
+def _take_true_or_false(form: object, field: Any) -> None:
+    """Validate a number of the form: true and false, which a connection made elsewhere may have, are 1 and 0."""
+    typed = "".join(field.raw_data).strip().lower()
+    if typed in {"true", "false"}:
+        field.data, field.errors = int(typed == "true"), []
+    elif field.data not in {1, 0}:
+        field.errors = ["Neither 1 nor 0."]
 
 
 def _with_client(client: UnleashClient, pages: Generator[Page, None, None]) -> Generator[Page, None, None]:

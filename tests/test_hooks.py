@@ -603,16 +603,28 @@ def test_the_older_form_has_a_field_for_each_extra():
         assert widget.kwargs["description"] == fields[name]["description"]
 
 
-@pytest.mark.parametrize(("typed", "saved"), [("True", 1), ("false", 0), ("1", 1), ("0", 0), ("", None)])
-def test_the_older_form_takes_a_choice_that_was_made_as_true_or_false(typed, saved):
+def submit_choice(typed):
+    """Submit the older form with this in the field of a choice that is saved as a number."""
     pytest.importorskip("flask_appbuilder", reason="only Airflow 2 builds its form with Flask AppBuilder")
     wtforms = pytest.importorskip("wtforms", reason="only Airflow 2 builds its form with WTForms")
     from werkzeug.datastructures import MultiDict
 
     field = UnleashHook.get_connection_form_widgets()["mask_stream_tokens"]
-    form = type("Form", (wtforms.Form,), {"choice": field})(MultiDict([("choice", typed)]))
+    return type("Form", (wtforms.Form,), {"choice": field})(MultiDict([("choice", typed)]))
+
+
+@pytest.mark.parametrize(("typed", "saved"), [("True", 1), ("false", 0), ("1", 1), ("0", 0), ("", None)])
+def test_the_older_form_takes_a_choice_that_was_made_as_true_or_false(typed, saved):
+    form = submit_choice(typed)
     assert form.validate()
-    assert form.choice.data == saved
+    assert (form.choice.data, type(form.choice.data)) == (saved, type(saved))
+
+
+@pytest.mark.parametrize("typed", ["yes", "2"])
+def test_the_older_form_refuses_what_is_no_choice(typed):
+    form = submit_choice(typed)
+    assert not form.validate()
+    assert form.errors == {"choice": ["Neither 1 nor 0."]}
 
 
 @pytest.mark.filterwarnings("ignore:ProvidersManager.hooks is deprecated")
