@@ -159,9 +159,12 @@ def test_the_version_is_written_once():
     assert places == ["__init__.py"]
 
 
-def test_the_distribution_declares_one_provider():
-    provided = [entry.name for entry in distribution("airflow-provider-unleash").entry_points]
-    assert provided == ["provider_info"]
+def test_the_distribution_declares_one_provider_and_one_plugin():
+    entry_points = distribution("airflow-provider-unleash").entry_points
+    assert {(entry.group, entry.name) for entry in entry_points} == {
+        ("apache_airflow_provider", "provider_info"),
+        ("airflow.plugins", "unleash"),
+    }
 
 
 # ---- exceptions --------------------------------------------------------------------------------
