@@ -1,44 +1,77 @@
 """
 What Airflow loads of this package besides the provider: a listener in the scheduler that says which pool is missing.
 
-A task whose pool does not exist stays ``scheduled`` for ever. Since Airflow 3.0 neither tasks nor the DAG processor see
-pools, and Airflow itself no longer warns of them; the scheduler is the one place that knows.
+A task whose pool does not exist stays ``scheduled`` until the run times out. On Airflow 3 neither tasks nor the DAG
+processor see pools (2.11's makes a warning of them); the scheduler does, but says so in its log only, of no task.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import shlex
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowPlugin, hookimpl
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
+    from sqlalchemy.orm import Session
 
 log = logging.getLogger(__name__)
 
 # Tells a note of ours from one that somebody wrote.
-_NOTE_BEGINS = "airflow-provider-unleash: "
+_NOTE_BEGINS = "airflow-provider-unleash, "
 _MAX_NOTE = 1000  # characters: the column of Airflow's database
 _MAX_NAMES = 3
 
 
+class _Start(NamedTuple):
+    dag_id: str
+    run_id: str
+    task_ids: frozenset[str]
+
+
 class PoolListener:
     """
-    Says at the start of a DAG run which pools do not exist that its tasks of this package ask for.
+    Says at the start of a DAG run which pools do not exist that its tasks of this package wait for.
 
     It says so in the note of the run, which the UI shows, and as an error in the scheduler's log; it fails nothing.
-    A note that somebody wrote stays as it is. Its own goes when the run is started again and finds all pools. Tasks of
-    other packages, and of operators that a user derived from those of this package, are not looked at.
+    A note that somebody wrote stays as it is. Tasks of other packages, ``@task`` functions, and operators that a user
+    derived from those of this package are not looked at.
     """
+
+    def __init__(self) -> None:
+        self._starts: list[_Start] = []
 
     @hookimpl
     def on_dag_run_running(self, dag_run: DagRun, msg: str) -> None:
-        """Look at a run that the scheduler has just started; ``msg`` is not used."""
+        """Look, once the scheduler has committed it, at a run that it starts; ``msg`` is not used."""
+        from sqlalchemy import event
+        from sqlalchemy.orm import object_session
+
         try:
-            _report_missing_pools(dag_run)
-        except Exception:  # Airflow 2.11's scheduler would stop.
+            dag: Any = dag_run.dag
+            task_ids = frozenset(task.task_id for task in dag.tasks if _is_of_this_package(task))
+            session = object_session(dag_run)
+            if not task_ids or session is None:
+                return
+            # Nothing is asked or written in the scheduler's transaction: what fails there ends the scheduler, and its
+            # locks keep a second transaction out until the commit.
+            self._starts.append(_Start(dag_run.dag_id, dag_run.run_id, task_ids))
+            # Airflow 2.11 has one session for as long as the scheduler lives.
+            if not event.contains(session, "after_commit", self._look):
+                event.listen(session, "after_commit", self._look)
+        except Exception:
             log.exception("Cannot tell whether the pools of DAG %s exist", dag_run.dag_id)
+
+    def _look(self, session: Session) -> None:
+        while self._starts:
+            start = self._starts.pop()
+            try:
+                _report_missing_pools(session.get_bind(), start)
+            except Exception:
+                log.exception("Cannot tell whether the pools of DAG %s exist", start.dag_id)
 
 
 class UnleashPlugin(AirflowPlugin):
@@ -48,34 +81,51 @@ class UnleashPlugin(AirflowPlugin):
     listeners: list[Any] = [PoolListener()]  # noqa: RUF012  (as Airflow declares it)
 
 
-def _report_missing_pools(dag_run: DagRun) -> None:
-    from airflow.models.pool import Pool
-    from sqlalchemy.orm import object_session
+def _is_of_this_package(task: Any) -> bool:
+    return getattr(task, "_task_module", "").partition(".")[0] == __package__
 
-    dag: Any = dag_run.dag
-    tasks_by_pool: dict[str, list[str]] = {}
-    for task in dag.tasks if dag is not None else ():
-        if getattr(task, "_task_module", "").partition(".")[0] == __package__:
-            tasks_by_pool.setdefault(task.pool, []).append(task.task_id)
-    # The scheduler's own session, which it commits: another would wait for it.
-    session = object_session(dag_run) if tasks_by_pool else None
-    if session is None:
-        return
-    with session.no_autoflush:
-        missing = [pool for pool in tasks_by_pool if Pool.get_pool(pool, session=session) is None]
-        note = dag_run.note or ""
-    if missing:
-        said = " ".join(_say_missing(pool, tasks_by_pool[pool]) for pool in missing)
-        log.error("Run %s of DAG %s: %s", dag_run.run_id, dag_run.dag_id, said)
-        if not note or note.startswith(_NOTE_BEGINS):
-            dag_run.note = (_NOTE_BEGINS + said)[:_MAX_NOTE]
-    elif note.startswith(_NOTE_BEGINS):
-        dag_run.note = None
+
+def _report_missing_pools(bind: Any, start: _Start) -> None:
+    from airflow.models.dagrun import DagRun
+    from sqlalchemy.orm import Session
+
+    with Session(bind) as session:
+        missing = _find_missing_pools(session, start)
+        if not missing:
+            return
+        said = " ".join(_say_missing(pool, task_ids) for pool, task_ids in missing.items())
+        log.error("Run %s of DAG %s: %s", start.run_id, start.dag_id, said)
+        run = session.query(DagRun).filter_by(dag_id=start.dag_id, run_id=start.run_id).one()
+        if not run.note or run.note.startswith(_NOTE_BEGINS):
+            now = datetime.now(timezone.utc)
+            run.note = f"{_NOTE_BEGINS}{now:%Y-%m-%d %H:%M} UTC: {said}"[:_MAX_NOTE]
+            run.dag_run_note.user_id = None  # of who had emptied it
+            session.commit()
+
+
+def _find_missing_pools(session: Session, start: _Start) -> dict[str, list[str]]:
+    """Return the tasks that still have to run, by each pool of theirs that does not exist."""
+    from airflow.models.pool import Pool
+    from airflow.models.taskinstance import TaskInstance
+
+    waiting = (
+        session.query(TaskInstance.pool, TaskInstance.task_id)
+        .distinct()
+        .outerjoin(Pool, Pool.pool == TaskInstance.pool)
+        .filter(TaskInstance.dag_id == start.dag_id, TaskInstance.run_id == start.run_id, Pool.id.is_(None))
+        .filter(TaskInstance.state.is_(None) | (TaskInstance.state == "scheduled"))
+        .order_by(TaskInstance.pool, TaskInstance.task_id)
+    )
+    missing: dict[str, list[str]] = {}
+    for pool, task_id in waiting:
+        if task_id in start.task_ids:
+            missing.setdefault(pool, []).append(task_id)
+    return missing
 
 
 def _say_missing(pool: str, task_ids: list[str]) -> str:
     rest = f" and {len(task_ids) - _MAX_NAMES} more" if len(task_ids) > _MAX_NAMES else ""
     return (
-        f"The pool {pool!r} does not exist, so these tasks will wait for it: {', '.join(task_ids[:_MAX_NAMES])}{rest}. "
-        f"Make it under Admin > Pools, or with: airflow pools set {pool} SLOTS DESCRIPTION"
+        f"The pool {pool!r} does not exist, and these tasks wait for it: {', '.join(task_ids[:_MAX_NAMES])}{rest}. "
+        f"Make it under Admin > Pools, or with: airflow pools set {shlex.quote(pool)} SLOTS DESCRIPTION"
     )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, BaseOperator
-from dag_runs import DAY, STREET
+from airflow.providers.common.compat.sdk import DAG, BaseOperator, TaskGroup
+from dag_runs import DAY, STREET, UTC
 
 from airflow_provider_unleash.operators import UnleashGetAnalyticsOperator, UnleashListDevicesOperator
-from airflow_provider_unleash.plugins import PoolListener
+from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
 
 ROOT = Path(__file__).parent.parent
 _numbers = count(1)
@@ -31,32 +32,56 @@ def as_the_scheduler_has_it(dag: DAG) -> Any:
 
 @pytest.fixture
 def start(airflow_home: Path) -> Iterator[Callable[..., str | None]]:
-    """Give a function that has Airflow start a run of a DAG, perhaps with a note, and returns its note after that."""
-    from airflow.models import DagRun
-    from airflow.utils.session import create_session
+    """
+    Give a function that makes a run of these tasks, starts it as Airflow's scheduler does, and returns the run's note.
 
-    def start(*tasks: Callable[[], object], note: str | None = None) -> str | None:
-        run_id = f"test_plugins_{next(_numbers)}"
-        with DAG(dag_id="test_plugins", schedule=None, start_date=DAY) as dag:
-            for add_task in tasks:
+    :param note: the note that the run has before.
+    :param states: of tasks that are not new, by id.
+    """
+    from airflow.models import DagRun, TaskInstance
+    from airflow.utils.session import create_session
+    from airflow.utils.sqlalchemy import prohibit_commit
+
+    runs: list[str] = []
+
+    def start(
+        *add_tasks: Callable[[], object],
+        note: str | None = None,
+        states: dict[str, str] | None = None,
+    ) -> str | None:
+        runs.append(f"test_plugins_{next(_numbers)}")
+        with DAG(dag_id=runs[-1], schedule=None, start_date=DAY) as dag:
+            for add_task in add_tasks:
                 add_task()
+        stored = as_the_scheduler_has_it(dag)
         has_run_after = hasattr(DagRun, "run_after")
         dates = {"logical_date": DAY, "run_after": DAY} if has_run_after else {"execution_date": DAY}
+        version = {"dag_version_id": None} if hasattr(TaskInstance, "dag_version_id") else {}
         with create_session() as session:
-            run = DagRun(dag_id=dag.dag_id, run_id=run_id, run_type="manual", state="running", **dates)
+            run = DagRun(dag_id=runs[-1], run_id=runs[-1], run_type="manual", state="queued", **dates)
             session.add(run)
             session.flush()
-            if note is not None:
-                run.note = note
-            run.dag = as_the_scheduler_has_it(dag)
+            run.note = note
+            for task in stored.tasks:
+                session.add(TaskInstance(task, run_id=runs[-1], state=(states or {}).get(task.task_id), **version))
+        with create_session() as session, prohibit_commit(session) as guard:
+            run = find(session)
+            run.dag = stored
+            run.state = "running"
+            session.flush()
             run.notify_dagrun_state_changed(msg="started")
+            assert (list(session.new), list(session.dirty)) == ([], []), "the scheduler would have to write it"
+            guard.commit()
         with create_session() as session:
-            run = session.query(DagRun).filter(DagRun.run_id == run_id).one()
-            note = run.note
-            session.delete(run)
-        return note
+            return find(session).note
 
-    return start
+    def find(session: Any) -> Any:
+        return session.query(DagRun).filter(DagRun.run_id == runs[-1]).one()
+
+    yield start
+    with create_session() as session:
+        for model in (TaskInstance, DagRun):
+            session.query(model).filter(model.run_id.in_(runs)).delete()
 
 
 @pytest.fixture
@@ -72,27 +97,39 @@ def in_pool(pool: str, task_id: str = "extract") -> Callable[[], object]:
     return lambda: UnleashListDevicesOperator(task_id=task_id, pool=pool)
 
 
+def said_in(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == "airflow_provider_unleash.plugins"]
+
+
 def test_a_missing_pool_is_named_in_the_note_of_the_run_and_in_the_log(start, caplog):
     note = start(in_pool("unleash_api"))
     said = (
-        "The pool 'unleash_api' does not exist, so these tasks will wait for it: extract. "
+        "The pool 'unleash_api' does not exist, and these tasks wait for it: extract. "
         "Make it under Admin > Pools, or with: airflow pools set unleash_api SLOTS DESCRIPTION"
     )
-    assert note == f"airflow-provider-unleash: {said}"
-    [record] = [record for record in caplog.records if record.name == "airflow_provider_unleash.plugins"]
-    assert record.levelname == "ERROR"
+    name, when, text = re.fullmatch(r"(.*), (.*) UTC: (.*)", note).groups()
+    assert (name, text) == ("airflow-provider-unleash", said)
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(f"{when}+00:00")) < timedelta(minutes=2)
     page = (ROOT / "docs" / "scale.md").read_text()
-    assert note in " ".join(page.replace("\n> ", "\n").split())
-    assert re.fullmatch(rf"Run test_plugins_\d+ of DAG test_plugins: {re.escape(said)}", record.getMessage())
+    assert said in " ".join(page.replace("\n> ", "\n").split())
+    [record] = said_in(caplog)
+    assert record.levelname == "ERROR"
+    assert re.fullmatch(rf"Run test_plugins_\d+ of DAG test_plugins_\d+: {re.escape(said)}", record.getMessage())
 
 
-def test_each_missing_pool_is_named_with_its_tasks_mapped_ones_too(start, pool):
+def test_each_missing_pool_is_named_with_its_tasks(start, pool):
     def add_mapped() -> None:
         UnleashGetAnalyticsOperator.partial(task_id="mapped", pool="other").expand(device_id=[STREET])
 
-    note = start(add_mapped, in_pool(pool, "fine"), *(in_pool("many", f"task_{number}") for number in range(5)))
-    assert "'other' does not exist, so these tasks will wait for it: mapped. " in note
-    assert "'many' does not exist, so these tasks will wait for it: task_0, task_1, task_2 and 2 more. " in note
+    def add_grouped() -> None:
+        with TaskGroup("group"):
+            UnleashNewSessionsSensor(task_id="sensor", pool="third")
+
+    many = (in_pool("many", f"task_{number}") for number in range(5))
+    note = start(add_mapped, add_grouped, in_pool(pool, "fine"), *many)
+    assert "'other' does not exist, and these tasks wait for it: mapped. " in note
+    assert "'third' does not exist, and these tasks wait for it: group.sensor. " in note
+    assert "'many' does not exist, and these tasks wait for it: task_0, task_1, task_2 and 2 more. " in note
     assert "fine" not in note
 
 
@@ -101,36 +138,61 @@ def test_a_note_is_no_longer_than_airflow_takes(start):
     assert len(note) == 1000
 
 
-def test_nothing_is_said_where_the_pools_are_there(start, pool):
+def test_nothing_is_said_where_the_pools_are_there(start, pool, caplog):
     assert start(in_pool(pool)) is None
     assert start(in_pool("default_pool")) is None
     assert start(in_pool(pool), note="by hand") == "by hand"
+    assert said_in(caplog) == []
 
 
-def test_nothing_is_said_of_tasks_of_others(start):
-    assert start(lambda: BaseOperator(task_id="theirs", pool="missing")) is None
-    note = start(lambda: BaseOperator(task_id="theirs", pool="missing"), in_pool("unleash_api"))
+def test_nothing_is_said_of_tasks_that_are_not_of_this_package(start, caplog):
+    class Derived(UnleashListDevicesOperator):
+        pass
+
+    def add_others() -> None:
+        BaseOperator(task_id="theirs", pool="missing")
+        Derived(task_id="derived", pool="missing")
+
+    assert start(add_others) is None
+    assert said_in(caplog) == []
+    note = start(add_others, in_pool("unleash_api"))
     assert "'unleash_api'" in note
     assert "missing" not in note
 
 
-def test_a_note_that_somebody_wrote_stays(start):
+def test_nothing_is_said_of_tasks_that_are_over(start):
+    assert start(in_pool("gone"), states={"extract": "success"}) is None
+    note = start(in_pool("gone", "over"), in_pool("gone", "cleared"), states={"over": "success"})
+    assert "wait for it: cleared. " in note
+
+
+def test_a_note_that_somebody_wrote_stays(start, caplog):
     assert start(in_pool("unleash_api"), note="by hand") == "by hand"
+    assert len(said_in(caplog)) == 1
 
 
-def test_the_note_is_of_the_latest_start_of_the_run(start, pool):
-    earlier = start(in_pool("missing"))
-    assert start(in_pool(pool), note=earlier) is None
-    assert "'elsewhere'" in start(in_pool("elsewhere"), note=earlier)
+@pytest.mark.parametrize(
+    "note", ["", "airflow-provider-unleash, 2026-01-01 00:00 UTC: The pool 'other' does not exist"]
+)
+def test_a_note_that_is_empty_or_of_an_earlier_start_is_replaced(start, note):
+    assert "The pool 'unleash_api' does not exist" in start(in_pool("unleash_api"), note=note)
 
 
-def test_a_run_whose_dag_is_gone_is_left_alone(airflow_home, caplog):
-    PoolListener().on_dag_run_running(SimpleNamespace(dag=None, dag_id="gone"), "started")
-    assert caplog.records == []
+def test_a_scheduler_with_one_session_looks_at_each_run_once(start, caplog):
+    for _ in range(3):
+        start(in_pool("unleash_api"))
+    assert len(said_in(caplog)) == 3
 
 
-def test_a_failure_of_the_check_does_not_stop_the_scheduler(caplog):
-    PoolListener().on_dag_run_running(SimpleNamespace(dag="no DAG", dag_id="broken"), "started")
-    [record] = [record for record in caplog.records if record.name == "airflow_provider_unleash.plugins"]
-    assert record.getMessage() == "Cannot tell whether the pools of DAG broken exist"
+@pytest.mark.parametrize("broken", ["_find_missing_pools", "_is_of_this_package"])
+def test_a_failure_of_the_check_does_not_stop_the_scheduler(start, caplog, monkeypatch, broken):
+    from sqlalchemy.exc import OperationalError
+
+    def fail(*_: object) -> None:
+        raise OperationalError("SELECT", {}, Exception("the database went away"))
+
+    monkeypatch.setattr(f"airflow_provider_unleash.plugins.{broken}", fail)
+    assert start(in_pool("unleash_api")) is None
+    [record] = said_in(caplog)
+    assert re.fullmatch(r"Cannot tell whether the pools of DAG test_plugins_\d+ exist", record.getMessage())
     assert record.exc_info

@@ -6,6 +6,7 @@ Takes half a minute, so it runs only when asked for: ``make test-live``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,7 @@ def _read_runs(stage: LiveStage) -> dict[str, Any]:
 def test_the_run_that_waits_says_in_its_note_which_pool_is_missing(seen: Seen) -> None:
     run = seen.waiting[IN_MISSING]
     assert run["state"] == "running"
-    assert "The pool 'unleash_api' does not exist, so these tasks will wait for it: list. " in run["note"]
+    assert "The pool 'unleash_api' does not exist, and these tasks wait for it: list. " in run["note"]
     assert f"Run {run['dag_run_id']} of DAG {IN_MISSING}: The pool 'unleash_api' does not exist" in seen.log
 
 
@@ -81,5 +82,7 @@ def test_a_run_with_its_pool_has_no_note(seen: Seen) -> None:
     assert seen.waiting[IN_DEFAULT]["note"] is None
 
 
-def test_the_run_ends_when_the_pool_is_made(seen: Seen) -> None:
+def test_the_run_ends_when_the_pool_is_made_and_its_note_says_when_it_was_missing(seen: Seen) -> None:
     assert [run["state"] for run in seen.after.values()] == ["success", "success"]
+    assert seen.after[IN_MISSING]["note"] == seen.waiting[IN_MISSING]["note"]
+    assert re.match(r"airflow-provider-unleash, \d{4}-\d\d-\d\d \d\d:\d\d UTC: ", seen.after[IN_MISSING]["note"])
