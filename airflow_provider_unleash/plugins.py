@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowPlugin, hookimpl
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, SessionTransaction
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _NOTE_BEGINS = "airflow-provider-unleash, "
 _MAX_NOTE = 1000  # characters: the column of Airflow's database
 _MAX_NAMES = 3
+_MAX_WAIT = "2s"
 
 
 class _Start(NamedTuple):
@@ -57,16 +58,16 @@ class PoolListener:
             if not task_ids or session is None:
                 return
             # Nothing is asked or written in the scheduler's transaction: what fails there ends the scheduler, and its
-            # locks keep a second transaction out until the commit.
+            # locks keep another out. At its end, after its commit, its connection is free again.
             self._starts.append(_Start(dag_run.dag_id, dag_run.run_id, task_ids))
             # Airflow 2.11 has one session for as long as the scheduler lives.
-            if not event.contains(session, "after_commit", self._look):
-                event.listen(session, "after_commit", self._look)
+            if not event.contains(session, "after_transaction_end", self._look):
+                event.listen(session, "after_transaction_end", self._look)
         except Exception:
             log.exception("Cannot tell whether the pools of DAG %s exist", dag_run.dag_id)
 
-    def _look(self, session: Session) -> None:
-        while self._starts:
+    def _look(self, session: Session, transaction: SessionTransaction) -> None:
+        while self._starts and transaction.parent is None:
             start = self._starts.pop()
             try:
                 _report_missing_pools(session.get_bind(), start)
@@ -87,20 +88,35 @@ def _is_of_this_package(task: Any) -> bool:
 
 def _report_missing_pools(bind: Any, start: _Start) -> None:
     from airflow.models.dagrun import DagRun
+    from sqlalchemy import text
+    from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.orm import Session
 
     with Session(bind) as session:
+        if bind.dialect.name == "postgresql":  # which else waits for a lock of others without end
+            session.execute(text(f"SET LOCAL lock_timeout = '{_MAX_WAIT}'"))
+        started = session.query(DagRun).filter_by(dag_id=start.dag_id, run_id=start.run_id, state="running")
+        run = started.one_or_none()
         missing = _find_missing_pools(session, start)
-        if not missing:
+        if run is None or not missing:  # None where the start was rolled back
             return
         said = " ".join(_say_missing(pool, task_ids) for pool, task_ids in missing.items())
         log.error("Run %s of DAG %s: %s", start.run_id, start.dag_id, said)
-        run = session.query(DagRun).filter_by(dag_id=start.dag_id, run_id=start.run_id).one()
-        if not run.note or run.note.startswith(_NOTE_BEGINS):
-            now = datetime.now(timezone.utc)
-            run.note = f"{_NOTE_BEGINS}{now:%Y-%m-%d %H:%M} UTC: {said}"[:_MAX_NOTE]
-            run.dag_run_note.user_id = None  # of who had emptied it
-            session.commit()
+        try:
+            _write_note(session, run, said)
+        except SQLAlchemyError as error:  # somebody writes a note at the same time
+            log.warning("The note of run %s of DAG %s is not written: %s", start.run_id, start.dag_id, error)
+
+
+def _write_note(session: Session, run: DagRun, said: str) -> None:
+    from airflow.models.dagrun import DagRunNote
+
+    note = session.query(DagRunNote).filter_by(dag_run_id=run.id).with_for_update().one_or_none()
+    if note is None or not note.content or note.content.startswith(_NOTE_BEGINS):
+        now = datetime.now(timezone.utc)
+        run.note = f"{_NOTE_BEGINS}{now:%Y-%m-%d %H:%M} UTC: {said}"[:_MAX_NOTE]
+        run.dag_run_note.user_id = None  # of who had emptied it
+        session.commit()
 
 
 def _find_missing_pools(session: Session, start: _Start) -> dict[str, list[str]]:

@@ -37,17 +37,25 @@ def start(airflow_home: Path) -> Iterator[Callable[..., str | None]]:
 
     :param note: the note that the run has before.
     :param states: of tasks that are not new, by id.
+    :param commit: whether the scheduler's transaction comes to its end.
     """
     from airflow.models import DagRun, TaskInstance
     from airflow.utils.session import create_session
     from airflow.utils.sqlalchemy import prohibit_commit
+    from sqlalchemy import create_engine
+    from sqlalchemy.orm import Session
+    from sqlalchemy.pool import QueuePool
 
     runs: list[str] = []
+    # As that of Airflow 2.11: one session for all runs. And with no connection but its own.
+    one_connection = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 1}
+    scheduler = Session(create_engine(f"sqlite:///{airflow_home}/airflow.db", **one_connection))
 
     def start(
         *add_tasks: Callable[[], object],
         note: str | None = None,
         states: dict[str, str] | None = None,
+        commit: bool = True,
     ) -> str | None:
         runs.append(f"test_plugins_{next(_numbers)}")
         with DAG(dag_id=runs[-1], schedule=None, start_date=DAY) as dag:
@@ -64,14 +72,17 @@ def start(airflow_home: Path) -> Iterator[Callable[..., str | None]]:
             run.note = note
             for task in stored.tasks:
                 session.add(TaskInstance(task, run_id=runs[-1], state=(states or {}).get(task.task_id), **version))
-        with create_session() as session, prohibit_commit(session) as guard:
-            run = find(session)
+        with scheduler, prohibit_commit(scheduler) as guard:
+            run = find(scheduler)
             run.dag = stored
             run.state = "running"
-            session.flush()
+            scheduler.flush()
             run.notify_dagrun_state_changed(msg="started")
-            assert (list(session.new), list(session.dirty)) == ([], []), "the scheduler would have to write it"
-            guard.commit()
+            assert (list(scheduler.new), list(scheduler.dirty)) == ([], []), "the scheduler would have to write it"
+            if commit:
+                guard.commit()
+            else:
+                scheduler.rollback()
         with create_session() as session:
             return find(session).note
 
@@ -79,6 +90,7 @@ def start(airflow_home: Path) -> Iterator[Callable[..., str | None]]:
         return session.query(DagRun).filter(DagRun.run_id == runs[-1]).one()
 
     yield start
+    scheduler.get_bind().dispose()
     with create_session() as session:
         for model in (TaskInstance, DagRun):
             session.query(model).filter(model.run_id.in_(runs)).delete()
@@ -196,3 +208,23 @@ def test_a_failure_of_the_check_does_not_stop_the_scheduler(start, caplog, monke
     [record] = said_in(caplog)
     assert re.fullmatch(r"Cannot tell whether the pools of DAG test_plugins_\d+ exist", record.getMessage())
     assert record.exc_info
+
+
+def test_nothing_is_said_of_a_start_that_was_rolled_back(start, pool, caplog):
+    assert start(in_pool("unleash_api_2"), commit=False) is None
+    assert start(in_pool(pool)) is None
+    assert said_in(caplog) == []
+
+
+def test_a_note_that_cannot_be_written_is_said_in_the_log_beside_the_pool(start, caplog, monkeypatch):
+    from sqlalchemy.exc import OperationalError
+
+    def fail(*_: object) -> None:
+        raise OperationalError("INSERT", {}, Exception("canceling statement due to lock timeout"))
+
+    monkeypatch.setattr("airflow_provider_unleash.plugins._write_note", fail)
+    assert start(in_pool("unleash_api")) is None
+    error, warning = said_in(caplog)
+    assert "The pool 'unleash_api' does not exist" in error.getMessage()
+    assert warning.levelname == "WARNING"
+    assert "lock timeout" in warning.getMessage()
