@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import logging
 import shlex
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowPlugin, hookimpl
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from airflow.models.dagrun import DagRun
     from sqlalchemy.orm import Session, SessionTransaction
 
@@ -51,7 +54,7 @@ class PoolListener:
         from sqlalchemy import event
         from sqlalchemy.orm import object_session
 
-        try:
+        with _logging_failures(dag_run.dag_id):
             dag: Any = dag_run.dag
             task_ids = frozenset(task.task_id for task in dag.tasks if _is_of_this_package(task))
             session = object_session(dag_run)
@@ -63,16 +66,14 @@ class PoolListener:
             # Airflow 2.11 has one session for as long as the scheduler lives.
             if not event.contains(session, "after_transaction_end", self._look):
                 event.listen(session, "after_transaction_end", self._look)
-        except Exception:
-            log.exception("Cannot tell whether the pools of DAG %s exist", dag_run.dag_id)
 
     def _look(self, session: Session, transaction: SessionTransaction) -> None:
-        while self._starts and transaction.parent is None:
+        if transaction.parent is not None:
+            return
+        while self._starts:
             start = self._starts.pop()
-            try:
+            with _logging_failures(start.dag_id):
                 _report_missing_pools(session.get_bind(), start)
-            except Exception:
-                log.exception("Cannot tell whether the pools of DAG %s exist", start.dag_id)
 
 
 class UnleashPlugin(AirflowPlugin):
@@ -80,6 +81,14 @@ class UnleashPlugin(AirflowPlugin):
 
     name = "unleash"
     listeners: list[Any] = [PoolListener()]  # noqa: RUF012  (as Airflow declares it)
+
+
+@contextmanager
+def _logging_failures(dag_id: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception:  # of any kind: here it would end the scheduler, Airflow 2.11's from a listener, too
+        log.exception("Cannot tell whether the pools of DAG %s exist", dag_id)
 
 
 def _is_of_this_package(task: Any) -> bool:
@@ -95,10 +104,12 @@ def _report_missing_pools(bind: Any, start: _Start) -> None:
     with Session(bind) as session:
         if bind.dialect.name == "postgresql":  # which else waits for a lock of others without end
             session.execute(text(f"SET LOCAL lock_timeout = '{_MAX_WAIT}'"))
+        missing = _find_missing_pools(session, start)
+        if not missing:
+            return
         started = session.query(DagRun).filter_by(dag_id=start.dag_id, run_id=start.run_id, state="running")
         run = started.one_or_none()
-        missing = _find_missing_pools(session, start)
-        if run is None or not missing:  # None where the start was rolled back
+        if run is None:  # the start was rolled back
             return
         said = " ".join(_say_missing(pool, task_ids) for pool, task_ids in missing.items())
         log.error("Run %s of DAG %s: %s", start.run_id, start.dag_id, said)
