@@ -9,26 +9,25 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 
-from bounds import SIGNALS, temporary_folder, time_limit
+from bounds import temporary_folder, time_limit
 from dag_runs import DagRun
 from run_kinds import RUN_KINDS, RunKind
 from secret_search import files_under, leaks
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent.parent / "scripts"))
-from stage import DEFAULT_KEYS, Stage, StageError, ask, kill_processes_in  # noqa: E402
+from stage import DEFAULT_KEYS, Stage, StageError, ask, kill_processes_in, stopping  # noqa: E402
 
 ROWS_PER_DAY = 48
 SECONDS_ALTOGETHER = 15 * 60
@@ -145,6 +144,15 @@ class LiveStage(Stage):
         kill_processes_in(self.folder)
 
 
+@contextmanager
+def live_stage(folder: Path, seconds: int = SECONDS_ALTOGETHER) -> Iterator[LiveStage]:
+    """Yield a stage, and end within some seconds what was started on it, however the block ends."""
+    with time_limit(seconds):
+        stage = LiveStage(folder / "live")
+        with stopping(stage):
+            yield stage
+
+
 # ---- everything, once --------------------------------------------------------------------------
 
 
@@ -152,16 +160,11 @@ def observe() -> Observed:
     """Make all runs, wait for them, stop everything, and return what was seen."""
     with time_limit(SECONDS_ALTOGETHER), temporary_folder() as folder:
         live, tests = LiveStage(folder / "live"), LiveStage(folder / "tests")
-        try:
+        with stopping(live), stopping(tests):
             _run_everything(live, tests)
             runs = _read_runs(live, _read_workers_log) | _read_runs(tests, _read_tests_log)
             said = {path.stem: path.read_text() for stage in (live, tests) for path in stage.said.iterdir()}
             return Observed(runs, said, folder, leaks(DEFAULT_KEYS[0], files_under(folder)))
-        finally:
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
-            tests.stop()
-            live.stop()
 
 
 def _run_everything(live: LiveStage, tests: LiveStage) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from bounds import temporary_folder, time_limit
+from bounds import temporary_folder
 from browser_tour import (
     DEVICES,
     EXTRAS,
@@ -27,7 +27,7 @@ from browser_tour import (
     start_airflow,
     take_tour,
 )
-from live_airflow import SECONDS_ALTOGETHER, LiveStage
+from live_airflow import live_stage
 from secret_search import files_under, leaks
 
 from airflow_provider_unleash import get_provider_info
@@ -56,14 +56,12 @@ def tour() -> Tour:
     except StageError as error:
         pytest.fail(str(error), pytrace=False)
     seen = Tour()
-    with time_limit(SECONDS_ALTOGETHER), temporary_folder() as seen.folder:
-        stage, pictures = LiveStage(seen.folder / "live"), seen.folder / "pictures"
-        try:
+    with temporary_folder() as seen.folder:
+        pictures = seen.folder / "pictures"
+        with live_stage(seen.folder) as stage:
             start_airflow(stage)
             with open_page(seen.folder / "browser", seen) as page:
                 take_tour(page, stage, seen, pictures)
-        finally:
-            stage.stop()
         seen.api = stage.api
         seen.pictures = {path.name: path.read_bytes() for path in pictures.iterdir()}
         written = files_under(stage.folder)

@@ -20,9 +20,9 @@ from typing import Any
 
 import pyarrow.dataset
 import pytest
-from bounds import temporary_folder, time_limit
+from bounds import temporary_folder
 from dag_runs import HOUR_MS, DagRun
-from live_airflow import HERE, SECONDS_ALTOGETHER, LiveStage, wait_until
+from live_airflow import HERE, LiveStage, live_stage, wait_until
 
 from airflow_provider_unleash.simulator import generate_rows, generate_sessions
 from stage import processes_in
@@ -62,12 +62,8 @@ class Seen:
 @pytest.fixture(scope="module")
 def seen() -> Seen:
     """Give what a hundred sessions left behind; nothing runs any more."""
-    with time_limit(SECONDS_ALTOGETHER), temporary_folder() as folder:
-        stage = LiveStage(folder / "live")
-        try:
-            return watch(stage, folder)
-        finally:
-            stage.stop()
+    with temporary_folder() as folder, live_stage(folder) as stage:
+        return watch(stage, folder)
 
 
 def watch(stage: LiveStage, folder: Path) -> Seen:

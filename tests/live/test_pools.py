@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from bounds import temporary_folder, time_limit
-from live_airflow import HERE, LiveStage, wait_until
+from bounds import temporary_folder
+from live_airflow import HERE, LiveStage, live_stage, wait_until
 
 from stage import ask
 
@@ -38,12 +38,8 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen() -> Seen:
-    with time_limit(SECONDS_ALTOGETHER), temporary_folder() as folder:
-        stage = LiveStage(folder / "live")
-        try:
-            return watch(stage)
-        finally:
-            stage.stop()
+    with temporary_folder() as folder, live_stage(folder, SECONDS_ALTOGETHER) as stage:
+        return watch(stage)
 
 
 def watch(stage: LiveStage) -> Seen:
