@@ -35,13 +35,13 @@ help: ## this list
 setup: $(ENV)/.all ## an environment with everything that the targets below need, in .venv
 
 demo: $(ENV)/.demo ## a past day of all devices, from a simulated API to Parquet, checked and shown
-	@$(BIN)/python scripts/demo.py
+	@$(BIN)/python -m tools.demo
 
 demo-ui: $(ENV)/.demo ## the examples in Airflow's web interface until Ctrl-C; PORT=8080 chooses its port
-	@$(BIN)/python scripts/demo_ui.py $(addprefix --port ,$(PORT)) $(ARGS)
+	@$(BIN)/python -m tools.demo_ui $(addprefix --port ,$(PORT)) $(ARGS)
 
 cluster: .venv/.cluster ## Airflow with two Celery workers on loopback until Ctrl-C; needs PostgreSQL and Redis
-	@.venv/bin/python tests/cluster/cluster.py $(ARGS)
+	@.venv/bin/python -m tools.cluster $(ARGS)
 
 test: $(ENV)/.all ## all tests; ARGS="-k name" goes to pytest
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
@@ -61,13 +61,13 @@ test-cluster: .venv/.cluster ## 40 devices × 7 days on such a cluster, workers 
 	@.venv/bin/python -m pytest tests/cluster $(ARGS)
 
 chaos: $(ENV)/.all ## hundreds of extractions under faults and kills, 10 minutes; ARGS="--seed 1 --extractions 50"
-	@$(BIN)/python tests/chaos.py $(ARGS)
+	@$(BIN)/python -m tools.chaos $(ARGS)
 
 bench: $(ENV)/.bench ## speed and memory beside other tools, 30 minutes; ARGS=--page writes docs/performance.md
-	@$(BIN)/python scripts/bench.py $(ARGS)
+	@$(BIN)/python -m tools.bench $(ARGS)
 
 bench-cluster: .venv/.cluster ## a backfill with 1, 2 and 4 Celery workers, 10 minutes; ARGS=--page writes docs/scale.md
-	@.venv/bin/python tests/cluster/scaling.py $(ARGS)
+	@.venv/bin/python -m tools.scaling $(ARGS)
 
 check: $(ENV)/.all ## ruff, mypy, import-linter
 	$(BIN)/ruff check
@@ -78,14 +78,14 @@ check: $(ENV)/.all ## ruff, mypy, import-linter
 # Not --quiet: that drops the warnings, and with them what makes a strict build fail. Material for MkDocs prints a page
 # about its successor before each build.
 docs: $(ENV)/.docs ## docs/ and the reference as a site, in build/site; a broken link or snippet fails
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 	@echo "build/site/index.html"
 
 matrix: ## all tests on every Airflow; TARGETS="2.11.2 3.3.2@3.13" chooses; all of them: docs/compatibility.md
-	@$(FIND_PYTHON); "$$python" scripts/matrix.py $(or $(TARGETS),--page $(MATRIX)) $(if $(ARGS),--pytest "$(ARGS)")
+	@$(FIND_PYTHON); "$$python" -m tools.matrix $(or $(TARGETS),--page $(MATRIX)) $(if $(ARGS),--pytest "$(ARGS)")
 
 dist: $(ENV)/.dist ## wheel and sdist, checked, and tried in an empty environment; TARGETS as for matrix; ARGS=--extras
-	@$(BIN)/python scripts/dist.py $(if $(UV),--uv "$(UV)") $(or $(TARGETS),$(DEFAULT_AIRFLOW)) $(ARGS)
+	@$(BIN)/python -m tools.dist $(if $(UV),--uv "$(UV)") $(or $(TARGETS),$(DEFAULT_AIRFLOW)) $(ARGS)
 
 constraints: ## resolve anew what goes with each Airflow, into constraints/
 	@for version in $(VERSIONS); do $(MAKE) --no-print-directory resolve AIRFLOW=$$version; done

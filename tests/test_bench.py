@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_unleash.simulator import DEFAULT_KEYS, Simulator
-
-sys.path.append(str(Path(__file__).parent.parent / "scripts"))
-import bench
-from bench_contenders import CONTENDERS, Cost, Job, measure
-from bench_waiting import Waiting, wait
+from tools import bench
+from tools.bench_contenders import CONTENDERS, Cost, Job, measure
+from tools.bench_waiting import Waiting, wait
 
 NEEDS = {"http": "airflow.providers.http", "dlt": "dlt"}
 

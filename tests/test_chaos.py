@@ -6,9 +6,10 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from tests.support.paths import ROOT
 
 pytest.importorskip("s3fs", reason="the extra s3 is not installed")
 
@@ -17,10 +18,8 @@ EXTRACTIONS = 14
 
 
 def test_whatever_goes_wrong_the_lake_has_each_object_as_it_was_or_as_it_shall_be() -> None:
-    command = [sys.executable, "chaos.py", "--extractions", str(EXTRACTIONS), "--lanes", "2", "--tamper"]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parent, env=os.environ, capture_output=True, text=True, timeout=600
-    )
+    command = [sys.executable, "-m", "tools.chaos", "--extractions", str(EXTRACTIONS), "--lanes", "2", "--tamper"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=600)
     report, _, tampering = done.stdout.partition("found after tampering:")
     assert done.returncode == 0, done.stdout + done.stderr
     counts = {name: int(number.replace(",", "")) for number, name in re.findall(r"([0-9,]+)  (.+)", report)}

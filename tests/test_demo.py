@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import re
 import socket
-from pathlib import Path
 
 import duckdb
 import pytest
 
 from airflow_provider_unleash.simulator import PROFILES
+from tests.support.paths import ROOT
+from tools import demo
 
-ROOT = Path(__file__).parent.parent
 CAMERA, SILENT = "Wb8fabc31378ce07", "W7d2e90b4c6a1f58"
 
 
 @pytest.fixture
-def demo(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    return __import__("demo")
-
-
-@pytest.fixture
-def rows(demo):
+def rows():
     return demo.expected_rows([CAMERA, SILENT])
 
 
@@ -41,7 +35,7 @@ def write_lake(folder, rows):
         )
 
 
-def test_the_demo_expects_the_day_of_every_camera_but_not_its_end(demo):
+def test_the_demo_expects_the_day_of_every_camera_but_not_its_end():
     stamps = {row[9] for row in demo.expected_rows(PROFILES)}
     day = 24 * 3600 * 1000
     assert min(stamps) >= 1768176000000
@@ -49,39 +43,39 @@ def test_the_demo_expects_the_day_of_every_camera_but_not_its_end(demo):
     assert len({row[0] for row in demo.expected_rows(PROFILES)}) == len(PROFILES) - 1
 
 
-def test_files_with_exactly_the_expected_rows_pass(demo, rows, tmp_path):
+def test_files_with_exactly_the_expected_rows_pass(rows, tmp_path):
     write_lake(tmp_path / "lake", rows[:50])
     assert demo.compare(rows[:50], demo.read_rows(tmp_path / "lake")) == []
 
 
-def test_a_row_that_a_file_lacks_is_named(demo, rows, tmp_path):
+def test_a_row_that_a_file_lacks_is_named(rows, tmp_path):
     write_lake(tmp_path / "lake", rows[:49])
     [difference] = demo.compare(rows[:50], demo.read_rows(tmp_path / "lake"))
     assert difference.startswith(f"  {CAMERA}: 1 missing, such as ")
     assert str(rows[49][9]) in difference
 
 
-def test_a_doubled_row_fails(demo, rows):
+def test_a_doubled_row_fails(rows):
     assert "0 missing, 1 unexpected" in demo.compare(rows, [*rows, rows[7]])[0]
 
 
-def test_no_rows_at_all_fail(demo, rows):
+def test_no_rows_at_all_fail(rows):
     assert f"{len(rows)} missing" in demo.compare(rows, [])[0]
 
 
-def test_rows_of_a_silent_camera_fail(demo, rows):
+def test_rows_of_a_silent_camera_fail(rows):
     [difference] = demo.compare(rows, [*rows, (SILENT, *rows[0][1:])])
     assert difference.startswith(f"  {SILENT}: 0 missing, 1 unexpected")
 
 
 @pytest.mark.parametrize("column", range(11))
-def test_another_value_in_any_column_fails(demo, rows, column):
+def test_another_value_in_any_column_fails(rows, column):
     other = [*rows[0]]
     other[column] = "other"
     assert demo.compare(rows, [tuple(other), *rows[1:]])
 
 
-def test_a_failed_show_ends_with_exit_code_1_and_a_word(demo, capsys):
+def test_a_failed_show_ends_with_exit_code_1_and_a_word(capsys):
     def show():
         raise demo.StageError("The files do not hold the simulator's rows")
 
@@ -89,8 +83,8 @@ def test_a_failed_show_ends_with_exit_code_1_and_a_word(demo, capsys):
     assert "The files do not hold" in capsys.readouterr().err
 
 
-def test_the_simulator_is_gone_after_a_show_that_failed(demo, monkeypatch, tmp_path):
-    monkeypatch.setattr("stage.BUILD", tmp_path)
+def test_the_simulator_is_gone_after_a_show_that_failed(monkeypatch, tmp_path):
+    monkeypatch.setattr("tools.stage.BUILD", tmp_path)
     stages = []
 
     def show():
@@ -110,14 +104,14 @@ def connect(stage):
     return socket.create_connection(("127.0.0.1", int(stage.api.rpartition(":")[2])))
 
 
-def test_a_second_show_in_the_same_folder_is_refused(demo, monkeypatch, tmp_path):
-    monkeypatch.setattr("stage.BUILD", tmp_path)
+def test_a_second_show_in_the_same_folder_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("tools.stage.BUILD", tmp_path)
     with demo.open_stage("show"), pytest.raises(demo.StageError, match="running already"), demo.open_stage("show"):
         pass
 
 
-def test_a_users_own_airflow_is_left_alone(demo, monkeypatch, tmp_path):
-    monkeypatch.setattr("stage.BUILD", tmp_path)
+def test_a_users_own_airflow_is_left_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr("tools.stage.BUILD", tmp_path)
     monkeypatch.setenv("AIRFLOW_CONN_UNLEASH_DEFAULT", "of-the-user")
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "postgresql:///of-the-user")
     with demo.open_stage("show") as stage:

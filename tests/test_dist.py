@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shutil
-import sys
 import tarfile
 import zipfile
 from email.message import Message
@@ -17,11 +16,9 @@ import yaml
 from trove_classifiers import classifiers
 
 import airflow_provider_unleash
+from tests.support.paths import ROOT
+from tools import dist
 
-sys.path.append(str(Path(__file__).parent.parent / "scripts"))
-import dist
-
-ROOT = Path(__file__).parent.parent
 in_a_clone = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="what is compared with is the clone")
 
 
@@ -59,7 +56,7 @@ def test_the_wheel_is_typed_and_brings_the_licence(built: tuple[Path, Path]) -> 
     "name",
     [
         "airflow/__init__.py",
-        "tests/test_client.py",
+        "tests/core/test_client.py",
         "example_dags/example_unleash_daily.py",
         "airflow_provider_unleash/__pycache__/client.cpython-311.pyc",
         "airflow_provider_unleash/.DS_Store",

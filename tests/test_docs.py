@@ -6,25 +6,21 @@ import importlib
 import inspect
 import json
 import re
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dag_runs import STREET, make_context
 
 import airflow_provider_unleash
 from airflow_provider_unleash import exceptions
 from airflow_provider_unleash.client import UnleashClient
 from airflow_provider_unleash.hooks import UnleashHook, open_client
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
-
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "scripts"))
-
-from docs_snippets import CODE, Block, documents, find_faults, read_blocks, read_commands  # noqa: E402
+from tests.support.paths import ROOT, TESTS
+from tests.support.sample_day import STREET, make_context
+from tools.docs_snippets import CODE, Block, documents, find_faults, read_blocks, read_commands
 
 DOCUMENTS = documents()
 BLOCKS = [block for document in DOCUMENTS for block in read_blocks(document)]
@@ -95,7 +91,7 @@ def test_code_by_its_indent_alone_has_no_language_and_a_list_is_no_code(tmp_path
 
 @pytest.mark.parametrize("path", sorted(EXAMPLE_DAGS.rglob("*.sql")), ids=lambda path: path.name)
 def test_a_test_or_an_example_names_every_query_that_is_a_file(path: Path) -> None:
-    tests = [test for test in Path(__file__).parent.glob("**/test_*.py") if test != Path(__file__)]
+    tests = [test for test in TESTS.glob("**/test_*.py") if test != Path(__file__)]
     runners = [*(test.read_text() for test in tests), *EXAMPLES.values()]
     assert any(re.search(rf"""["'/]{re.escape(path.name)}["']""", runner) for runner in runners)
 
@@ -107,7 +103,7 @@ def commands_of(program: str) -> list[Any]:
     return [
         pytest.param(words[1:], id=f"{name_of(block.path)}:{block.line}-{' '.join(words[1:3])[:40]}")
         for block in BLOCKS
-        # tests/test_recipes.py tries those of recipes, some of which are of another Airflow.
+        # tests/airflow/test_recipes.py tries those of recipes, some of which are of another Airflow.
         if block.language in ("shell", "bash") and "recipes" not in block.path.parts
         for words in read_commands(block.text)
         if words[0] == program
@@ -316,7 +312,7 @@ def test_links_and_anchors_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=name_of)
 def test_files_and_targets_that_the_text_names_exist(document: Path) -> None:
     spoken = re.findall(r"`([^`\n]+)`", document.read_text())
-    folders = "tests|scripts|docs|example_dags|constraints|airflow_provider_unleash"
+    folders = "tests|tools|docs|example_dags|constraints|airflow_provider_unleash"
     paths = [text for text in spoken if re.fullmatch(rf"({folders})/[\w./-]*", text)]
     assert [path for path in paths if not (ROOT / path).exists()] == []
     commands = [text for text in spoken if re.fullmatch(r"make [a-z-]+( [A-Z]+=\S+)*", text)]

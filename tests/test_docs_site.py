@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("mkdocs", reason="the group docs is not installed")
 pytest.importorskip("material", reason="the group docs is not installed")
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "scripts"))
+from tests.support.paths import ROOT
+
 PARTS = ("README.md", "CHANGELOG.md", "LICENSE", "Makefile", "pyproject.toml", "mkdocs.yml")
-FOLDERS = ("docs", "example_dags", "scripts", "airflow_provider_unleash")
+FOLDERS = ("docs", "example_dags", "tools", "airflow_provider_unleash")
 
 
 @pytest.fixture
@@ -104,4 +104,4 @@ def test_what_is_wrong_is_named_and_there_is_no_site(clone: Path) -> None:
     ],
 )
 def test_what_a_browser_would_ask_another_host_for_is_found(text: str, suffix: str, found: list[str]) -> None:
-    assert importlib.import_module("docs_hooks").find_outward(text, suffix) == found
+    assert importlib.import_module("tools.docs_hooks").find_outward(text, suffix) == found

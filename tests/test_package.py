@@ -5,9 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
-import os
 import re
-import subprocess
 import sys
 from importlib.metadata import distribution
 from pathlib import Path
@@ -16,32 +14,12 @@ import pytest
 
 import airflow_provider_unleash
 from airflow_provider_unleash import exceptions
+from tests.support.paths import ROOT, SAMPLES, TESTS
+from tests.support.python_processes import BLOCK, run_code
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = Path(airflow_provider_unleash.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 CORE = ["client", "exceptions", "frames", "planning", "protocol", "simulator", "window", "writers"]
-
-BLOCK = """
-import importlib.abc, sys
-
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked!r}:
-            raise ImportError(f"{{name}} is blocked")
-
-sys.meta_path.insert(0, Block())
-"""
-
-
-def run(code: str, *options: str) -> str:
-    """Run code in a Python of its own and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, *options, "-c", code], capture_output=True, text=True, cwd="/", env=os.environ, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
 
 # ---- imports -----------------------------------------------------------------------------------
 
@@ -55,13 +33,13 @@ def test_the_core_is_imported_and_works_without_airflow():
         "    print(len(client.list_devices()), client.get_records(sim.devices[0], 10**12, 10**12 + 10**7) != [])\n"
         "assert not [name for name in sys.modules if name.partition('.')[0] == 'airflow']\n"
     )
-    assert run(code) == "6 True\n"
+    assert run_code(code) == "6 True\n"
 
 
 def test_the_blocker_of_the_test_above_does_block():
     code = BLOCK.format(blocked=["airflow"]) + "import airflow_provider_unleash.hooks"
     with pytest.raises(AssertionError, match="airflow is blocked"):
-        run(code)
+        run_code(code)
 
 
 def test_the_core_without_pyarrow_fails_for_parquet_only():
@@ -76,7 +54,7 @@ def test_the_core_without_pyarrow_fails_for_parquet_only():
         "        pass\n"
         "    print(Path(path.path).exists())\n"
     )
-    assert run(code) == "True\n"
+    assert run_code(code) == "True\n"
 
 
 IMPORT = """
@@ -98,7 +76,7 @@ print(json.dumps({"added": sorted(added), "caught": caught}))
 @pytest.fixture(scope="module")
 def imported() -> dict[str, list[str]]:
     """Give what importing the operators adds to Airflow, and what warnings importing everything gives."""
-    return json.loads(run(f"MODULES = {MODULES!r}\n{IMPORT}", "-W", "always").splitlines()[-1])
+    return json.loads(run_code(f"MODULES = {MODULES!r}\n{IMPORT}", "-W", "always").splitlines()[-1])
 
 
 def test_what_every_dag_file_imports_adds_no_library_to_what_airflow_loads_itself(imported):
@@ -200,7 +178,7 @@ def test_every_module_says_in_one_sentence_what_it_is(path):
 
 
 def test_no_test_replaces_the_api_by_a_mock():
-    for path in Path(__file__).parent.glob("*.py"):
+    for path in TESTS.rglob("*.py"):
         imported = {
             name
             for node in ast.walk(ast.parse(path.read_text()))
@@ -211,5 +189,5 @@ def test_no_test_replaces_the_api_by_a_mock():
 
 
 def test_the_samples_of_the_api_are_json():
-    for path in (Path(__file__).parent / "samples").iterdir():
+    for path in SAMPLES.iterdir():
         json.loads(path.read_text())

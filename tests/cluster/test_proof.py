@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
-from cluster import PAGE_CONCURRENCY, POOL_SLOTS, WORKERS
-from proof import CHECKPOINT_PAGES, Proof, Size, bytes_table, expected_names, prove, table
-from scale_page import table_lines, write_figures
 
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-from bounds import time_limit
-
-from stage import processes_in
+from tests.support.bounds import time_limit
+from tests.support.proof import CHECKPOINT_PAGES, Proof, Size, bytes_table, expected_names, prove, table
+from tools.cluster import PAGE_CONCURRENCY, POOL_SLOTS, WORKERS
+from tools.scale_page import table_lines, write_figures
+from tools.stage import processes_in
 
 SECONDS_ALTOGETHER = 25 * 60
 # What a try that is lost had read beyond the pages that it had put aside: those of a run not complete yet, those read

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from services import PostgreSQL, Redis, Service, StageError, find_command
+
+from tests.support.paths import ROOT
+from tests.support.services import PostgreSQL, Redis, Service, StageError, find_command
 
 SECONDS_TO_START = 300
 
@@ -49,8 +51,8 @@ def test_a_service_wants_its_password(kind: type[Service]) -> None:
 
 
 def test_ctrl_c_ends_the_cluster_and_leaves_nothing() -> None:
-    command = [sys.executable, "cluster.py"]
-    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) as show:
+    command = [sys.executable, "-m", "tools.cluster"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as show:
         try:
             assert show.stdout is not None
             said = ""

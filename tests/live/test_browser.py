@@ -14,8 +14,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from bounds import temporary_folder
-from browser_tour import (
+
+from airflow_provider_unleash import get_provider_info
+from airflow_provider_unleash.simulator import API_VERSION
+from tests.support.bounds import temporary_folder
+from tests.support.browser_tour import (
     DEVICES,
     EXTRAS,
     KEY,
@@ -27,14 +30,12 @@ from browser_tour import (
     start_airflow,
     take_tour,
 )
-from live_airflow import live_stage
-from secret_search import files_under, leaks
+from tests.support.live_airflow import live_stage
+from tests.support.paths import ROOT
+from tests.support.secret_search import files_under, leaks
+from tools.stage import StageError, processes_in
 
-from airflow_provider_unleash import get_provider_info
-from airflow_provider_unleash.simulator import API_VERSION
-from stage import StageError, processes_in
-
-IMAGES = Path(__file__).parent.parent.parent / "docs" / "images"
+IMAGES = ROOT / "docs" / "images"
 [TYPE] = get_provider_info()["connection-types"]
 BEHAVIOUR, CONN_FIELDS = TYPE["ui-field-behaviour"], TYPE["conn-fields"]
 

@@ -20,12 +20,14 @@ from typing import Any
 
 import pyarrow.dataset
 import pytest
-from bounds import temporary_folder
-from dag_runs import HOUR_MS, DagRun
-from live_airflow import HERE, LiveStage, live_stage, wait_until
 
 from airflow_provider_unleash.simulator import generate_rows, generate_sessions
-from stage import processes_in
+from tests.support.bounds import temporary_folder
+from tests.support.dag_runs import DagRun
+from tests.support.live_airflow import LIVE, LiveStage, live_stage, wait_until
+from tests.support.paths import EXAMPLES
+from tests.support.sample_day import HOUR_MS
+from tools.stage import processes_in
 
 SESSIONS = 100
 SESSION_PERIOD = 1.2
@@ -70,8 +72,8 @@ def watch(stage: LiveStage, folder: Path) -> Seen:
     since = int(time.time() * 1000)
     dags, handled = folder / "dags", folder / "handled"
     handled.mkdir()
-    shutil.copytree(HERE / "event_dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(HERE.parent.parent / "example_dags" / f"{EXAMPLE}.py", dags)
+    shutil.copytree(LIVE / "event_dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(EXAMPLES / f"{EXAMPLE}.py", dags)
     stage.start_simulator(
         *("--devices", ",".join(DEVICES), "--rows-per-day", str(ROWS_PER_DAY)),
         *("--sessions-from", str(since - HOUR_MS), "--session-period", str(SESSION_PERIOD)),

@@ -10,12 +10,12 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 
 import pytest
-from live_airflow import ROWS_PER_DAY, Observed, Run, observe
-from run_kinds import RUN_KINDS, TO_XCOM, RunKind
-from windows_page import PAGE, outcome_of, render, window_in_log
 
 from airflow_provider_unleash.simulator import generate_rows
-from stage import processes_in
+from tests.support.live_airflow import ROWS_PER_DAY, Observed, Run, observe
+from tests.support.run_kinds import RUN_KINDS, TO_XCOM, RunKind
+from tests.support.windows_page import PAGE, outcome_of, render, window_in_log
+from tools.stage import processes_in
 
 ASKING = [kind for kind in RUN_KINDS if kind.expected.asked != "nothing"]
 FAILING = [kind for kind in RUN_KINDS if kind.expected.rule.startswith("error: ")]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from test_recipes import statements_of
 from zetasql.api import Parser
 from zetasql.core.exceptions import ServerError
+
+from tests.support.recipe_sql import statements_of
 
 
 def test_bigquery_sql_is_googlesql() -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dag_runs import DAY_END, DAY_START, SILENT, STREET
-from salesforce import Salesforce, serve_salesforce
-from test_examples import DAY
-from test_recipes import daily_counts
+
+from tests.support.expected_rows import daily_counts
+from tests.support.salesforce import Salesforce, serve_salesforce
+from tests.support.sample_day import DAY_END, DAY_FOLDER, DAY_START, SILENT, STREET
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
@@ -30,7 +30,7 @@ def salesforce(connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def totals(held: Salesforce) -> dict[tuple[str, str], tuple[float, int]]:
-    assert {record["Day__c"] for record in held.records.values()} == {DAY}
+    assert {record["Day__c"] for record in held.records.values()} == {DAY_FOLDER}
     return {
         (record["Device__c"], record["Class__c"]): (float(record["Total__c"]), int(record["Rows__c"]))
         for record in held.records.values()

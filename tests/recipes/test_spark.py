@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
-from dag_runs import DAY_MS, DAY_START, NEXT_DAY, SILENT, STREET
-from test_recipes import RECIPES, daily_counts
+
+from tests.support.expected_rows import daily_counts
+from tests.support.paths import RECIPES
+from tests.support.sample_day import DAY_MS, DAY_START, NEXT_DAY, SILENT, STREET
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dag_runs import DAY_END, DAY_START, SILENT, STREET
 from tableauhyperapi import Connection, HyperProcess, TableName, Telemetry
-from test_examples import DAY, files_in
 
 from airflow_provider_unleash.simulator import KEYS
+from tests.support.expected_rows import files_in
+from tests.support.sample_day import DAY_END, DAY_FOLDER, DAY_START, SILENT, STREET
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
@@ -25,11 +25,11 @@ def test_tableau_holds_every_row_of_the_day_with_its_type(run_recipe, serve, ext
     for seed in (1, 2):
         sim = serve(devices=(STREET, "0042", SILENT), seed=seed)
         run = run_recipe("tableau")
-        assert files_in(extracts) == [f"unleash_{DAY}.hyper"]
-        assert run.xcoms["make_extract"] == f"file://{extracts}/unleash_{DAY}.hyper"
+        assert files_in(extracts) == [f"unleash_{DAY_FOLDER}.hyper"]
+        assert run.xcoms["make_extract"] == f"file://{extracts}/unleash_{DAY_FOLDER}.hyper"
         with (
             HyperProcess(Telemetry.DO_NOT_SEND_USAGE_DATA_TO_TABLEAU, parameters={"log_config": ""}) as process,
-            Connection(process.endpoint, extracts / f"unleash_{DAY}.hyper") as connection,
+            Connection(process.endpoint, extracts / f"unleash_{DAY_FOLDER}.hyper") as connection,
         ):
             table = connection.catalog.get_table_definition(TableName("analytics"))
             types = {column.name.unescaped: str(column.type) for column in table.columns}

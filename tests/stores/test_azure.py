@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from azurite import connection_string, serve_blobs
 
-pytest.register_assert_rewrite("store_cases")
-from store_cases import ProcessCases, StoreCases, extract  # noqa: E402
-
-from airflow_provider_unleash.simulator import Simulator  # noqa: E402
+from airflow_provider_unleash.simulator import Simulator
+from tests.support.azurite import connection_string, serve_blobs
+from tests.support.store_cases import ProcessCases, StoreCases, extract
 
 pytest.importorskip("adlfs", reason="the group stores is not installed")
 

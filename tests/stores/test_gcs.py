@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("store_cases")
-from store_cases import ProcessCases, StoreCases  # noqa: E402
+from tests.support.store_cases import ProcessCases, StoreCases
 
 # Read when it is imported. Else it asks for the kind of a bucket by gRPC and TLS, which no emulator has, for a minute.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 pytest.importorskip("gcsfs", reason="the group stores is not installed")
-from gcs import serve_gcs  # noqa: E402
+from tests.support.gcs import serve_gcs
 
 
 class GcsStore:

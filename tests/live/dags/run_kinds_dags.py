@@ -7,10 +7,10 @@ from datetime import timedelta
 from typing import Any
 
 import pendulum
-import run_kinds
 from airflow import sdk
 
 from airflow_provider_unleash.operators import UnleashGetAnalyticsOperator, UnleashToObjectStorageOperator
+from tests.support import run_kinds
 
 JANUARY = {"start_date": pendulum.datetime(2026, 1, 1), "end_date": pendulum.datetime(2026, 1, 31)}
 NAMES = {**{name: getattr(sdk, name) for name in sdk.__all__ if "Timetable" in name}, "Asset": sdk.Asset}

@@ -1,0 +1,7 @@
+"""Fixtures that run the DAGs of examples and recipes."""
+
+from __future__ import annotations
+
+from tests.support.recipe_runs import lake, run_recipe
+
+__all__ = ["lake", "run_recipe"]

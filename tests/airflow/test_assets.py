@@ -1,0 +1,176 @@
+"""An asset is named by the place alone, and its events say what was written there, in a few hundred bytes."""
+
+from __future__ import annotations
+
+import json
+import socket
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import Asset, AssetAlias, ObjectStoragePath
+
+from airflow_provider_unleash.assets import add_to_events, asset_of
+from airflow_provider_unleash.exceptions import InvalidArgumentError
+from tests.support.dag_runs import run_dag
+from tests.support.sample_day import CROWD, DAY_END, DAY_START, SILENT, STREET
+
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
+HAS_SDK = find_spec("airflow.sdk") is not None
+FILE = {"path": "s3://c@lake/a.csv", "url": "s3://lake/a.csv", "rows": 2, "bytes": 99}
+SUMMARY = {
+    **{"device_id": STREET, "start": "2026-01-12T00:00:00.000Z", "end": "2026-01-13T00:00:00.000Z"},
+    **{"rows": 2, "pages": 1, "files": [FILE], "window_rule": "start_end", "seconds": 0.1},
+}
+EXTRA = {**{name: SUMMARY[name] for name in ("device_id", "start", "end", "rows", "pages", "files")}, "bytes": 99}
+
+
+# ---- names -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dst", "uri"),
+    [
+        ("s3://lake/unleash", "s3://lake/unleash"),
+        ("s3://aws_default@lake/unleash", "s3://lake/unleash"),
+        ("s3://other@lake/unleash/", "s3://lake/unleash"),
+        ("S3://lake/unleash", "s3://lake/unleash"),
+        ("s3a://aws_default@lake/unleash", "s3://lake/unleash"),
+        ("s3://aws_default@lake", "s3://lake/"),
+        ("s3://lake/a@b", "s3://lake/a@b"),
+        ("s3://lake/Ünleash #1?", "s3://lake/%C3%9Cnleash%20%231%3F"),
+        ("gs://google_default@lake/unleash", "gs://lake/unleash"),
+        ("gcs://lake/unleash", "gs://lake/unleash"),
+        ("abfs://wasb_default@lake/unleash", "abfs://lake/unleash"),
+        ("abfss://lake/unleash/", "abfs://lake/unleash"),
+        ("file:///data/unleash/", "file:///data/unleash"),
+        ("file:///data//unleash", "file:///data/unleash"),
+        ("/data/unleash", "file:///data/unleash"),
+    ],
+)
+def test_an_asset_is_the_place_whatever_the_connection_and_the_spelling(dst, uri):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # which Airflow gives for a URI that it changes
+        asset = asset_of(dst)
+        # As an author writes it who does not know the function, and as Airflow leaves it.
+        assert asset == Asset(uri)
+    assert asset.uri == getattr(asset, "name", uri) == uri
+
+
+def test_a_path_is_the_same_asset_as_its_text(tmp_path: Path):
+    assert asset_of(ObjectStoragePath(f"file://{tmp_path}/lake")) == asset_of(f"{tmp_path}/lake")
+
+
+def test_assets_of_two_places_differ():
+    places = ["s3://a/b", "s3://a/c", "s3://b/b", "gs://a/b", "abfs://a/b", "file:///a/b", "s3://a/b?c", "s3://a/b#c"]
+    assert len({asset_of(place).uri for place in places}) == len(places)
+
+
+def test_naming_an_asset_asks_nobody(monkeypatch):
+    def refuse(*args: object) -> None:
+        raise AssertionError("a connection is opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert asset_of("s3://no_such_connection@lake/unleash").uri == "s3://lake/unleash"
+
+
+@pytest.mark.parametrize(
+    "dst", ["s3://lake/{{ ds }}", "{{ var.value.lake }}", "lake", "s3://c@/x", "s3://lake/../x", ""]
+)
+def test_a_template_or_a_place_that_is_none_has_no_asset(dst):
+    with pytest.raises(InvalidArgumentError, match="dst="):
+        asset_of(dst)
+
+
+# ---- events of runs ----------------------------------------------------------------------------
+
+
+def extract(lake: Path, more: str, header: str = "") -> str:
+    return f"""
+    from airflow_provider_unleash.assets import asset_of
+
+    lake = "file://{lake}"
+    {header}
+    extract = UnleashToObjectStorageOperator.partial(task_id="extract", dst=lake, {more})
+    extract.expand(device_id={[CROWD, SILENT, STREET]!r})
+    """
+
+
+def test_the_event_of_each_mapped_task_says_what_its_summary_says(airflow_home, serve, tmp_path):
+    sim = serve()
+    run = run_dag(airflow_home, extract(tmp_path, "outlets=[asset_of(lake)]"))
+    assert run.state == "success"
+    assert [uri for uri, _ in run.events] == [f"file://{tmp_path}"] * 3
+    for index, device in enumerate((CROWD, SILENT, STREET)):
+        extra, summary = run.events[index][1], run.xcoms["extract", index]
+        assert extra.pop("bytes") == sum(file["bytes"] for file in summary["files"])
+        assert extra == {name: summary[name] for name in ("device_id", "start", "end", "rows", "pages", "files")}
+        assert (extra["device_id"], extra["rows"]) == (device, len(sim.rows(device, DAY_START, DAY_END - 1)))
+        assert Path(extra["files"][0]["path"].removeprefix("file://")).exists()
+        assert len(json.dumps(extra)) < 1000
+    assert run.events[1][1]["rows"] == 0
+
+
+def test_a_skipped_task_makes_no_event(airflow_home, serve, tmp_path):
+    serve()
+    run = run_dag(airflow_home, extract(tmp_path, 'outlets=[asset_of(lake)], on_empty="skip"'))
+    assert run.states["extract", 1] == "skipped"
+    assert [extra["device_id"] for _, extra in run.events] == [CROWD, STREET]
+
+
+def test_a_failed_task_makes_no_event(airflow_home, serve, tmp_path):
+    serve()
+    run = run_dag(airflow_home, extract(tmp_path, 'outlets=[asset_of(lake)], on_empty="fail"'))
+    assert run.states["extract", 1] == "failed"
+    assert [extra["device_id"] for _, extra in run.events] == [CROWD, STREET]
+
+
+def test_an_outlet_that_is_not_the_dsts_asset_gets_the_same(airflow_home, serve, tmp_path):
+    serve()
+    header = "from airflow.providers.common.compat.sdk import Asset"
+    run = run_dag(airflow_home, extract(tmp_path, 'outlets=[asset_of(lake), Asset("rows")], on_empty="skip"', header))
+    assert sorted(uri for uri, _ in run.events) == [f"file://{tmp_path}"] * 2 + ["rows"] * 2
+    assert len({json.dumps(extra) for _, extra in run.events}) == 2
+
+
+# ---- events without a run ------------------------------------------------------------------------
+
+
+class Events(dict[str, Any]):
+    """The ``outlet_events`` of a task; by text, because not all versions have assets that can be keys."""
+
+    def __getitem__(self, outlet: object) -> Any:
+        return self.setdefault(repr(outlet), SimpleNamespace(extra={}))
+
+
+def test_of_a_run_for_a_partition_the_event_names_the_key():
+    for key, expected in (("2026-01-12", {**EXTRA, "partition_key": "2026-01-12"}), (None, EXTRA)):
+        context = {"outlet_events": Events(), "dag_run": SimpleNamespace(partition_key=key)}
+        add_to_events(context, [asset_of("/lake")], SUMMARY)
+        assert context["outlet_events"][asset_of("/lake")].extra == expected
+
+
+def test_what_the_author_put_into_an_event_stays_there():
+    context = {"outlet_events": Events()}
+    context["outlet_events"][asset_of("/lake")].extra["by"] = "me"
+    add_to_events(context, [asset_of("/lake")], SUMMARY)
+    assert context["outlet_events"][asset_of("/lake")].extra == {**EXTRA, "by": "me"}
+
+
+@pytest.mark.skipif(not HAS_SDK, reason="Airflow 2 has no references to assets")
+@pytest.mark.parametrize("by", [{"name": "rows"}, {"uri": "s3://lake/unleash"}])
+def test_an_outlet_that_refers_to_an_asset_is_one(by):
+    reference = Asset.ref(**by)
+    context = {"outlet_events": Events()}
+    add_to_events(context, [reference], SUMMARY)
+    assert context["outlet_events"][reference].extra == EXTRA
+
+
+def test_outlets_that_are_no_assets_and_aliases_are_left_alone():
+    context = {"outlet_events": Events()}
+    add_to_events(context, ["a table", {"name": "b"}, AssetAlias("a")], SUMMARY)
+    assert context["outlet_events"] == {}

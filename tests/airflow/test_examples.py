@@ -1,0 +1,298 @@
+"""Every example DAG runs, and does what it says."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import shutil
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from importlib.util import find_spec
+from itertools import pairwise, product
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from airflow_provider_unleash.simulator import Simulator
+from tests.support.airflow_home import dags_folder
+from tests.support.dag_runs import DagRun, has_asset_state_store, load_dag, run_dag_file
+from tests.support.expected_rows import files_in, rows_by_device
+from tests.support.paths import EXAMPLES as EXAMPLES_FOLDER
+from tests.support.sample_day import (
+    DAY_END,
+    DAY_FOLDER,
+    DAY_MS,
+    DAY_START,
+    HOUR_MS,
+    NEXT_DAY,
+    SILENT,
+    STREET,
+    make_context,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
+EXAMPLES = sorted(EXAMPLES_FOLDER.glob("*.py"))
+HAS_WATCHERS = hasattr(
+    importlib.import_module("airflow.sdk" if find_spec("airflow.sdk") else "airflow"), "AssetWatcher"
+)
+
+
+@pytest.fixture
+def sim(serve) -> Simulator:
+    return serve(sessions_from=DAY_START)
+
+
+@pytest.fixture
+def run_example(airflow_home: Path, lake: Path) -> Callable[..., DagRun]:
+    def run_example(name: str, **arguments: object) -> DagRun:
+        [path] = [path for path in EXAMPLES if path.name == f"example_unleash_{name}.py"]
+        run = run_dag_file(airflow_home, Path(shutil.copy(path, dags_folder())), **arguments)
+        assert run.state == "success"
+        return run
+
+    return run_example
+
+
+# ---- all ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_has_a_test_of_its_own(path):
+    assert f"test_{path.stem.removeprefix('example_unleash_')}_" in Path(__file__).read_text()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in EXAMPLES if HAS_WATCHERS or "AssetWatcher" not in path.read_text()],
+    ids=lambda path: path.stem,
+)
+def test_an_example_is_parsed_without_a_request_and_without_a_warning_about_its_code(path, sim):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dag = load_dag(path)
+    assert [warning for warning in caught if warning.filename == str(path) or "unleash" in warning.filename] == []
+    assert dag.dag_id == path.stem
+    assert dag.catchup is False
+    assert sim.requests == []
+
+
+def test_the_test_dags_are_the_example_dags_of_the_project():
+    assert len(EXAMPLES) >= 5
+    assert all(path.name.startswith("example_unleash_") for path in EXAMPLES)
+
+
+# ---- each --------------------------------------------------------------------------------------
+
+
+def test_daily_lands_the_days_rows_of_every_device_and_lets_a_silent_one_be_silent(run_example, sim, lake):
+    run = run_example("daily")
+    expected = rows_by_device(sim, DAY_START, DAY_END - 1)
+    assert expected[SILENT] == 0
+    assert {device: run.states["extract", index] for index, device in enumerate(sim.devices)} == {
+        device: "success" if rows else "skipped" for device, rows in expected.items()
+    }
+    assert run.xcoms["report"] == sum(expected.values())
+    assert files_in(lake) == sorted(
+        f"device={device}/start_date={DAY_FOLDER}/20260112T000000Z_20260113T000000Z.parquet"
+        for device, rows in expected.items()
+        if rows
+    )
+    for name in files_in(lake):
+        device = name.partition("/")[0].removeprefix("device=")
+        table = pq.read_table(lake / name, partitioning=None)
+        records = sim.rows(device, DAY_START, DAY_END - 1)
+        assert table.column("frame_number").to_pylist() == [record["frame_number"] for record in records]
+
+
+def test_daily_lands_what_the_query_of_the_readme_reads(run_example, sim, lake):
+    run_example("daily")
+    query = (EXAMPLES[0].parent / "sql" / "rows_by_class.sql").read_text()
+    with duckdb.connect() as connection:
+        counted = connection.execute(query.replace("s3://lake/unleash", str(lake))).fetchall()
+    expected: Counter[tuple[str, str]] = Counter()
+    for device in sim.devices:
+        for record in sim.rows(device, DAY_START, DAY_END - 1):
+            expected[device, record["class_name"]] += record["count"]
+    assert {(device, name): count for device, name, count in counted} == pytest.approx(expected)
+
+
+def test_daily_run_again_changes_nothing(run_example, sim, lake):
+    rows = run_example("daily").xcoms["report"]
+    before = {name: (lake / name).read_bytes() for name in files_in(lake)}
+    assert run_example("daily").xcoms["report"] == rows
+    assert {name: (lake / name).read_bytes() for name in files_in(lake)} == before
+
+
+def test_late_data_lands_three_days_and_replaces_them_the_night_after(run_example, serve, lake):
+    sim = serve(devices=(STREET, SILENT))
+    run_example("late_data")
+    days = [f"2026-01-{day}" for day in (10, 11, 12, 13)]
+    assert [name.split("/")[1] for name in files_in(lake)] == [f"start_date={day}" for day in days[:3]]
+    # What came late is there the night after, and nothing twice.
+    sim = serve(devices=(STREET, SILENT), rows_per_day=300)
+    run_example("late_data", moment=NEXT_DAY + timedelta(days=1))
+    assert [name.split("/")[1] for name in files_in(lake)] == [f"start_date={day}" for day in days]
+    rows = [pq.read_metadata(lake / name).num_rows for name in files_in(lake)]
+    expected = [
+        len(sim.rows(STREET, DAY_START + day * DAY_MS, DAY_START + (day + 1) * DAY_MS - 1)) for day in (-2, -1, 0, 1)
+    ]
+    assert rows[1:] == expected[1:]
+    assert rows[0] != expected[0]  # three days back is no more
+
+
+def test_aggregate_counts_the_last_hour_by_class(run_example, sim):
+    run = run_example("aggregate", moment=NEXT_DAY - timedelta(hours=12))
+    noon = DAY_START + 12 * HOUR_MS
+    records = sim.rows(STREET, noon - HOUR_MS, noon - 1)
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts[record["class_name"]] += record["count"]
+    assert len(counts) > 1
+    assert run.xcoms == {"get_rows": records, "count_by_class": dict(counts)}
+
+
+def test_hook_counts_the_rows_of_each_device_and_names_the_silent_ones(run_example, sim):
+    run = run_example("hook")
+    assert run.xcoms["count_rows"] == rows_by_device(sim, DAY_START, DAY_END)
+    assert run.xcoms["report_silent"] == [SILENT]
+
+
+def test_data_frame_counts_the_classes_of_the_busiest_hour_of_each_device(run_example, sim):
+    run = run_example("data_frame")
+    for index, device in enumerate(sim.devices):
+        hours: dict[str, Counter[str]] = {}
+        for record in sim.rows(device, DAY_START, DAY_END - 1):
+            hours.setdefault(record["timestamp"][:13], Counter())[record["class_name"]] += record["count"]
+        busiest = max(hours.values(), key=Counter.total, default=Counter())
+        assert run.xcoms["busiest_hour", index] == busiest
+    assert len(run.xcoms["busiest_hour", 0]) > 1
+
+
+def test_wait_for_sessions_waits_and_then_lands_every_device(run_example, sim, lake):
+    run = run_example("wait_for_sessions")
+    assert run.xcoms["wait_for_sessions"] == [session for session in sim.sessions() if int(session) < DAY_END]
+    assert run.xcoms["wait_for_sessions"]
+    assert [name.split("/")[0] for name in files_in(lake)] == sorted(f"device={device}" for device in sim.devices)
+    for name in files_in(lake):
+        device = name.partition("/")[0].removeprefix("device=")
+        lines = gzip.decompress((lake / name).read_bytes()).splitlines()
+        assert [json.loads(line) for line in lines] == sim.rows(device, DAY_START, DAY_END - 1)
+
+
+def test_backfill_lands_each_step_of_a_span_of_each_device_in_a_tree_of_that_step(run_example, serve, lake, tmp_path):
+    sim = serve(devices=(STREET, SILENT))
+    for every, days in (("day", [11, 12, 13]), ("month", [11])):
+        run = run_example("backfill", conf={"start": "2026-01-11", "end": "2026-01-14", "every": every})
+        spans = [
+            (DAY_START + (day - 12) * DAY_MS, DAY_START + (until - 12) * DAY_MS - 1)
+            for day, until in pairwise([*days, 14])
+        ]
+        rows = [len(sim.rows(STREET, *span)) for span in spans]
+        assert [run.xcoms["extract", index]["rows"] for index in range(len(days))] == rows
+        assert run.xcoms["report"] == sum(rows) > 0
+        assert run.labels == {
+            ("extract", index): f"{device} 2026-01-{day}"
+            for index, (device, day) in enumerate(product((STREET, SILENT), days))
+        }
+        assert [run.states["extract", index] for index in range(2 * len(days))] == (
+            ["success"] * len(days) + ["skipped"] * len(days)
+        )
+        tree = tmp_path / f"lake_{every}s_2026-01-11_2026-01-14"
+        assert [name.split("/")[1] for name in files_in(tree)] == [f"start_date=2026-01-{day}" for day in days]
+    assert files_in(lake) == []
+
+
+def test_backfill_of_another_span_doubles_no_row_of_the_first(run_example, serve, tmp_path):
+    serve(devices=(STREET,))
+    for end in ("2026-01-13", "2026-01-14"):
+        run_example("backfill", conf={"start": "2026-01-11", "end": end, "every": "month"})
+        assert len(files_in(tmp_path / f"lake_months_2026-01-11_{end}")) == 1
+
+
+@pytest.mark.parametrize("name", ["daily", "backfill"])
+def test_daily_and_backfill_report_nothing_where_all_cameras_are_silent(run_example, serve, name):
+    serve(devices=(SILENT,))
+    run = run_example(name, **({"conf": {"start": "2026-01-12", "end": "2026-01-13"}} if name == "backfill" else {}))
+    assert run.xcoms["report"] == 0
+
+
+def test_backfill_plans_a_year_of_all_devices_by_default_and_no_more_than_airflow_maps(serve):
+    serve()
+    [path] = [path for path in EXAMPLES if path.stem == "example_unleash_backfill"]
+    dag = load_dag(path)
+    plan = dag.get_task("plan_windows")
+    plan.device_ids = [f"W{number}" for number in range(40)]
+    for name in ("start", "end", "every"):
+        setattr(plan, name, dag.params[name])
+    windows = plan.execute(make_context(None))
+    assert len(windows) == 40 * 12
+    assert (windows[0]["start"], windows[-1]["end"]) == ("2025-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
+
+
+@pytest.mark.skipif(not has_asset_state_store(), reason="this Airflow has no asset state store")
+def test_event_driven_lands_what_is_new_once_and_goes_on_from_there(run_example, serve, lake):
+    now = int(time.time() * 1000)
+    sim = serve(devices=(STREET, SILENT), sessions_from=now - 3 * HOUR_MS, session_period=1800.0, rows_per_day=2000)
+    run = run_example("event_driven")
+    windows = run.xcoms["begin"]
+    assert [window["device_id"] for window in windows] == [STREET, SILENT]
+    [(start, end)] = {(window["start"], window["end"]) for window in windows}
+    assert str(start) == sim.sessions()[0]
+    assert 0 <= end + 30 * 60_000 - now < 60_000
+    [rows] = [
+        run.xcoms["extract", index]["rows"] for index, window in enumerate(windows) if window["device_id"] == STREET
+    ]
+    assert rows == len(sim.rows(STREET, start, end - 1)) > 0
+    # The same event again finds nothing to do, and writes nothing.
+    before = files_in(lake)
+    run = run_example("event_driven")
+    assert run.states["begin"] == "skipped"
+    assert files_in(lake) == before
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path, connect: Callable[..., None]) -> Path:
+    """Give DuckDB's file, which the connection ``duckdb_default`` leads to."""
+    connect(conn_id="duckdb_default", conn_type="duckdb", host=f"{tmp_path}/warehouse")
+    return tmp_path / "warehouse"
+
+
+def test_assets_loads_each_file_that_an_event_names_once_and_again_when_it_is_written_anew(
+    run_example, serve, lake, warehouse
+):
+    for seed in (1, 2):
+        sim = serve(seed=seed)
+        run_example("assets")
+        expected = {device: rows for device, rows in rows_by_device(sim, DAY_START, DAY_END - 1).items() if rows}
+        loaded = run_example("assets", variable="load_dag").xcoms
+        rows = {file["path"]: file["rows"] for file in loaded["new_files"]}
+        assert rows == {f"file://{lake}/{name}": pq.read_metadata(lake / name).num_rows for name in files_in(lake)}
+        assert sum(rows.values()) == sum(expected.values())
+        again = run_example("assets", variable="load_dag").xcoms
+        assert (again["new_files"], again["load"]) == ([], loaded["load"])
+        with duckdb.connect(warehouse) as connection:
+            counted = connection.execute("SELECT device_id, count(*) FROM analytics GROUP BY ALL").fetchall()
+        assert dict(counted) == expected
+
+
+def test_assets_fails_and_loads_nothing_where_a_file_has_other_rows_than_its_event_said(
+    run_example, airflow_home, serve, lake, warehouse
+):
+    serve(devices=(STREET,))
+    run_example("assets")
+    [name] = files_in(lake)
+    pq.write_table(pq.read_table(lake / name, partitioning=None).slice(1), lake / name)
+    [path] = [path for path in EXAMPLES if path.stem == "example_unleash_assets"]
+    copy = dags_folder() / path.name
+    copy.write_text(path.read_text().replace("minutes=5", "minutes=0"))
+    run = run_dag_file(airflow_home, copy, variable="load_dag")
+    assert run.states["load"] == "failed"
+    with duckdb.connect(warehouse) as connection:
+        assert connection.execute("FROM files UNION ALL SELECT path, count FROM analytics").fetchall() == []

@@ -1,0 +1,270 @@
+"""OpenLineage's listener writes where a device's rows went to, by OpenLineage's names, and never claims too much."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from jsonschema import Draft202012Validator, FormatChecker
+from referencing import Registry, Resource
+
+from airflow_provider_unleash.lineage import Extraction, dataset_name, lineage_of
+from airflow_provider_unleash.simulator import Simulator
+from airflow_provider_unleash.window import Window
+from airflow_provider_unleash.writers import COLUMNS, columns_of
+from tests.support.python_processes import BLOCK, import_root, module_command, run_code
+from tests.support.sample_day import CROWD, DAY_END, DAY_START, SILENT, STREET
+
+BODY = """
+from airflow_provider_unleash.assets import asset_of
+
+lake = {lake!r}
+street = dict(device_id={street!r})
+csv = dict(dst=f"{{lake}}/csv", file_format="csv", column_types={{"confidence": "float64"}})
+UnleashToObjectStorageOperator(task_id="csv", outlets=[asset_of(f"{{lake}}/csv")], **street, **csv)
+UnleashGetAnalyticsOperator(task_id="rows", start="2026-01-12T06:00Z", end="2026-01-12T12:00Z", **street)
+UnleashToObjectStorageOperator(task_id="skipped", device_id={silent!r}, dst=lake, on_empty="skip")
+UnleashToObjectStorageOperator(task_id="empty", device_id={silent!r}, dst=f"{{lake}}/empty")
+UnleashToObjectStorageOperator(task_id="unknown", device_id="no-such-device", dst=lake)
+UnleashToObjectStorageOperator(task_id="unread", dst=lake, unleash_conn_id="unusable", **street)
+UnleashToObjectStorageOperator.partial(task_id="mapped", dst=f"{{lake}}/mapped").expand(device_id={mapped!r})
+"""
+
+
+@pytest.fixture(scope="module")
+def sim() -> Any:
+    with Simulator(rows_per_day=240, page_size=20) as sim:
+        yield sim
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lake")
+
+
+@pytest.fixture(scope="module")
+def events(sim: Simulator, lake: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Give all that OpenLineage's file transport wrote of a run, in a process of its own."""
+    pytest.importorskip("airflow.providers.openlineage.plugins.listener")
+    folder = tmp_path_factory.mktemp("lineage")
+    connection = {"conn_type": "unleash", "host": sim.base_url, "password": sim.api_key}
+    transport = {"type": "file", "log_file_path": f"{folder}/events.json", "append": True}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")} | {
+        "AIRFLOW_CONN_UNLEASH_DEFAULT": json.dumps(connection),
+        "AIRFLOW_CONN_UNUSABLE": json.dumps({**connection, "host": "ftp://nowhere"}),
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport),
+    }
+    body = BODY.format(lake=f"file://{lake}", street=STREET, silent=SILENT, mapped=[CROWD, STREET])
+    ended = subprocess.run(
+        module_command("lineage_runs", folder / "states.json"),
+        input=body.encode(),
+        env=import_root(environment),
+        capture_output=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr.decode()[-3000:]
+    states = json.loads((folder / "states.json").read_text())
+    failed = {task for task, state in states.items() if state == "failed"}
+    assert failed == {"unknown", "unread"}, states
+    return [json.loads(line) for line in (folder / "events.json").read_text().splitlines()]
+
+
+@pytest.fixture
+def ends(events: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Give the last events of each task's tries, by task."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        if event["eventType"] != "START":
+            found.setdefault(event["job"]["name"].partition(".")[2], []).append(event)
+    return found
+
+
+def names(datasets: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(dataset["namespace"], dataset["name"]) for dataset in datasets]
+
+
+def columns(dataset: dict[str, Any]) -> dict[str, str]:
+    return {field["name"]: field["type"] for field in dataset["facets"]["schema"]["fields"]}
+
+
+# ---- runs --------------------------------------------------------------------------------------
+
+
+def test_a_stored_extraction_goes_from_the_device_to_the_folder(ends, sim, lake):
+    [event] = ends["csv"]
+    assert event["eventType"] == "COMPLETE"
+    assert names(event["inputs"]) == [(f"unleash://{urlsplit(sim.base_url).netloc}", f"analytics/{STREET}")]
+    assert names(event["outputs"]) == [("file", f"{lake}/csv")]
+    assert columns(event["inputs"][0]) == COLUMNS
+    assert columns(event["outputs"][0]) == columns_of({"confidence": "float64"})
+
+
+def test_the_statistics_are_those_of_the_file(ends, sim, lake):
+    [event] = ends["csv"]
+    [file] = (lake / "csv").rglob("*.csv")
+    statistics = event["outputs"][0]["outputFacets"]["outputStatistics"]
+    assert statistics["rowCount"] == len(sim.rows(STREET, DAY_START, DAY_END - 1))
+    assert statistics["size"] == file.stat().st_size
+
+
+def test_rows_that_go_to_xcom_have_an_input_only(ends):
+    [event] = ends["rows"]
+    assert [name for _, name in names(event["inputs"])] == [f"analytics/{STREET}"]
+    assert event["outputs"] == []
+
+
+def test_each_mapped_task_tells_of_its_own_device(ends, lake):
+    inputs = {name for event in ends["mapped"] for _, name in names(event["inputs"])}
+    assert inputs == {f"analytics/{CROWD}", f"analytics/{STREET}"}
+    assert [names(event["outputs"]) for event in ends["mapped"]] == [[("file", f"{lake}/mapped")]] * 2
+
+
+def test_an_empty_file_is_an_output_of_no_rows(ends):
+    [event] = ends["empty"]
+    assert event["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == 0
+
+
+@pytest.mark.parametrize("task", ["unknown", "unread", "skipped"])
+def test_what_wrote_nothing_claims_no_output(ends, task):
+    assert [event["outputs"] for event in ends.get(task, [])] == [[]] * len(ends.get(task, []))
+    assert task == "skipped" or ends[task][0]["eventType"] == "FAIL"  # of what is skipped, not all versions tell
+
+
+def test_every_event_is_what_openlineages_own_classes_make(events):
+    """They refuse keys that they do not know and lack none that is required; what they make is what was read."""
+    from openlineage.client import event_v2
+    from openlineage.client.facet_v2 import nominal_time_run, output_statistics_output_dataset, schema_dataset
+    from openlineage.client.serde import Serde
+
+    known = {
+        "schema": schema_dataset.SchemaDatasetFacet,
+        "outputStatistics": output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet,
+        "nominalTime": nominal_time_run.NominalTimeRunFacet,
+    }
+
+    def facets(given: dict[str, Any]) -> dict[str, Any]:
+        made = {}
+        for name, facet in given.items():
+            values = {key: value for key, value in facet.items() if key not in ("_producer", "_schemaURL")}
+            if name == "schema":
+                values["fields"] = [schema_dataset.SchemaDatasetFacetFields(**field) for field in values["fields"]]
+            made[name] = known[name](**values, producer=facet["_producer"])
+        return made
+
+    def dataset(given: dict[str, Any], kind: str) -> Any:
+        if f"{kind}Facets" not in given:  # what Airflow itself makes of an outlet
+            return event_v2.Dataset(**given)
+        made = getattr(event_v2, f"{kind.title()}Dataset")
+        return made(**{**given, "facets": facets(given["facets"]), f"{kind}Facets": facets(given[f"{kind}Facets"])})
+
+    for event in events:
+        ours = {name: facet for name, facet in event["run"]["facets"].items() if name in known}
+        made = event_v2.RunEvent(
+            eventType=event_v2.RunState(event["eventType"]),
+            eventTime=event["eventTime"],
+            producer=event["producer"],
+            run=event_v2.Run(event["run"]["runId"], facets(ours)),
+            job=event_v2.Job(event["job"]["namespace"], event["job"]["name"]),
+            inputs=[dataset(given, "input") for given in event["inputs"]],
+            outputs=[dataset(given, "output") for given in event["outputs"]],
+        )
+        written = json.loads(Serde.to_json(made))
+        assert [written["inputs"], written["outputs"]] == [event["inputs"], event["outputs"]]
+        assert written["run"]["facets"] == ours
+        assert written["schemaURL"] == event["schemaURL"]
+
+
+def test_every_event_fits_openlineages_json_schema(events):
+    """No package has the schema; a clone of github.com/OpenLineage/OpenLineage does, in ``spec``."""
+    if not (spec := os.environ.get("OPENLINEAGE_SPEC")):
+        pytest.skip("OPENLINEAGE_SPEC names no folder with OpenLineage's JSON schema")
+    schemas = {path.name: json.loads(path.read_text()) for path in Path(spec).rglob("*.json")}
+
+    def named(url: str) -> Resource[Any]:  # a facet refers to the version of its day
+        return Resource.from_contents(schemas[url.rpartition("/")[2]])
+
+    def check(given: Any, url: str) -> None:
+        Draft202012Validator({"$ref": url}, registry=registry, format_checker=FormatChecker()).validate(given)
+
+    registry: Registry[Any] = Registry(retrieve=named)
+    checked = set()
+    for event in events:
+        check(event, event["schemaURL"])
+        for dataset in [*event["inputs"], *event["outputs"], event["run"]]:
+            for facets in (dataset.get(f"{kind}acets", {}) for kind in ("f", "inputF", "outputF")):
+                for name in facets.keys() & {"schema", "outputStatistics", "nominalTime"}:
+                    check(facets[name], facets[name]["_schemaURL"])
+                    checked.add(name)
+    assert checked == {"schema", "outputStatistics", "nominalTime"}
+
+
+# ---- names and facets --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dst", "account", "namespace", "name"),
+    [
+        ("s3://aws_default@lake/unleash/", None, "s3://lake", "unleash"),
+        ("s3a://lake/a/b", None, "s3://lake", "a/b"),
+        ("s3://lake", None, "s3://lake", "/"),
+        ("gs://google_default@lake/unleash", None, "gs://lake", "unleash"),
+        ("gcs://lake/unleash", None, "gs://lake", "unleash"),
+        ("abfs://c@lake/unleash", "acme", "abfss://lake@acme.dfs.core.windows.net", "unleash"),
+        ("abfss://lake/unleash", None, "abfss://lake", "unleash"),
+        ("file:///data/unleash/", None, "file", "/data/unleash"),
+        ("/data/unleash", None, "file", "/data/unleash"),
+    ],
+)
+def test_a_folder_has_openlineages_name(dst, account, namespace, name):
+    assert dataset_name(dst, account) == (namespace, name)
+
+
+def test_the_names_are_those_of_openlineages_own_client():
+    naming = pytest.importorskip("openlineage.client.naming.dataset")
+    for dst, own in (
+        ("s3://c@lake/unleash", naming.S3("lake", "unleash")),
+        ("gs://c@lake/unleash", naming.GCS("lake", "unleash")),
+        ("abfs://c@lake/unleash", naming.ABFSS("lake", "acme", "unleash")),
+        ("file:///data/unleash", naming.LocalFileSystem("/data/unleash")),
+    ):
+        assert dataset_name(dst, "acme") == (own.get_namespace(), own.get_name())
+
+
+@pytest.mark.parametrize(("rule", "told"), [("window", True), ("partition_date", True), ("start_end", False)])
+def test_the_window_is_the_nominal_time_unless_the_author_chose_it(rule, told):
+    pytest.importorskip("airflow.providers.openlineage.extractors")
+    facets = lineage_of(Extraction("https://api.unleashlive.com", STREET, Window(0, 1500, rule))).run_facets
+    assert ("nominalTime" in facets) is told
+    if told:
+        facet = facets["nominalTime"]
+        assert (facet.nominalStartTime, facet.nominalEndTime) == (
+            "1970-01-01T00:00:00.000Z",
+            "1970-01-01T00:00:01.500Z",
+        )
+
+
+def test_the_input_of_the_real_api_has_its_host():
+    pytest.importorskip("airflow.providers.openlineage.extractors")
+    [dataset] = lineage_of(Extraction("https://api.unleashlive.com", STREET, Window(0, 1))).inputs
+    assert (dataset.namespace, dataset.name) == ("unleash://api.unleashlive.com", f"analytics/{STREET}")
+
+
+def test_before_the_first_request_there_is_no_lineage():
+    assert lineage_of(None) is None
+
+
+def test_without_openlineage_there_is_no_lineage_and_no_error():
+    code = BLOCK.replace('name.partition(".")[0]', '(name if "openlineage" in name else "")').format(
+        blocked=["airflow.providers.openlineage", "openlineage"]
+    ) + (
+        "from airflow_provider_unleash.lineage import Extraction, Written, lineage_of\n"
+        "from airflow_provider_unleash.window import Window\n"
+        "written = Written('s3://lake', {}, 1, 2)\n"
+        "print(lineage_of(Extraction('https://a', 'b', Window(0, 1), written)))\n"
+    )
+    assert run_code(code).splitlines()[-1] == "None"

@@ -1,0 +1,576 @@
+"""Every recipe of docs/recipes runs, and does what its page says; Spark's, Tableau's and Salesforce's in recipes/."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import shlex
+import sqlite3
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+import sqlglot
+from airflow.providers.common.compat.sdk import BaseHook, ObjectStoragePath
+from sqlfluff.core import FluffConfig, Linter
+
+from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
+from airflow_provider_unleash.simulator import Simulator
+from airflow_provider_unleash.writers import COLUMNS
+from tests.support.dag_runs import load_dag, run_dag
+from tests.support.expected_rows import daily_counts, files_in, rows_by_device
+from tests.support.paths import RECIPES, ROOT, TESTS
+from tests.support.recipe_sql import statements_of
+from tests.support.s3_lake import S3Lake, connection_to
+from tests.support.sample_day import (
+    DAY_END,
+    DAY_FOLDER,
+    DAY_MS,
+    DAY_START,
+    HOUR_MS,
+    NEXT_DAY,
+    SILENT,
+    STREET,
+    UTC,
+    make_context,
+)
+from tests.support.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS, serve_s3
+
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
+DAGS = sorted(RECIPES.glob("example_unleash_*.py"))
+PAGES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
+HAS_BACKFILLS = find_spec("airflow.sdk") is not None
+NAME = "20260112T000000Z_20260113T000000Z.parquet"
+
+
+@pytest.fixture
+def sim(serve: Callable[..., Simulator]) -> Simulator:
+    return serve(sessions_from=DAY_START)
+
+
+@contextmanager
+def receiving() -> Iterator[tuple[str, list[Any]]]:
+    """Yield the URL of a server, and the JSON that was posted to it."""
+    posted: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/hook", posted
+        server.shutdown()
+        thread.join()
+
+
+# ---- all ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DAGS, ids=lambda path: path.stem)
+def test_a_recipe_is_parsed_without_a_request_and_without_a_warning_about_its_code(path, sim):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dag = load_dag(path)
+    assert [warning for warning in caught if warning.filename == str(path) or "unleash" in warning.filename] == []
+    assert dag.dag_id == path.stem
+    assert dag.catchup is False
+    assert sim.requests == []
+
+
+@pytest.mark.parametrize("path", DAGS, ids=lambda path: path.stem)
+def test_a_recipe_has_a_test_of_its_own(path):
+    tests = [Path(__file__), *(TESTS / "recipes").glob("test_*.py")]
+    name = path.stem.removeprefix("example_unleash_")
+    if name in ("snowflake", "bigquery"):  # their SQL is read, as their pages say
+        assert f'"{name}"' in Path(__file__).read_text()
+    else:
+        assert any(f'run_recipe("{name}"' in test.read_text() for test in tests)
+
+
+# ---- alert on a silent camera ------------------------------------------------------------------
+
+
+@pytest.fixture
+def posted(connect: Callable[..., None]) -> Iterator[list[Any]]:
+    """Give what is posted to the webhook for alerts."""
+    with receiving() as (url, posted):
+        host, path = url.rsplit("/", 1)
+        connect(conn_id="unleash_alerts", conn_type="http", host=host, password=f"/{path}")
+        yield posted
+
+
+@pytest.fixture
+def tells_exceptions(airflow_home: Path, tmp_path: Path) -> bool:
+    """Tell whether callbacks get the exception in process, by a DAG that is not ours; those of 3.0 and 3.1 do not."""
+    run_dag(
+        airflow_home,
+        f"""
+        def note(context):
+            if "exception" in context:
+                open({str(tmp_path / "told")!r}, "w").close()
+
+        @task(on_failure_callback=note)
+        def fail():
+            raise ValueError
+
+        fail()
+        """,
+    )
+    return (tmp_path / "told").exists()
+
+
+def test_silent_camera_fails_the_check_once_when_all_others_have_landed(run_recipe, sim, lake, posted):
+    run = run_recipe("silent_camera", state="failed")
+    assert (run.states["check_cameras"], run.tries["check_cameras"]) == ("failed", 1)
+    rows = rows_by_device(sim, DAY_START, DAY_END - 1)
+    assert files_in(lake) == sorted(
+        f"device={device}/start_date={DAY_FOLDER}/{NAME}" for device in rows if rows[device]
+    )
+
+
+@pytest.mark.parametrize("devices", [(STREET, SILENT), (SILENT,)], ids=["one of two", "the only one"])
+def test_silent_camera_is_named_to_the_webhook(run_recipe, serve, posted, tells_exceptions, devices):
+    serve(devices=devices)
+    run_recipe("silent_camera", state="failed")
+    said = f"No rows from 1 of {len(devices)} cameras: {SILENT}"
+    text = said if tells_exceptions else "the log says why"
+    assert posted == [{"text": f"example_unleash_silent_camera: {text}"}]
+
+
+def test_silent_camera_posts_nothing_where_all_have_rows(run_recipe, serve, posted):
+    serve(devices=(STREET,))
+    assert run_recipe("silent_camera").states["check_cameras"] == "success"
+    assert posted == []
+
+
+# ---- hash or mask ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the folder that is for many."""
+    monkeypatch.setenv("UNLEASH_SHARED", f"file://{tmp_path}/shared")
+    return tmp_path / "shared"
+
+
+def pseudonym(key: str, device: str) -> str:
+    return hmac.new(key.encode(), device.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def test_privacy_shares_every_row_and_nothing_that_tells_the_camera(run_recipe, sim, lake, shared, connect):
+    connect(conn_id="unleash_pseudonyms", conn_type="generic", password="a key")
+    run = run_recipe("privacy")
+    expected = {device: rows for device, rows in rows_by_device(sim, DAY_START, DAY_END - 1).items() if rows}
+    assert files_in(shared) == sorted(
+        f"camera={pseudonym('a key', d)}/start_date={DAY_FOLDER}/{NAME}" for d in expected
+    )
+    secrets = {*sim.devices, *sim.sessions(), "token", ".mp4"}
+    for device, rows in expected.items():
+        folder = f"camera={pseudonym('a key', device)}/start_date={DAY_FOLDER}"
+        table = pq.ParquetFile(shared / folder / NAME).read()
+        assert table.column_names == ["timestamp", "class_name", "count", "frame_number", "model_id", "camera_id"]
+        assert set(table.column("camera_id").to_pylist()) == {pseudonym("a key", device)}
+        original = sim.rows(device, DAY_START, DAY_END - 1)
+        assert len(original) == rows
+        for name in ("class_name", "count", "frame_number", "model_id"):
+            assert table.column(name).to_pylist() == [record[name] for record in original]
+        text = f"{table.to_pylist()} {table.schema.metadata} {folder}"
+        assert [secret for secret in secrets if secret in text] == []
+        # The look above would have found them where they are.
+        source = f"{pq.ParquetFile(lake / f'device={device}' / f'start_date={DAY_FOLDER}' / NAME).read().to_pylist()}"
+        assert device in source
+        assert [word for word in ("token", ".mp4") if word in source]
+    assert sum(
+        sum(run.xcoms["share", index].values()) for index in range(len(sim.devices)) if ("share", index) in run.xcoms
+    ) == sum(expected.values())
+
+
+def test_privacy_has_the_same_pseudonym_the_day_after_and_another_with_another_key(
+    run_recipe,
+    serve,
+    lake,
+    shared,
+    connect,
+):
+    serve(devices=(STREET,))
+    connect(conn_id="unleash_pseudonyms", conn_type="generic", password="a key")
+    run_recipe("privacy")
+    before = (shared / files_in(shared)[0]).read_bytes()
+    run_recipe("privacy")
+    assert len(files_in(shared)) == 1
+    assert (shared / files_in(shared)[0]).read_bytes() == before
+    run_recipe("privacy", moment=NEXT_DAY + timedelta(days=1))
+    assert len(files_in(shared)) == 2
+    assert {name.split("/")[0] for name in files_in(shared)} == {f"camera={pseudonym('a key', STREET)}"}
+    connect(conn_id="unleash_pseudonyms", conn_type="generic", password="another key")
+    run_recipe("privacy")
+    assert {name.split("/")[0] for name in files_in(shared)} == {
+        f"camera={pseudonym(key, STREET)}" for key in ("a key", "another key")
+    }
+
+
+def test_privacy_shares_nothing_without_a_key(run_recipe, serve, lake, shared, connect):
+    serve(devices=(STREET,))
+    connect(conn_id="unleash_pseudonyms", conn_type="generic")
+    run_recipe("privacy", state="failed")
+    assert files_in(shared) == []
+
+
+# ---- compact -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the folder of the large files."""
+    monkeypatch.setenv("UNLEASH_COMPACT", f"file://{tmp_path}/compact")
+    return tmp_path / "compact"
+
+
+def land_hours(dst: str, devices: Iterable[str], hours: Iterable[int]) -> None:
+    """Extract hours of the day into a tree of such windows, as an hourly DAG does."""
+    for device, hour in product(devices, hours):
+        start = DAY_START + hour * HOUR_MS
+        operator = UnleashToObjectStorageOperator(
+            task_id="t", device_id=device, dst=dst, file_format="parquet", start=start, end=start + HOUR_MS
+        )
+        operator.execute(make_context())
+
+
+def rows_of_compacted(files: str) -> Counter[tuple[Any, ...]]:
+    """Return the rows of compacted files with the device of their path, as the simulator writes them."""
+    columns = ", ".join(name for name in COLUMNS if name != "timestamp")
+    stamp = "strftime(timestamp AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%gZ')"
+    with duckdb.connect() as connection:
+        return Counter(connection.execute(f"SELECT device, {stamp}, {columns} FROM '{files}'").fetchall())
+
+
+def rows_of_simulator(sim: Simulator, start_ms: int, end_ms: int) -> Counter[tuple[Any, ...]]:
+    return Counter(
+        (device, record["timestamp"], *(record[name] for name in COLUMNS if name != "timestamp"))
+        for device in sim.devices
+        for record in sim.rows(device, start_ms, end_ms - 1)
+    )
+
+
+def test_compact_has_every_row_once_and_compacts_anew_only_what_was_replaced(run_recipe, serve, lake, compacted):
+    devices = (STREET, SILENT, "0042", "a street é=1")
+    sim = serve(devices=devices)
+    land_hours(f"file://{lake}", devices, range(24))
+    before = {name: (lake / name).read_bytes() for name in files_in(lake)}
+    assert len(before) == 24 * len(devices)
+    run = run_recipe("compact")
+    expected = rows_of_simulator(sim, DAY_START, DAY_END)
+    assert rows_of_compacted(f"{compacted}/**/*.parquet") == expected
+    assert expected.total() == sum(summary["rows"] for summary in run.xcoms.values())
+    assert sum(summary["files"] for summary in run.xcoms.values()) == len(before)
+    made = {name: (compacted / name).read_bytes() for name in files_in(compacted)}
+    assert 1 < len(made) <= 4
+    assert {name.split("/")[0] for name in made} == {f"start_date={DAY_FOLDER}"}
+    assert {name: (lake / name).read_bytes() for name in files_in(lake)} == before
+
+    again = run_recipe("compact")
+    assert again.xcoms == {}
+    assert set(again.states.values()) == {"skipped"}
+    assert {name: (compacted / name).read_bytes() for name in files_in(compacted)} == made
+
+    # A day later, because late data is looked for some days back; only one file is another now.
+    late = serve(devices=devices, seed=2)
+    land_hours(f"file://{lake}", [STREET], [7])
+    run = run_recipe("compact", moment=NEXT_DAY + timedelta(days=1))
+    assert len(run.xcoms) == 1
+    hour = (DAY_START + 7 * HOUR_MS, DAY_START + 8 * HOUR_MS)
+    old, new = (Counter({k: n for k, n in rows_of_simulator(s, *hour).items() if k[0] == STREET}) for s in (sim, late))
+    assert old != new
+    assert rows_of_compacted(f"{compacted}/**/*.parquet") == expected - old + new
+    assert sum((compacted / name).read_bytes() != body for name, body in made.items()) == 1
+    assert files_in(compacted) == sorted(made)
+
+
+def test_compact_keeps_the_order_of_the_api(run_recipe, serve, lake, compacted):
+    sim = serve(devices=(STREET,))
+    land_hours(f"file://{lake}", [STREET], range(24))
+    run_recipe("compact")
+    [name] = files_in(compacted)
+    frames = [record["frame_number"] for record in sim.rows(STREET, DAY_START, DAY_END - 1)]
+    assert pq.ParquetFile(compacted / name).read().column("frame_number").to_pylist() == frames
+
+
+def test_compact_reads_and_writes_an_s3_store_through_airflows_connection(
+    run_recipe, serve, connect, monkeypatch, tmp_path
+):
+    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
+    monkeypatch.setenv("UNLEASH_LAKE", "s3://aws_compact@lake/unleash")
+    monkeypatch.setenv("UNLEASH_COMPACT", "s3://aws_compact@lake/compact")
+    sim = serve(devices=(STREET, "0042"))
+    with SeaweedFS() as store:
+        lake = S3Lake(store, prefix="compact/")
+        connect(conn_id="aws_compact", **connection_to(store.url))
+        land_hours("s3://aws_compact@lake/unleash", sim.devices, range(6, 9))
+        run_recipe("compact")
+        names = lake.names()
+        assert {name.split("/")[0] for name in names} == {f"start_date={DAY_FOLDER}"}
+        assert set(run_recipe("compact").states.values()) == {"skipped"}
+        assert lake.names() == names
+        for number, name in enumerate(names):
+            (tmp_path / f"{number}.parquet").write_bytes(lake.read(name) or b"")
+    expected = rows_of_simulator(sim, DAY_START + 6 * HOUR_MS, DAY_START + 9 * HOUR_MS)
+    assert rows_of_compacted(f"{tmp_path}/*.parquet") == expected
+
+
+# ---- backfill a year ---------------------------------------------------------------------------
+
+
+def test_past_year_lands_past_days_and_replaces_only_the_day_that_runs_again(run_recipe, serve, lake):
+    serve(devices=(STREET, SILENT), seed=1)
+    year_ago = [NEXT_DAY - timedelta(days=days) for days in (366, 365, 364)]
+    for moment in year_ago:
+        run_recipe("past_year", moment=moment)
+    days = [f"start_date={moment - timedelta(days=1):%Y-%m-%d}" for moment in year_ago]
+    assert [name.split("/")[1] for name in files_in(lake)] == days
+    before = {name: (lake / name).read_bytes() for name in files_in(lake)}
+    serve(devices=(STREET, SILENT), seed=2)
+    run_recipe("past_year", moment=year_ago[1])
+    after = {name: (lake / name).read_bytes() for name in files_in(lake)}
+    assert list(after) == list(before)
+    assert [name.split("/")[1] for name in after if after[name] != before[name]] == [days[1]]
+
+
+# ---- DuckDB ------------------------------------------------------------------------------------
+
+
+def read_counts(warehouse: Path) -> dict[tuple[str, str, str], tuple[float, int]]:
+    with duckdb.connect(str(warehouse), read_only=True) as connection:
+        rows = connection.execute(
+            "SELECT CAST(start_date AS VARCHAR), device, class_name, total, row_count FROM daily_counts"
+        ).fetchall()
+    found = {(day, device, name): (total, count) for day, device, name, total, count in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_duckdb_counts_each_day_once_however_often_it_runs(run_recipe, serve, lake, tmp_path, monkeypatch):
+    warehouse = tmp_path / "warehouse"
+    monkeypatch.setenv("UNLEASH_WAREHOUSE", str(warehouse))
+    devices = (STREET, SILENT, "0042", "a street é=1")
+    expected = {}
+    for seed, day in ((1, 0), (2, 0), (2, 1)):
+        sim = serve(devices=devices, seed=seed)
+        run = run_recipe("duckdb", moment=NEXT_DAY + timedelta(days=day))
+        start = DAY_START + day * DAY_MS
+        date = f"{NEXT_DAY + timedelta(days=day - 1):%Y-%m-%d}"
+        counts = daily_counts(sim, start, start + DAY_MS - 1)
+        expected = {key: value for key, value in expected.items() if key[0] != date}
+        expected |= {(date, *key): value for key, value in counts.items()}
+        assert read_counts(warehouse) == expected
+        assert run.xcoms["load"] == len(expected)
+    assert {device for _, device, _ in expected} == {STREET, "0042", "a street é=1"}
+
+
+def test_duckdb_reads_an_s3_store_through_airflows_connection_and_is_told_no_key(
+    run_recipe, serve, connect, tmp_path, monkeypatch
+):
+    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
+    monkeypatch.setenv("UNLEASH_WAREHOUSE", str(tmp_path / "warehouse"))
+    monkeypatch.setenv("UNLEASH_LAKE", "s3://aws_duckdb@lake/unleash")
+    sim = serve(devices=(STREET, SILENT))
+    with serve_s3() as endpoint:
+        # What the page on stores shows, but for the address and the keys.
+        fields = connections_of("stores.md")["AIRFLOW_CONN_AWS_DEFAULT"][-1]
+        fields |= {"login": ACCESS_KEY, "password": SECRET_KEY}
+        assert fields["extra"].pop("endpoint_url").startswith("https://minio")
+        fields["extra"] |= {"endpoint_url": endpoint}
+        connect(conn_id="aws_duckdb", **fields)
+        ObjectStoragePath("s3://aws_duckdb@lake").mkdir()
+        run_recipe("duckdb")
+    counts = daily_counts(sim, DAY_START, DAY_END - 1)
+    assert read_counts(tmp_path / "warehouse") == {(DAY_FOLDER, *key): value for key, value in counts.items()}
+
+
+def test_duckdb_lake_is_what_the_simulator_has(run_recipe, serve, lake):
+    sim = serve(devices=(STREET, "0042", SILENT))
+    run_recipe("past_year")
+    sql = (RECIPES / "sql" / "duckdb_lake.sql").read_text()
+    assert sql.count("s3://lake/unleash/") == 1
+    found = duckdb.connect().execute(sql.replace("s3://lake/unleash/", f"{lake}/")).fetchall()
+    totals: Counter[tuple[str, str, str]] = Counter()
+    for device in sim.devices:
+        for record in sim.rows(device, DAY_START, DAY_END - 1):
+            totals[device, record["timestamp"][:13], record["class_name"]] += record["count"]
+    assert {
+        (device, f"{hour.astimezone(UTC):%Y-%m-%dT%H}", name): total for device, hour, name, total in found
+    } == totals
+
+
+# ---- Snowflake and BigQuery --------------------------------------------------------------------
+
+
+def faults_of(sql: str, dialect: str) -> list[str]:
+    parsed = Linter(config=FluffConfig(overrides={"dialect": dialect})).parse_string(sql)
+    return [violation.desc() for violation in parsed.violations]
+
+
+@pytest.mark.parametrize("warehouse", ["snowflake", "bigquery"])
+def test_the_sql_of_a_warehouse_that_is_not_here_is_of_its_dialect(warehouse):
+    for sql in statements_of(warehouse):
+        assert faults_of(sql, warehouse) == []
+        # The look finds what is wrong, in whatever line.
+        for line in range(1, len(sql.splitlines()), 3):
+            broken = sql.splitlines()
+            broken[line:line] = [") WRONG ("]
+            assert faults_of("\n".join(broken), warehouse) != []
+
+
+def test_snowflake_loads_each_column_of_the_files_into_the_column_of_its_name():
+    setup, load = statements_of("snowflake")
+    names = [*COLUMNS, "extra"]
+    table = setup.split("CREATE TABLE IF NOT EXISTS unleash_analytics (")[1].split("\n)")[0]
+    assert [line.split()[0] for line in table.strip().splitlines()] == ["start_date", *names]
+    assert re.findall(r"\$1:(\w+)::", load) == names
+    types = {line.split()[0]: line.split()[1].rstrip(",") for line in table.strip().splitlines()}
+    assert dict(re.findall(r"\$1:(\w+)::(\w+)", load)) == {name: types[name] for name in names}
+    [pattern] = re.findall(r"PATTERN = '(.*)'", load)
+    assert re.fullmatch(pattern, f"unleash/device={STREET}/start_date={DAY_FOLDER}/{NAME}")
+    assert not re.fullmatch(pattern, f"unleash/device={STREET}/start_date=2026-01-13/{NAME}")
+    assert not re.fullmatch(pattern, f"unleash/_staging/device={STREET}/start_date={DAY_FOLDER}/{NAME}-1a/00000.pages")
+
+
+def test_bigquery_holds_the_day_once_however_often_it_runs_in_duckdbs_dialect(run_recipe, serve, lake):
+    setup, load = statements_of("bigquery")
+    with duckdb.connect() as warehouse:
+        warehouse.execute("CREATE SCHEMA unleash")
+        # BigQuery's external table has no counterpart: a view that reads the same tree.
+        external, table = setup.split(";\n", 1)
+        assert external.startswith("CREATE EXTERNAL TABLE")
+        [made] = sqlglot.transpile(table, read="bigquery", write="duckdb", error_level=sqlglot.ErrorLevel.RAISE)
+        warehouse.execute(made)
+        for seed in (1, 2):
+            sim = serve(devices=(STREET, "0042", SILENT), seed=seed)
+            for moment in (NEXT_DAY, NEXT_DAY + timedelta(days=1)):
+                run_recipe("past_year", moment=moment)
+            warehouse.execute(
+                f"CREATE OR REPLACE VIEW unleash.lake AS FROM read_parquet('{lake}/device=*/**/*.parquet',"
+                " hive_types = {'device': VARCHAR, 'start_date': DATE})"
+            )
+            for statement in sqlglot.transpile(load, read="bigquery", write="duckdb"):
+                warehouse.execute(statement)
+            rows = warehouse.execute(
+                "SELECT CAST(start_date AS VARCHAR), device_id, class_name, sum(count), count(*)"
+                " FROM unleash.analytics GROUP BY ALL"
+            ).fetchall()
+            counts = daily_counts(sim, DAY_START, DAY_END - 1)
+            assert {(day, device, name): (total, count) for day, device, name, total, count in rows} == {
+                (DAY_FOLDER, *key): value for key, value in counts.items()
+            }
+
+
+# ---- the pages ---------------------------------------------------------------------------------
+
+
+def blocks_of(page: Path, *languages: str) -> list[str]:
+    return re.findall(rf"```(?:{'|'.join(languages)})\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def connections_of(page: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the fields of the connections that a page sets, in its order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for block in blocks_of(ROOT / "docs" / "recipes" / page, "shell"):
+        for name, value in re.findall(r"^export (AIRFLOW_CONN_\w+)='(.*?)'$", block, re.MULTILINE | re.DOTALL):
+            found.setdefault(name, []).append(json.loads(value))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_sql_of_a_page_is_an_excerpt_of_a_file_that_runs(page):
+    files = [path.read_text() for path in (RECIPES / "sql").glob("*.sql")]
+    for block in blocks_of(page, "sql"):
+        assert any(block in text for text in files), f"No file has:\n{block}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_of_recipes_has_only_blocks_that_a_test_looks_at(page):
+    languages = re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)
+    assert set(languages[::2]) <= {"python", "sql", "shell"}
+    assert set(languages[1::2]) <= {""}
+
+
+def test_every_page_is_in_the_table_of_recipes():
+    index = (ROOT / "docs" / "recipes" / "index.md").read_text()
+    assert [page.name for page in PAGES if page.stem != "index" and f"({page.name})" not in index] == []
+
+
+@pytest.mark.parametrize("path", DAGS, ids=lambda path: path.stem)
+def test_every_recipe_is_shown_on_a_page_whole(path):
+    name = path.stem.removeprefix("example_unleash_")
+    shown = path.read_text().split(f"# [START {name}]\n")[1].split(f"# [END {name}]\n")[0]
+    assert any(shown in blocks_of(page, "python") for page in PAGES)
+
+
+def test_every_connection_of_a_page_is_one_that_airflow_reads(monkeypatch):
+    for page in PAGES:
+        for name, values in connections_of(page.name).items():
+            for fields in values:
+                monkeypatch.setenv(name, json.dumps(fields))
+                connection = BaseHook.get_connection(name.removeprefix("AIRFLOW_CONN_").lower())
+                assert connection.conn_type == fields["conn_type"]
+                assert connection.extra_dejson == fields.get("extra", {})
+    assert len(connections_of("stores.md")) == 3
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """Return the arguments of the commands of Airflow on a page."""
+    lines = [line for block in blocks_of(page, "shell") for line in re.findall(r"^airflow (?:.*\\\n)*.*$", block, re.M)]
+    return [shlex.split(line.replace("\\\n", " "))[1:] for line in lines]
+
+
+def test_every_command_on_a_page_is_one_of_this_airflow_or_of_the_other():
+    from airflow.cli.cli_parser import get_parser
+
+    commands = [words for page in PAGES for words in commands_of(page)]
+    assert [words[:2] for words in commands] == [["pools", "set"], ["backfill", "create"], ["dags", "backfill"]]
+    for words in commands:
+        if words[:2] != (["dags", "backfill"] if HAS_BACKFILLS else ["backfill", "create"]):
+            get_parser().parse_args(words)
+
+
+def is_in_database(home: Path, dag_id: str) -> bool:
+    with closing(sqlite3.connect(home / "airflow.db")) as database:
+        [(count,)] = database.execute("SELECT count(*) FROM serialized_dag WHERE dag_id = ?", (dag_id,))
+    return count > 0
+
+
+@pytest.mark.skipif(not HAS_BACKFILLS, reason="the command of this Airflow does the work at once")
+def test_the_backfill_of_a_year_is_of_every_day_of_it(run_recipe, serve, capsys, airflow_home):
+    from airflow.cli.cli_parser import get_parser
+
+    serve(devices=(SILENT,))
+    run_recipe("past_year")
+    if not is_in_database(airflow_home, "example_unleash_past_year"):
+        pytest.skip("dag.test() of this Airflow does not tell its database of the DAG")
+    [_, words, _] = commands_of(ROOT / "docs" / "recipes" / "backfill.md")
+    # Days of other tests have runs already.
+    arguments = get_parser().parse_args([*words, "--dry-run", "--reprocess-behavior", "completed"])
+    capsys.readouterr()
+    arguments.func(arguments)
+    days = sorted(re.findall(r"2025-\d\d-\d\d", capsys.readouterr().out))
+    assert sorted(set(days)) == [f"{datetime(2025, 1, 1) + timedelta(days=day):%Y-%m-%d}" for day in range(365)]

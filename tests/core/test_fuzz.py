@@ -1,0 +1,380 @@
+"""Whatever the API answers is a page or an error of this package, at a bounded cost; whatever a name is, it stays."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import logging
+import posixpath
+import subprocess
+import sys
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import requests
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_unleash import protocol, window, writers
+from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError, UnleashError
+from airflow_provider_unleash.protocol import Answer, Page
+from tests.support.answering import answering
+from tests.support.odd_names import DOTS, OTHERS, SLASHES
+from tests.support.paths import SAMPLES
+
+ANSWERS = [path.read_bytes() for path in sorted(SAMPLES.glob("*.json"))]
+URL = "https://api.unleashlive.com/v1/analytics/W1/1597622400000/1597708800000/1"
+KEY = "ul_pat_0123456789abcdefghijklmnopqrstuvwxyz"
+MIDNIGHT = 1_597_622_400_000
+DAY = window.Window(MIDNIGHT, MIDNIGHT + 86_400_000, "start_end")
+# The same examples in each run: a red run can be repeated.
+PROPERTY = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+# What decoding may take at its peak, the body itself not counted. The worst bodies found take 45 times theirs: lists
+# within lists, each a list of one of 104 bytes for two characters. Cells that a row lacks may add 8; the rest is
+# for Pythons whose objects are larger. The constant is for bodies so small that a few objects are many times as much.
+MEMORY_MULTIPLE = 64
+MEMORY_CONSTANT = 1 << 20
+
+
+# ---- the property, which tools/fuzz.py has, too ------------------------------------------------
+
+
+def check_any_bytes(data: bytes) -> list[Page]:
+    """Read the bytes as every answer that there is; return the pages that they are."""
+    answer = Answer(URL, 200, {}, data, KEY)
+    attempt(partial(protocol.parse_version, answer))
+    attempt(partial(protocol.check_json_object, answer))
+    ids = attempt(partial(protocol.parse_ids, answer)) or []
+    attempt(lambda: window.SessionList(ids).select(since_ms=0))
+    for device_id in ids:
+        attempt(partial(protocol.check_device_id, device_id))
+    read = [attempt(partial(protocol.parse_page, answer, 1, endpoint)) for endpoint in ("compact", "tableau")]
+    pages = [page for page in read if page is not None]
+    for page in pages:
+        check_usable(page)
+    text = data.decode("latin-1")
+    check_headers({"Retry-After": text, "Date": text[::-1], "Location": text}, data)
+    return pages
+
+
+def attempt(read: Callable[[], Any]) -> Any:
+    """Return what ``read`` does, None where it raises an error of this package."""
+    try:
+        return read()
+    except UnleashError:
+        return None
+
+
+def check_usable(page: Page) -> None:
+    """Use a page in every way that there is; only what writes it may refuse it."""
+    assert len(page.rows) == len(page.records()) == len(page.tuples)
+    assert list(page.columns()) == list(page.keys)
+    assert len(page.digest()) == 32
+    assert not protocol.has_stream_tokens(protocol.mask_stream_tokens(page))
+    [kept] = window.HalfOpen(DAY, [page])
+    assert len(kept.tuples) + len(kept.dropped) == len(page.tuples)
+    for file_format in writers.FILE_FORMATS:
+        attempt(partial(written, page, file_format))
+
+
+def written(page: Page, file_format: writers.FileFormat) -> bytes:
+    stream = io.BytesIO()
+    writer = writers._WRITERS[file_format](stream, writers.columns_of(None))
+    try:
+        writer.write_page(page)
+        writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
+    return stream.getvalue()
+
+
+def check_headers(headers: dict[str, str], body: bytes) -> None:
+    for date in ({}, {"Date": "Mon, 17 Aug 2020 12:00:00 GMT"}):
+        seconds = protocol.parse_retry_after({**headers, **date})
+        assert seconds is None or 0 <= seconds < float("inf")
+    for status in (100, 204, 302, 401, 404, 418, 429, 503, 999):
+        with pytest.raises(UnleashError) as caught:
+            protocol.raise_for_status(Answer(URL, status, headers, body, KEY))
+        assert KEY not in str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.WARNING)  # each new key is one
+    yield
+    logging.disable(logging.NOTSET)
+
+
+# ---- any bytes -----------------------------------------------------------------------------------
+
+KEYS = [*writers.COLUMNS, "extra", "device", "start_date", "", "a", "\x00", '"\\', "é", "人", "\U0001f600"]
+# Texts of JSON, because what Python's encoder writes is too well-behaved.
+ODD = [
+    *("null", "true", "-0", "-0.0", "1e308", "1e999", "-1e999", "5e-324", "NaN", "Infinity", "1.", ".5", "0x1", "01"),
+    *("9" * 19, "-" + "9" * 30, "9" * 400, "9" * 4299, "9" * 4301, "9" * 400 + ".5", "0." + "9" * 5000),
+    *('"\\ud800"', '"\\udc00\\ud800"', '"\\ud83d\\ude00"', '"\\u0000"', '"\\x"', '"\ufeff"', '"a\nb"', '"\x7f"'),
+    *('"W?token=x"', '"W?TOKEN=&token=y"', '"1597622730877"', '"2020-08-17T02:08:49.000Z"', '"2020-08-18T00:00:00Z"'),
+    *('"0000-01-01T00:00:00Z"', '"0001-01-01T00:00:00+23:59"', '"9999-12-31T23:59:59.9999999-23:59"', '"P1D"', "'a'"),
+    *("[]", "{}", "[" * 50 + "]" * 50, "[" * 1500 + "]" * 1500, '{"a":' * 1500 + "1" + "}" * 1500, "[" * 9000),
+    *('{"a":1,"a":2}', '{"":{"":null}}', "[1,]", "{,}", "/**/1", "", " ", "\ufeff1"),
+]
+ODDITIES = st.sampled_from(ODD) | st.text(max_size=5).map(json.dumps) | st.integers().map(str) | st.floats().map(str)
+NAMES = st.sampled_from(KEYS).map(json.dumps) | ODDITIES
+
+
+def array(parts: st.SearchStrategy[str], most: int = 4) -> st.SearchStrategy[str]:
+    return st.lists(parts, max_size=most).map(lambda texts: f"[{','.join(texts)}]")
+
+
+def json_object(names: st.SearchStrategy[str], values: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    members = st.lists(st.tuples(names, values).map(":".join), max_size=4)  # a name may come twice
+    return members.map(lambda texts: f"{{{','.join(texts)}}}")
+
+
+@st.composite
+def fitting(draw: st.DrawFn) -> str:
+    """Draw a compact page whose rows have as many values as there are keys, which chance hardly finds."""
+    keys = draw(st.lists(st.sampled_from(KEYS), max_size=5, unique=True))
+    rows = draw(st.lists(st.lists(ODDITIES, min_size=len(keys), max_size=len(keys)), max_size=3))
+    data = ",".join(f"[{','.join(row)}]" for row in rows)
+    return f'{{"keys":{json.dumps(keys)},"total_num_pages":1,"data":[{data}]}}'
+
+
+ROWS = array(array(ODDITIES) | json_object(NAMES, ODDITIES) | ODDITIES)
+MEMBERS = st.tuples(st.sampled_from(['"keys"', '"total_num_pages"', '"data"', '"x"']), array(NAMES) | ODDITIES | ROWS)
+LIKE_PAGES = (
+    st.tuples(array(NAMES) | ODDITIES, ODDITIES, ROWS).map(
+        '{{"keys":{0[0]},"total_num_pages":{0[1]},"data":{0[2]}}}'.format
+    )
+    | st.tuples(st.integers(0, 3), array(json_object(st.sampled_from(KEYS).map(json.dumps), ODDITIES))).map(
+        '{{"total_num_pages":{0[0]},"data":{0[1]}}}'.format
+    )
+    | st.lists(MEMBERS.map(":".join), max_size=5).map(lambda texts: f"{{{','.join(texts)}}}")
+    | array(NAMES)
+    | fitting()
+)
+TEXTS = LIKE_PAGES.map(lambda text: text.encode("utf-8", "surrogatepass"))
+ENCODED = st.tuples(LIKE_PAGES, st.sampled_from(["utf-8-sig", "utf-16", "utf-32", "latin-1"])).map(
+    lambda drawn: drawn[0].encode(drawn[1], "replace")
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """Draw a documented answer in which bytes are changed, left out, doubled or another's."""
+    body = bytearray(draw(st.sampled_from(ANSWERS)))
+    for _ in range(draw(st.integers(1, 4))):
+        first = draw(st.integers(0, len(body)))
+        last = draw(st.integers(first, min(len(body), first + 40)))
+        other = draw(st.sampled_from(ANSWERS))
+        cut = draw(st.integers(0, len(other)))
+        piece = draw(st.binary(max_size=3) | st.sampled_from(ODD).map(str.encode) | st.just(other[cut : cut + 60]))
+        body[first:last] = piece
+    return bytes(body[: draw(st.integers(0, len(body)) | st.just(len(body)))])
+
+
+@PROPERTY
+@given(st.binary() | TEXTS | ENCODED | mutated())
+@example(b'["' + b"9" * 5000 + b'"]')
+@example(b'["00000001595418530512' + b"0" * 5000 + b'"]')
+def test_any_bytes_are_pages_that_can_be_used_or_an_error_of_this_package(data: bytes) -> None:
+    check_any_bytes(data)
+
+
+@settings(PROPERTY, max_examples=60)
+@given(fitting(), st.sampled_from(writers.FILE_FORMATS))
+def test_any_page_becomes_a_whole_object_or_leaves_none(tmp_path_factory: Any, text: str, file_format: Any) -> None:
+    upath = pytest.importorskip("upath")
+    page = attempt(partial(protocol.parse_page, Answer(URL, 200, {}, text.encode()), 1))
+    if page is None:
+        return
+    target = tmp_path_factory.mktemp("lake") / "new" / f"object.{file_format}"
+    try:
+        with writers.open_object(upath.UPath(f"file://{target}"), file_format) as writer:
+            writer.write_page(page)
+    except UnleashError:
+        assert not target.parent.exists()
+    else:
+        assert target.stat().st_size == writer.size
+
+
+HEADERS = st.sampled_from(["Retry-After", "retry-AFTER", "Date", "Location", "x"])
+
+
+@PROPERTY
+@given(st.dictionaries(HEADERS, st.text() | st.sampled_from(ODD)), st.binary(max_size=300), st.integers(-1, 10**4))
+def test_any_status_with_any_headers_is_an_error_of_this_package(
+    headers: dict[str, str], body: bytes, status: int
+) -> None:
+    check_headers(headers, body)
+    if status != 200:
+        with pytest.raises(UnleashError):
+            protocol.raise_for_status(Answer(URL, status, headers, body, KEY))
+
+
+def test_a_number_of_pages_that_no_counter_holds_is_unexpected() -> None:
+    for total in (2**63, 10**400):  # of the second, no share is a float
+        for endpoint in ("compact", "tableau"):
+            body = b'{"keys":[],"total_num_pages":%d,"data":[]}' % total
+            with pytest.raises(UnexpectedResponseError) as caught:
+                protocol.parse_page(Answer(URL, 200, {}, body), 1, endpoint)  # type: ignore[arg-type]
+            assert caught.value.field == "total_num_pages"
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+COMPACT = '{"keys":["a"],"total_num_pages":1,"data":['
+TABLEAU = '{"total_num_pages":1,"data":['
+DEEP = "[" * 700 + "]" * 700
+
+
+def filled(head: str, unit: str, end: str, size: int = 100_000) -> bytes:
+    return (head + ",".join([unit] * (size // (len(unit) + 1))) + end).encode()
+
+
+def distinct(head: str, unit: str, end: str, count: int = 4000) -> bytes:
+    return (head + ",".join(unit % index for index in range(count)) + end).encode()
+
+
+WORST = {
+    "rows of an empty list": filled(COMPACT, "[[]]", "]}"),
+    "rows of an object": filled(COMPACT, '[{"":0}]', "]}"),
+    "lists in lists": filled(COMPACT, f"[{DEEP}]", "]}"),
+    "lists in lists, cut short": filled(COMPACT, f"[{DEEP}]", ""),
+    "lists in lists, then a row that is none": filled(COMPACT, f"[{DEEP}]", ",0]}"),
+    "lists in lists, then half a character": filled(COMPACT, f"[{DEEP}]", ',"\\ud800"]}'),
+    "lists in lists in one row of another length": filled(COMPACT + "[", DEEP, "]]}"),
+    "objects, cut short": filled(COMPACT, "[{}]", ""),
+    "objects, then a number that no float holds": filled(COMPACT, "[{}]", ",1e999]}"),
+    "one wide text": (COMPACT + '["' + "a" * 100_000 + '\U0001f600"]]}').encode(),
+    "one wide text in a row of another length": (COMPACT + '["' + "a" * 100_000 + '\U0001f600",1]]}').encode(),
+    "many keys": distinct('{"keys":[', '"%x"', '],"total_num_pages":1,"data":[]}'),
+    "a key twice": distinct('{"keys":["0",', '"%x"', '],"total_num_pages":1,"data":[]}'),
+    "empty objects": filled(TABLEAU, "{}", "]}"),
+    "objects of one": filled(TABLEAU, '{"":0}', "]}"),
+    "objects of one, and empty ones": filled(TABLEAU, '{"":{}},{}', "]}"),
+    "objects in objects": filled(TABLEAU, '{"":' * 700 + "0" + "}" * 700, "]}"),
+    "each object with a key of its own": distinct(TABLEAU, '{"%x":0}', "]}"),
+    "some objects with a key of their own, many without": distinct(TABLEAU, '{"%x":0}' + ",{}" * 30, "]}", 1000),
+    "one object with many keys, many without": distinct(TABLEAU + "{", '"%x":0', "}" + ",{}" * 9000 + "]}", 3000),
+}
+
+
+def decoding_memory(body: bytes) -> int:
+    """Return the peak of reading a body as a page of either endpoint; msgspec takes its memory from Python, too."""
+    answer = Answer(URL, 200, {}, body, KEY)
+    peaks = []
+    for endpoint in ("compact", "tableau"):
+        tracemalloc.start()
+        try:
+            attempt(partial(protocol.parse_page, answer, 1, endpoint))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    return max(peaks)
+
+
+@pytest.mark.parametrize("body", WORST.values(), ids=WORST)
+def test_no_body_takes_more_memory_than_the_stated_multiple(body: bytes) -> None:
+    assert decoding_memory(body) <= MEMORY_MULTIPLE * len(body) + MEMORY_CONSTANT
+
+
+@settings(PROPERTY, max_examples=40)
+@given(TEXTS | mutated(), st.integers(1, 40))
+def test_no_fuzzed_body_takes_more_memory_than_the_stated_multiple(data: bytes, times: int) -> None:
+    rows = b",".join([data] * times)
+    for body in (
+        data,
+        b'{"keys":["a"],"total_num_pages":1,"data":[[%s]]}' % rows,
+        b'{"total_num_pages":1,"data":[%s]}' % rows,
+    ):
+        assert decoding_memory(body) <= MEMORY_MULTIPLE * len(body) + MEMORY_CONSTANT
+
+
+MB = 1 << 20
+# In a process of its own, whose peak is that of nothing else.
+ASK = """
+import resource, sys
+from airflow_provider_unleash.client import UnleashClient
+from airflow_provider_unleash.exceptions import ResultTooLargeError
+with UnleashClient("key", sys.argv[1], max_response_bytes=8 << 20, max_attempts=1) as api:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        api.get_version()
+    except ResultTooLargeError as error:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip"])
+def test_a_body_that_inflates_a_thousandfold_is_refused_before_it_is_in_memory(encoding: str) -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 15 if encoding == "deflate" else 31)
+    bomb = b"".join(packer.compress(b" " * MB) for _ in range(64)) + packer.flush()
+    bomb = gzip.compress(bomb, 9) if "," in encoding else bomb
+    assert len(bomb) * 900 < 64 * MB
+    with answering(bomb, content_encoding=encoding) as url:
+        asked = subprocess.run([sys.executable, "-c", ASK, url], capture_output=True, text=True, timeout=60, check=True)
+    assert int(asked.stdout) * 1024 < 40 * MB
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+TRICKS = st.lists(st.sampled_from([*SLASHES, *DOTS, *OTHERS, "W1"]) | st.text(max_size=3), max_size=7).map("".join)
+
+
+@settings(PROPERTY, max_examples=400)
+@given(
+    TRICKS
+    | st.text()
+    | st.sampled_from([".", "x", "人", "%", " x"]).flatmap(lambda c: st.integers(1, 400).map(c.__mul__))
+)
+@example("..")
+@example("x" * 300)
+@example("人" * 90)
+def test_no_device_id_leaves_its_folder_or_its_segment_of_a_url(device_id: str) -> None:
+    try:
+        name = writers.object_name(device_id, MIDNIGHT, MIDNIGHT + 1, "jsonl", "gzip")
+    except ValueError as error:
+        refusal = error
+    else:
+        refusal = None
+    if refusal is not None:
+        assert isinstance(refusal, InvalidArgumentError)
+        assert refusal.argument == "device_id"
+        return
+    folders = name.split("/")
+    assert [folder.partition("=")[0] for folder in folders[:2]] == ["device", "start_date"]
+    assert len(folders) == 3
+    assert max(map(len, folders)) <= 255
+    assert name.isascii()
+    assert unquote(folders[0]) == f"device={device_id}"
+    for spelled in (name, name.replace("%25", "%")):
+        assert posixpath.normpath(f"/lake/{spelled}") == f"/lake/{spelled}"
+    asked = requests.Request("GET", "https://h" + protocol.analytics_path(device_id, 1, 2, 3)).prepare().url
+    assert asked is not None
+    assert unquote(urlsplit(asked).path.split("/")[3]) == device_id
+    assert len(urlsplit(asked).path.split("/")) == 7
+
+
+@pytest.mark.parametrize("device_id", ["x" * 249, "人" * 28, "x" * 300, "x" * 10**6])
+def test_a_device_id_that_is_no_name_of_a_folder_is_refused_as_too_long(device_id: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="too long") as caught:
+        protocol.check_device_id(device_id)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("device_id", ["x" * 248, "人" * 27])
+def test_the_longest_device_id_is_the_name_of_a_folder(device_id: str, tmp_path: Path) -> None:
+    target = tmp_path / writers.object_name(device_id, MIDNIGHT, MIDNIGHT + 1, "jsonl", "gzip")
+    with writers.open_object(pytest.importorskip("upath").UPath(f"file://{target}"), "jsonl", compression="gzip"):
+        pass
+    assert target.exists()

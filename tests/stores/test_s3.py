@@ -1,0 +1,116 @@
+"""Objects on a real S3-compatible store, through an Airflow connection."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from airflow_provider_unleash.exceptions import ServerError
+from airflow_provider_unleash.simulator import Fault, Simulator
+from airflow_provider_unleash.writers import open_object
+from tests.support.s3_lake import connection_to, open_client
+from tests.support.seaweedfs import serve_s3
+from tests.support.store_cases import NAME, ProcessCases, StoreCases, extract, page_of, path_of
+
+pytest.importorskip("s3fs", reason="the extra s3 is not installed")
+
+
+class S3Store:
+    """The bucket «lake», as boto3's own client sees it."""
+
+    scheme = url_scheme = "s3"
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._client = open_client(endpoint)
+        self._client.create_bucket(Bucket="lake")
+
+    def connection(self, endpoint: str) -> dict[str, Any]:
+        return connection_to(endpoint)
+
+    def _keys(self) -> list[str]:
+        return [found["Key"] for found in self._client.list_objects_v2(Bucket="lake").get("Contents", ())]
+
+    def names(self) -> list[str]:
+        return [key.removeprefix("unleash/") for key in self._keys()]
+
+    def read(self, name: str) -> bytes:
+        body: bytes = self._client.get_object(Bucket="lake", Key=f"unleash/{name}")["Body"].read()
+        return body
+
+    def put(self, name: str, body: bytes) -> None:
+        self._client.put_object(Bucket="lake", Key=f"unleash/{name}", Body=body)
+
+    def leftovers(self) -> list[str]:
+        return [found["Key"] for found in self._client.list_multipart_uploads(Bucket="lake").get("Uploads") or ()]
+
+    def open_upload(self, key: str) -> None:
+        self._client.create_multipart_upload(Bucket="lake", Key=key)
+
+    def abort_uploads(self) -> None:
+        for found in self._client.list_multipart_uploads(Bucket="lake")["Uploads"]:
+            self._client.abort_multipart_upload(Bucket="lake", Key=found["Key"], UploadId=found["UploadId"])
+
+    def clear(self) -> None:
+        for key in self._keys():
+            self._client.delete_object(Bucket="lake", Key=key)
+
+
+@pytest.fixture(scope="module")
+def seaweedfs() -> Iterator[S3Store]:
+    with serve_s3() as endpoint:
+        yield S3Store(endpoint)
+
+
+@pytest.fixture
+def lake(seaweedfs: S3Store) -> Iterator[S3Store]:
+    yield seaweedfs
+    seaweedfs.clear()
+
+
+class TestS3(StoreCases):
+    def test_a_multipart_upload_that_fails_is_aborted(self, lake: S3Store) -> None:
+        def fail_half_way() -> None:
+            with open_object(path_of(lake, "large.jsonl"), "jsonl") as writer:
+                for _ in range(12):
+                    writer.write_page(page_of(1000, "x" * 1000))
+                assert lake.leftovers() == ["unleash/large.jsonl"]
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail_half_way()
+        gc.collect()  # fsspec publishes abandoned handles when they are collected
+        assert lake.names() == lake.leftovers() == []
+
+    def test_uploads_that_a_killed_try_left_open_are_aborted_and_no_others(
+        self, lake: S3Store, serve: Callable[..., Simulator]
+    ) -> None:
+        serve()
+        others = [f"unleash/{NAME}.jsonl.gz", f"unleash/{NAME}.jsonl.bak", "unleash/other"]
+        for key in (f"unleash/{NAME}.jsonl", f"unleash/{NAME}.jsonl", *others):
+            lake.open_upload(key)
+        extract(lake)
+        assert sorted(lake.leftovers()) == sorted(others)
+        lake.abort_uploads()
+
+    def test_an_upload_of_pages_that_a_killed_try_left_open_is_aborted(
+        self, lake: S3Store, serve: Callable[..., Simulator], quick_retries: None
+    ) -> None:
+        sim = serve(faults=[Fault("500", page=6, times=None)])
+        with pytest.raises(ServerError):
+            extract(lake, checkpoint_pages=2)
+        [folder] = {name.rpartition("/")[0] for name in lake.names()}
+        other = "unleash/_staging/0123456789abcdef-0123456789abcdef/00000.pages"
+        for key in (f"unleash/{folder}/00003.pages", f"unleash/{folder[:-16]}{'0' * 16}/00000.pages", other):
+            lake.open_upload(key)
+        sim.clear_faults()
+        extract(lake, checkpoint_pages=2)
+        assert lake.leftovers() == [other]
+        lake.abort_uploads()
+
+
+class TestS3Processes(ProcessCases):
+    pass

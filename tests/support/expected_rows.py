@@ -1,0 +1,24 @@
+"""What a lake should hold, computed from the simulator's rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from airflow_provider_unleash.simulator import Simulator
+
+
+def files_in(lake: Path) -> list[str]:
+    return sorted(str(path.relative_to(lake)) for path in lake.rglob("*") if path.is_file())
+
+
+def rows_by_device(sim: Simulator, start_ms: int, end_ms: int) -> dict[str, int]:
+    return {device: len(sim.rows(device, start_ms, end_ms)) for device in sim.devices}
+
+
+def daily_counts(sim: Simulator, start_ms: int, end_ms: int) -> dict[tuple[str, str], tuple[float, int]]:
+    """Return the sum of counts and the number of rows, by device and class."""
+    totals: dict[tuple[str, str], list[float]] = {}
+    for device in sim.devices:
+        for record in sim.rows(device, start_ms, end_ms):
+            totals.setdefault((device, record["class_name"]), []).append(record["count"])
+    return {key: (sum(counts), len(counts)) for key, counts in totals.items()}

@@ -1,0 +1,456 @@
+"""A week of forty devices, while workers are killed and the API refuses, and what is there in the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+
+from airflow_provider_unleash.simulator import DEFAULT_KEYS, generate_rows
+from tests.support.secret_search import files_under, leaks
+from tools.cluster import DAG_ID, PAGE_CONCURRENCY, POOL_SLOTS, WORKERS, Cluster, device_ids, open_cluster
+from tools.stage import ask
+
+DAY = datetime(2026, 1, 12, tzinfo=timezone.utc)
+DAY_MS = 86_400_000
+RUN_ID = "proof"
+CHECKPOINT_PAGES = 4
+# When workers are killed, as shares of the extractions that are done; each time another one.
+KILLS = (0.2, 0.55)
+SECONDS_WITHOUT_A_WORKER = 5.0
+SECONDS_BETWEEN_BURSTS, SECONDS_OF_A_BURST = 20.0, 3.0
+# Less than five attempts take, so that tasks wait it out.
+BURST = {"kind": "429", "path": "/v1/analytics/W", "times": None, "retry_after": "1"}
+# In each third burst, two get this first. It is beyond what the client waits in a task: Airflow tries again, as late as
+# the API asks for.
+LONG = {"kind": "429", "path": "/v1/analytics/W", "times": 2, "retry_after": "75"}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is extracted, from an API that takes how many seconds for a page."""
+
+    devices: int = 40
+    days: int = 7
+    rows_a_day: int = 1500
+    page_size: int = 50
+    latency: float = 0.15
+
+    @property
+    def extractions(self) -> int:
+        return self.devices * self.days
+
+
+@dataclass(frozen=True)
+class Try:
+    """A try of an extraction that did not succeed."""
+
+    map_index: int
+    number: int
+    cause: str
+
+
+@dataclass
+class Proof:
+    """
+    What was there in the end.
+
+    :param states: how many mapped tasks ended how.
+    :param tries: the number of the last try, and the most that there may be, by index.
+    :param lost: tries that did not succeed, each with its cause.
+    :param victims: by killed worker, the extraction that had put pages aside when it was killed.
+    :param killed: index and number of the tries that killed workers ran.
+    :param summaries: what each extraction returned.
+    :param names: of all objects in the bucket.
+    :param uploads: open multipart uploads.
+    :param answered: how often each page was asked for and answered, by path.
+    :param refused: how many requests were answered 429.
+    :param missing: rows of the simulator that the lake does not have, and the other way round.
+    :param folders: of everything that ran.
+    """
+
+    size: Size
+    run_state: str = ""
+    minutes: float = 0.0
+    states: Counter[str] = field(default_factory=Counter)
+    tries: dict[int, tuple[int, int]] = field(default_factory=dict)
+    lost: list[Try] = field(default_factory=list)
+    victims: list[tuple[str, int]] = field(default_factory=list)
+    killed: set[tuple[int, int]] = field(default_factory=set)
+    bursts: int = 0
+    summaries: dict[int, dict[str, Any]] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+    uploads: list[str] = field(default_factory=list)
+    answered: Counter[str] = field(default_factory=Counter)
+    refused: int = 0
+    max_in_flight: int = 0
+    at_once: int = 0
+    rows: int = 0
+    expected_rows: int = 0
+    missing: int = 0
+    extra: int = 0
+    found_without_a_row: int = 0
+    leaks: list[str] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    redelivered: int = 0
+    refused_messages: int = 0
+    xcom_bytes: int = 0
+    metadata: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def causes(self) -> Counter[str]:
+        """Why tries did not succeed."""
+        return Counter(one.cause for one in self.lost)
+
+    @property
+    def twice(self) -> dict[str, int]:
+        """Pages between the first and the last that were answered more than once, and how often more."""
+        last = {(s["device_id"], s["start"]): s["pages"] for s in self.summaries.values()}
+        found = {}
+        for path, times in self.answered.items():
+            device, start, _, page = path.split("/")[-4:]
+            # Each try reads both ends twice by design.
+            if 1 < int(page) < last[device, _stamp(int(start))] and times > 1:
+                found[path] = times - 1
+        return found
+
+
+def prove(size: Size) -> Proof:
+    """Run it all, and return what was there in the end; nothing runs any more."""
+    proof = Proof(size)
+    with open_cluster() as cluster:
+        proof.folders = cluster.folders
+        cluster.environ["CHECKPOINT_PAGES"] = str(CHECKPOINT_PAGES)
+        cluster.start_simulator(
+            *("--devices", ",".join(device_ids(size.devices)), "--rows-per-day", str(size.rows_a_day)),
+            *("--page-size", str(size.page_size), "--latency", str(size.latency)),
+        )
+        for name in WORKERS:
+            cluster.start_celery_worker(name)
+        cluster.start_parts()
+        before = metadata_bytes(cluster)
+        end = DAY + timedelta(days=size.days)
+        began = time.monotonic()
+        cluster.trigger(RUN_ID, start=f"{DAY:%Y-%m-%d}", end=f"{end:%Y-%m-%d}")
+        _Watch(cluster, proof).until_it_is_over()
+        proof.minutes = (time.monotonic() - began) / 60
+        _read_tasks(cluster, proof)
+        _read_requests(cluster, proof)
+        _read_lake(cluster, proof)
+        proof.metadata = grown(before, metadata_bytes(cluster), size.extractions)
+        texts: dict[str, str | bytes] = {**files_under(cluster.folder), **_database_texts(cluster)}
+        proof.leaks = leaks(DEFAULT_KEYS[0], texts)
+    return proof
+
+
+# ---- while it runs -----------------------------------------------------------------------------
+
+
+class _Watch:
+    """Kills, restarts and refuses until the run is over."""
+
+    def __init__(self, cluster: Cluster, proof: Proof) -> None:
+        self._cluster, self._proof = cluster, proof
+        self._pages = _PagesOfTries(cluster.requests_log)
+        self._to_kill = list(zip(KILLS, WORKERS, strict=True))
+        self._to_start: list[tuple[float, str]] = []
+        self._next_burst = time.monotonic() + SECONDS_BETWEEN_BURSTS
+        self._burst_ends = math.inf
+        self._plan: list[dict[str, str]] = []
+
+    def until_it_is_over(self) -> None:
+        while (state := self._cluster.run_state(RUN_ID)) not in ("success", "failed"):
+            self._cluster.check_alive()
+            self._pages.read()
+            running = self._cluster.query(
+                "SELECT map_index, pid FROM task_instance WHERE task_id = 'extract' AND state = 'running'"
+            )
+            self._proof.at_once = max(self._proof.at_once, len(running))
+            [(done,)] = self._cluster.query(
+                "SELECT count(*) FROM task_instance WHERE task_id = 'extract' AND state = 'success'"
+            )
+            share = done / self._proof.size.extractions
+            if self._to_kill and share >= self._to_kill[0][0]:
+                self._kill(self._to_kill[0][1], running)
+            for moment, name in [one for one in self._to_start if one[0] <= time.monotonic()]:
+                self._cluster.start_celery_worker(name)
+                self._to_start.remove((moment, name))
+            if running and time.monotonic() >= self._next_burst and share < 0.8:
+                self._refuse()
+            if time.monotonic() >= self._burst_ends:
+                ask(f"{self._cluster.api}/_simulator/faults", method="DELETE")
+                self._burst_ends = math.inf
+            time.sleep(0.1)
+        self._proof.run_state = state
+
+    def _kill(self, name: str, running: list[tuple[int, int]]) -> None:
+        """Kill the worker if one of its tasks is in the middle of an extraction, of which pages are put aside."""
+        if not self._plan:
+            self._plan = read_xcoms(self._cluster, "plan_windows")[-1]
+        worker = self._cluster.workers[name].pid
+        for map_index, pid in running:
+            if 2 * CHECKPOINT_PAGES < self._pages.of(self._plan[map_index]) < 5 * CHECKPOINT_PAGES and _is_below(
+                pid, worker
+            ):
+                killed = [process.pid for process in psutil.Process(worker).children(recursive=True)]
+                self._cluster.kill_celery_worker(name)
+                self._proof.victims.append((name, map_index))
+                self._proof.killed |= set(
+                    self._cluster.query(
+                        "SELECT map_index, try_number FROM task_instance WHERE task_id = 'extract'"
+                        f" AND state = 'running' AND pid IN ({', '.join(map(str, killed))})"
+                    )
+                )
+                self._to_kill.pop(0)
+                self._to_start.append((time.monotonic() + SECONDS_WITHOUT_A_WORKER, name))
+                return
+
+    def _refuse(self) -> None:
+        self._proof.bursts += 1
+        faults = [LONG, BURST] if self._proof.bursts % 3 == 0 else [BURST]
+        ask(f"{self._cluster.api}/_simulator/faults", json.dumps(faults))
+        self._burst_ends = time.monotonic() + SECONDS_OF_A_BURST
+        self._next_burst = time.monotonic() + SECONDS_BETWEEN_BURSTS
+
+
+class _PagesOfTries:
+    """How many pages of an extraction the API has answered, as its log has it."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._offset = 0
+        self._seen: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
+
+    def read(self) -> None:
+        with self._log.open() as lines:
+            lines.seek(self._offset)
+            while (line := lines.readline()).endswith("\n"):
+                self._offset += len(line)
+                request = json.loads(line)
+                parts = request["path"].split("/")
+                if request["status"] == 200 and len(parts) == 7:
+                    self._seen[parts[3], int(parts[4])].add(parts[6])
+
+    def of(self, window: dict[str, str]) -> int:
+        start = int(datetime.fromisoformat(window["start"]).timestamp() * 1000)
+        return len(self._seen[window["device_id"], start])
+
+
+def _is_below(pid: int, ancestor: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return ancestor in {process.pid for process in psutil.Process(pid).parents()}
+    return False
+
+
+# ---- in the end --------------------------------------------------------------------------------
+
+
+def read_xcoms(cluster: Cluster, task_id: str, run_id: str = RUN_ID) -> dict[int, Any]:
+    """Return what a task returned, by index."""
+    rows = cluster.query(
+        "SELECT map_index, value FROM xcom"
+        f" WHERE task_id = '{task_id}' AND run_id = '{run_id}' AND key = 'return_value'"
+    )
+    return {index: json.loads(value) if isinstance(value, str) else value for index, value in rows}
+
+
+def _read_tasks(cluster: Cluster, proof: Proof) -> None:
+    rows = cluster.query(
+        "SELECT map_index, state, try_number, max_tries FROM task_instance WHERE task_id = 'extract' ORDER BY 1"
+    )
+    proof.states = Counter(state for _, state, *_ in rows)
+    proof.tries = {index: (number, most + 1) for index, _, number, most in rows}
+    timeouts = cluster.query(
+        "SELECT map_index, try_number FROM log WHERE task_id = 'extract' AND event = 'heartbeat timeout'"
+    )
+    for index, (number, _) in proof.tries.items():
+        for one in range(1, number):
+            cause = "worker killed" if (index, one) in proof.killed else _cause(cluster, index, one, timeouts)
+            proof.lost.append(Try(index, one, cause))
+    proof.summaries = read_xcoms(cluster, "extract")
+    [(size,)] = cluster.query("SELECT sum(octet_length(value::text)) FROM xcom WHERE task_id = 'extract'")
+    proof.xcom_bytes = round(size / len(proof.summaries))
+    said = cluster.log.read_text(errors="replace")
+    # Airflow's two words for a message that is delivered again: its task runs elsewhere, or is over.
+    proof.redelivered = said.count("ignoring redelivered message")
+    proof.refused_messages = len(re.findall("Task execute_workload.* raised unexpected", said))
+
+
+def _cause(cluster: Cluster, map_index: int, number: int, timeouts: list[tuple[int, int]]) -> str:
+    if (map_index, number) in timeouts:
+        return "heartbeat too late"
+    folder = cluster.home / "logs" / f"dag_id={DAG_ID}" / f"run_id={RUN_ID}" / "task_id=extract"
+    with suppress(FileNotFoundError):
+        lines = (folder / f"map_index={map_index}" / f"attempt={number}.log").read_text().splitlines()
+        errors = [error["exc_type"] for line in lines for error in json.loads(line).get("error_detail") or ()]
+        if errors:
+            return str(errors[-1])
+    return "unknown"
+
+
+def _read_requests(cluster: Cluster, proof: Proof) -> None:
+    seen = ask(f"{cluster.api}/_simulator/requests")
+    proof.max_in_flight = seen["max_in_flight"]
+    for request in seen["requests"]:
+        proof.refused += request["status"] == 429
+        if request["status"] == 200 and request["path"].count("/") == 6:
+            proof.answered[request["path"]] += 1
+
+
+def _read_lake(cluster: Cluster, proof: Proof) -> None:
+    proof.names, proof.uploads = cluster.lake.names(), cluster.lake.uploads()
+    expected = expected_rows(proof.size)
+    found = lake_rows(cluster)
+    proof.rows, proof.expected_rows = found.num_rows, expected.num_rows
+    proof.missing, proof.extra = difference(expected, found), difference(found, expected)
+    # The same comparison finds a single row.
+    proof.found_without_a_row = difference(expected, found.slice(1))
+
+
+_COLUMNS = (
+    *("class_name", "device_id", "model_id", "session_id", "source_file_name", "count", "frame_number"),
+    *("timestamp", "device", "start_date"),
+)
+
+
+def lake_rows(cluster: Cluster) -> pa.Table:
+    """Return the rows of all objects with the device and the day that their paths name."""
+    import pyarrow.dataset
+    import s3fs
+
+    connection = json.loads(cluster.environ["AIRFLOW_CONN_LAKE"])
+    store = s3fs.S3FileSystem(
+        key=connection["login"],
+        secret=connection["password"],
+        endpoint_url=connection["extra"]["endpoint_url"],
+        client_kwargs={"region_name": "us-east-1"},
+    )
+    texts = pa.schema([("device", pa.string()), ("start_date", pa.string())])
+    partitioning = pyarrow.dataset.partitioning(texts, flavor="hive")
+    tree = pyarrow.dataset.dataset("lake/tree", filesystem=store, format="parquet", partitioning=partitioning)
+    return tree.to_table(columns=list(_COLUMNS))
+
+
+def expected_rows(size: Size) -> pa.Table:
+    """Return what the simulator has, each row with the device and the day that its object is to have."""
+    rows = list(_generate(size))
+    columns = {name: [row[name] for row in rows] for name in _COLUMNS}
+    stamps = [datetime.fromisoformat(stamp.replace("Z", "+00:00")) for stamp in columns["timestamp"]]
+    columns["count"] = list(map(float, columns["count"]))
+    return pa.table(columns | {"timestamp": pa.array(stamps, pa.timestamp("ms", "UTC"))})
+
+
+def _generate(size: Size) -> Iterator[dict[str, Any]]:
+    for device in device_ids(size.devices):
+        for day in range(size.days):
+            start = int(DAY.timestamp() * 1000) + day * DAY_MS
+            stamp = f"{DAY + timedelta(days=day):%Y-%m-%d}"
+            for row in generate_rows(0, device, start, start + DAY_MS - 1, rows_per_day=size.rows_a_day):
+                yield {**row, "device": device, "start_date": stamp}
+
+
+def difference(one: pa.Table, other: pa.Table) -> int:
+    """Return how many rows of one the other does not have, or has less often; all columns count."""
+    import duckdb
+
+    columns = ", ".join(_COLUMNS)
+    with duckdb.connect() as database:
+        database.register("one", one)
+        database.register("other", other)
+        [(number,)] = database.execute(
+            f"SELECT count(*) FROM (SELECT {columns} FROM one EXCEPT ALL SELECT {columns} FROM other)"
+        ).fetchall()
+    return int(number)
+
+
+def expected_names(size: Size) -> set[str]:
+    """Return the names of the objects that there are to be, and no others."""
+    days = [(DAY + timedelta(days=day), DAY + timedelta(days=day + 1)) for day in range(size.days)]
+    return {
+        f"device={device}/start_date={start:%Y-%m-%d}/{start:%Y%m%dT%H%M%SZ}_{end:%Y%m%dT%H%M%SZ}.parquet"
+        for device in device_ids(size.devices)
+        for start, end in days
+    }
+
+
+def _stamp(milliseconds: int) -> str:
+    moment = datetime.fromtimestamp(milliseconds / 1000, timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def metadata_bytes(cluster: Cluster) -> dict[str, int]:
+    """Return the bytes of each table, with its indexes, without what updates have left to be vacuumed."""
+    import psycopg
+
+    with psycopg.connect(cluster.database_url, autocommit=True) as database:
+        database.execute("VACUUM FULL")
+    return dict(
+        cluster.query(
+            "SELECT relname::text, pg_total_relation_size(oid) FROM pg_class"
+            " WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+        )
+    )
+
+
+def grown(before: dict[str, int], after: dict[str, int], number: int) -> dict[str, int]:
+    """Return by how many bytes a table has grown for each of so many, most first."""
+    growth = {name: (size - before.get(name, 0)) / number for name, size in after.items()}
+    return {name: round(size) for name, size in sorted(growth.items(), key=lambda one: -one[1]) if size >= 1}
+
+
+def _database_texts(cluster: Cluster) -> dict[str, str]:
+    """Return the rows of all tables as text."""
+    tables = cluster.query(
+        "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+    )
+    return {
+        f"table {name}": "\n".join(row for (row,) in cluster.query(f'SELECT t::text FROM "{name}" t'))
+        for (name,) in tables
+    }
+
+
+def table(proof: Proof) -> list[tuple[str, str]]:
+    """Return what happened, for people."""
+    size, resumed = proof.size, [s["resumed_pages"] for s in proof.summaries.values() if s["resumed_pages"]]
+    pages = sum(s["pages"] for s in proof.summaries.values())
+    states = ", ".join(f"{state} {number}" for state, number in proof.states.items())
+    lost = ", ".join(f"{cause} {number}" for cause, number in proof.causes.most_common())
+    return [
+        ("mapped tasks", f"{size.extractions}: {size.devices} devices × {size.days} days; {states}"),
+        ("minutes", f"{proof.minutes:.1f}"),
+        ("workers killed with all they ran", f"{len(proof.victims)}"),
+        ("tries lost, by cause", f"{len(proof.lost)}: {lost}"),
+        ("most tries of one task", f"{max(number for number, _ in proof.tries.values())}"),
+        ("requests refused (429)", f"{proof.refused:,} in {proof.bursts} bursts"),
+        ("rows", f"{proof.rows:,}; missing {proof.missing}, more than once or of nobody {proof.extra}"),
+        ("objects", f"{len(proof.names)}; open uploads {len(proof.uploads)}"),
+        ("extractions that went on", f"{len(resumed)}, {sum(resumed)} pages not asked for again"),
+        ("pages", f"{pages:,}; asked twice, besides both ends: {sum(proof.twice.values())}"),
+        ("messages delivered again, refused", f"{proof.redelivered + proof.refused_messages}"),
+        (
+            "requests in flight at most",
+            f"{proof.max_in_flight}; {POOL_SLOTS} slots × page_concurrency {PAGE_CONCURRENCY}",
+        ),
+    ]
+
+
+def bytes_table(proof: Proof) -> list[tuple[str, str]]:
+    """Return what an extraction leaves in the metadata database, for people."""
+    most = ", ".join(f"`{name}` {size:,}" for name, size in list(proof.metadata.items())[:6])
+    total = sum(proof.metadata.values())
+    return [
+        ("XCom", f"{proof.xcom_bytes:,}"),
+        ("the metadata database altogether", f"{total:,}: {most}, …"),
+        ("a million extractions", f"{total / 1000:.1f} GB, {proof.xcom_bytes / 1000:.1f} GB of them the XComs' text"),
+    ]

@@ -1,0 +1,424 @@
+"""
+What must be true of every object store: an object is there whole, or as it was before.
+
+The tests of a store derive from :class:`StoreCases` and :class:`ProcessCases`, and give the fixture ``lake``, a store
+that is empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import gzip
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+from urllib.parse import quote, urlsplit
+
+import pyarrow.parquet as pq
+import pytest
+
+from airflow_provider_unleash.exceptions import EmptyReplacementError, ServerError
+from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
+from airflow_provider_unleash.protocol import Page
+from airflow_provider_unleash.simulator import Fault, Simulator
+from airflow_provider_unleash.writers import open_object
+from tests.support.sample_day import DAY_END, DAY_START, STREET, make_context
+
+CONN_ID = "lake_conn"
+NAME = f"device={STREET}/start_date=2026-01-12/20260112T000000Z_20260113T000000Z"
+FORMATS = ("jsonl", "json", "csv", "parquet")
+SECONDS = 60  # a busy machine may take for what takes a few; a process that hangs does so for ever
+
+
+class Store(Protocol):
+    """
+    A store as its own client sees it, an independent reader; all names are below ``dst``.
+
+    :ivar scheme: of the URLs that Airflow knows.
+    :ivar url_scheme: of those in the summary, for other readers.
+    :ivar endpoint: where it listens.
+    """
+
+    scheme: str
+    url_scheme: str
+    endpoint: str
+
+    def connection(self, endpoint: str) -> dict[str, Any]:
+        """Return the fields of an Airflow connection to the store, by this way."""
+
+    def names(self) -> list[str]:
+        """Return the names of all objects."""
+
+    def read(self, name: str) -> bytes: ...
+
+    def put(self, name: str, body: bytes) -> None: ...
+
+    def leftovers(self) -> list[str]:
+        """Return the names of what is sent in part and shown to no reader."""
+
+    def clear(self) -> None:
+        """Remove all objects."""
+
+
+def objects(lake: Store) -> dict[str, bytes]:
+    return {name: lake.read(name) for name in lake.names()}
+
+
+def dst(lake: Store) -> str:
+    return f"{lake.scheme}://{CONN_ID}@lake/unleash"
+
+
+def path_of(lake: Store, name: str) -> Any:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    return ObjectStoragePath(dst(lake)) / name
+
+
+def extract(lake: Store, **arguments: Any) -> Any:
+    arguments = {"device_id": STREET, "dst": dst(lake), **arguments}
+    return UnleashToObjectStorageOperator(task_id="extract", **arguments).execute(make_context())
+
+
+def in_window(sim: Simulator, device_id: str = STREET) -> list[dict[str, Any]]:
+    return sim.rows(device_id, DAY_START, DAY_END - 1)
+
+
+def page_of(rows: int, text: str = "x") -> Page:
+    return Page(1, 1, ("class_name", "source_file_name"), [["person", text] for _ in range(rows)])
+
+
+def write_megabytes(lake: Store, name: str, number: int) -> int:
+    """Write an object of so many megabytes, and return its size."""
+    with open_object(path_of(lake, name), "jsonl") as writer:
+        for _ in range(number):
+            writer.write_page(page_of(1000, "x" * 1000))
+    return writer.size
+
+
+def rows_of(body: bytes, file_format: str) -> list[Any]:
+    if file_format == "csv":
+        return list(csv.DictReader(io.StringIO(body.decode(), newline="")))
+    if file_format == "parquet":
+        return list(pq.read_table(io.BytesIO(body)).to_pylist())
+    return list(json.loads(body)) if file_format == "json" else [json.loads(line) for line in body.splitlines()]
+
+
+# ---- processes that end before they should ------------------------------------------------------
+
+_EXTRACT = """
+import sys
+from datetime import timezone
+from types import SimpleNamespace
+from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
+
+operator = UnleashToObjectStorageOperator(
+    task_id="extract", dst=sys.argv[1], device_id=sys.argv[2], start="2026-01-12T00:00:00Z", end="2026-01-13T00:00:00Z"
+)
+operator.execute({"dag": SimpleNamespace(timezone=timezone.utc), "dag_run": SimpleNamespace(run_type="manual")})
+"""
+
+_WRITE = """
+import sys
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from airflow_provider_unleash.protocol import Page
+from airflow_provider_unleash.writers import open_object
+
+page = Page(1, 1, ("source_file_name",), [["x" * 1000] for _ in range(1000)])
+with open_object(ObjectStoragePath(sys.argv[1]) / "large.jsonl", "jsonl") as writer:
+    for _ in range(int(sys.argv[2])):
+        writer.write_page(page)
+    LAST
+"""
+
+
+@contextmanager
+def running(program: str, *arguments: object, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program of its own in this environment; ends with ``kill -9`` if it still runs."""
+    # Nobody reads what it says, so it must not wait for a reader.
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, **variables}) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + SECONDS
+    while not happened():
+        assert process.poll() is None, f"It ended with {process.returncode} before"
+        assert time.monotonic() < until, "It did not happen"
+        time.sleep(0.02)
+
+
+class StallingProxy:
+    """
+    A way to a server that lets so many bytes pass, and then lets everybody wait.
+
+    :ivar stalled: tells that it does.
+    """
+
+    def __init__(self, endpoint: str, after: int) -> None:
+        self._target = (urlsplit(endpoint).hostname, urlsplit(endpoint).port)
+        self._left = after
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = [self._listener]
+        self.stalled = threading.Event()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> StallingProxy:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for sock in self._sockets:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+                self._sockets += [client, server]
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                self._left -= len(data)
+                if self._left < 0:
+                    self.stalled.set()
+                    return
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+# ---- the cases ----------------------------------------------------------------------------------
+
+
+class _Connected:
+    @pytest.fixture(autouse=True)
+    def _connection(self, lake: Store, connect: Callable[..., None], airflow_home: object) -> None:
+        connect(conn_id=CONN_ID, **lake.connection(lake.endpoint))
+
+
+class StoreCases(_Connected):
+    """What happens in this process; seconds."""
+
+    @pytest.mark.parametrize(("file_format", "compression"), [("jsonl", None), ("jsonl", "gzip"), ("json", None)])
+    def test_json_lands_as_it_came(
+        self, serve: Callable[..., Simulator], lake: Store, file_format: str, compression: Any
+    ) -> None:
+        sim = serve()
+        extract(lake, file_format=file_format, compression=compression)
+        [(name, body)] = objects(lake).items()
+        assert name == f"{NAME}.{file_format}" + (".gz" if compression else "")
+        assert rows_of(gzip.decompress(body) if compression else body, file_format) == in_window(sim)
+
+    def test_csv_lands_with_its_header(self, serve: Callable[..., Simulator], lake: Store) -> None:
+        sim = serve()
+        extract(lake, file_format="csv")
+        [body] = objects(lake).values()
+        assert [row["timestamp"] for row in rows_of(body, "csv")] == [row["timestamp"] for row in in_window(sim)]
+
+    def test_parquet_lands_typed_and_the_summary_names_it_twice(
+        self, serve: Callable[..., Simulator], lake: Store
+    ) -> None:
+        sim = serve()
+        summary = extract(lake, file_format="parquet")
+        assert lake.names() == [f"{NAME}.parquet"]
+        body = lake.read(f"{NAME}.parquet")
+        assert pq.read_table(io.BytesIO(body)).num_rows == len(in_window(sim))
+        [written] = summary["files"]
+        assert written["path"] == f"{dst(lake)}/{NAME}.parquet"
+        assert written["url"] == f"{lake.url_scheme}://lake/unleash/{NAME}.parquet"
+        assert written["bytes"] == len(body)
+
+    def test_an_id_with_reserved_characters_lands_under_its_quoted_name(
+        self, serve: Callable[..., Simulator], lake: Store
+    ) -> None:
+        device_id = "a b?versionid=1#c%20d+ü"
+        rows = [{"timestamp": "2026-01-12T10:00:00.000Z", "class_name": "person", "device_id": device_id}]
+        serve(rows={device_id: rows})
+        for _ in range(2):
+            assert extract(lake, device_id=device_id)["rows"] == 1
+        assert lake.names() == [NAME.replace(STREET, quote(device_id, safe="")) + ".jsonl"]
+
+    @pytest.mark.parametrize("file_format", FORMATS)
+    def test_a_rerun_replaces_its_own_object_and_nothing_else(
+        self, serve: Callable[..., Simulator], lake: Store, file_format: str
+    ) -> None:
+        serve()
+        lake.put("other", b"other")
+        lake.put(f"{NAME}.{file_format}", b"not whole")
+        extract(lake, file_format=file_format)
+        before = objects(lake)
+        assert sorted(before) == [f"{NAME}.{file_format}", "other"]
+        assert before[f"{NAME}.{file_format}"] != b"not whole"
+        extract(lake, file_format=file_format)
+        assert objects(lake) == before
+
+    @pytest.mark.parametrize("file_format", FORMATS)
+    def test_no_rows_do_not_replace_rows(self, serve: Callable[..., Simulator], lake: Store, file_format: str) -> None:
+        serve()
+        extract(lake, file_format=file_format)
+        before = objects(lake)
+        serve(rows={STREET: []})
+        from airflow.providers.common.compat.sdk import AirflowFailException
+
+        with pytest.raises(AirflowFailException) as caught:
+            extract(lake, file_format=file_format)
+        assert isinstance(caught.value.__cause__, EmptyReplacementError)
+        gc.collect()
+        assert objects(lake) == before
+        extract(lake, file_format=file_format, replace_with_empty=True)
+        assert objects(lake) != before
+
+    @pytest.mark.parametrize("file_format", FORMATS)
+    def test_an_empty_window_lands_as_an_empty_object(
+        self, serve: Callable[..., Simulator], lake: Store, file_format: str
+    ) -> None:
+        serve(rows={STREET: []})
+        for _ in range(2):  # an empty object may replace an empty one
+            assert extract(lake, file_format=file_format)["rows"] == 0
+        [(name, body)] = objects(lake).items()
+        assert name == f"{NAME}.{file_format}"
+        assert rows_of(body, file_format) == []
+
+    @pytest.mark.parametrize("file_format", FORMATS)
+    def test_an_extraction_that_fails_half_way_leaves_nothing(
+        self, serve: Callable[..., Simulator], lake: Store, quick_retries: None, file_format: str
+    ) -> None:
+        serve().add_fault(Fault("500", page=7, times=None))
+        with pytest.raises(ServerError):
+            extract(lake, file_format=file_format)
+        gc.collect()  # fsspec publishes abandoned handles when they are collected
+        assert lake.names() == lake.leftovers() == []
+
+    def test_an_extraction_that_fails_half_way_leaves_the_old_object_and_nothing_else(
+        self, serve: Callable[..., Simulator], lake: Store, quick_retries: None
+    ) -> None:
+        sim = serve()
+        extract(lake)
+        before = objects(lake)
+        sim.add_fault(Fault("500", page=7, times=None))
+        with pytest.raises(ServerError):
+            extract(lake)
+        gc.collect()
+        assert objects(lake) == before
+        assert lake.leftovers() == []
+
+    @pytest.mark.parametrize("root", [False, True], ids=["folder", "root"])
+    def test_a_retry_goes_on_with_the_pages_that_lie_in_the_store(
+        self, serve: Callable[..., Simulator], lake: Store, quick_retries: None, root: bool
+    ) -> None:
+        where = {"dst": dst(lake).removesuffix("/unleash")} if root else {}
+        sim = serve(faults=[Fault("500", page=10, times=None)])
+        with pytest.raises(ServerError):
+            extract(lake, checkpoint_pages=2, **where)
+        staged = lake.names()
+        assert len(staged) >= 3
+        assert all("_staging/" in name and name.endswith(".pages") for name in staged)
+        sim.clear_faults()
+        sim.clear_requests()
+        summary = extract(lake, checkpoint_pages=2, **where)
+        assert summary["resumed_pages"] == 2 * len(staged) - 1
+        assert summary["requests"] == len(sim.requests) == summary["pages"] + 2 - summary["resumed_pages"]
+        assert lake.names() == [f"{NAME}.jsonl"]
+        assert root or rows_of(lake.read(f"{NAME}.jsonl"), "jsonl") == in_window(sim)
+
+    @pytest.mark.parametrize("old", [{}, {"large.jsonl": b"old"}], ids=["new", "old"])
+    def test_a_large_object_that_fails_leaves_what_was_there(self, lake: Store, old: dict[str, bytes]) -> None:
+        def fail_half_way() -> None:
+            with open_object(path_of(lake, "large.jsonl"), "jsonl") as writer:
+                for _ in range(20):
+                    writer.write_page(page_of(1000, "x" * 1000))
+                raise ZeroDivisionError
+
+        for name, body in old.items():
+            lake.put(name, body)
+        with pytest.raises(ZeroDivisionError):
+            fail_half_way()
+        gc.collect()
+        assert objects(lake) == old
+        assert lake.leftovers() == []
+
+    @pytest.mark.parametrize("size", [20, 80])  # Azure's client sends up to 64 MiB in one piece
+    def test_a_large_object_appears_whole_and_only_at_the_end(self, lake: Store, size: int) -> None:
+        lake.put("large.jsonl", b"old")
+        with open_object(path_of(lake, "large.jsonl"), "jsonl") as writer:
+            for _ in range(size):
+                writer.write_page(page_of(1000, "x" * 1000))
+            assert objects(lake) == {"large.jsonl": b"old"}
+        body = lake.read("large.jsonl")
+        assert lake.names() == ["large.jsonl"]
+        assert lake.leftovers() == []
+        assert len(body) == writer.size
+        assert body.count(b"\n") == size * 1000
+
+
+class ProcessCases(_Connected):
+    """What a process leaves that ends before it should; a minute, because each has to import Airflow."""
+
+    @pytest.mark.parametrize("last", ["raise ZeroDivisionError", "raise KeyboardInterrupt", "sys.exit(1)"])
+    def test_a_program_that_is_left_by_an_exception_ends_and_publishes_nothing(self, lake: Store, last: str) -> None:
+        lake.put("large.jsonl", b"old")
+        with running(_WRITE.replace("LAST", last), dst(lake), 20) as process:
+            assert process.wait(SECONDS) not in (0, None)
+        assert objects(lake) == {"large.jsonl": b"old"}
+        assert lake.leftovers() == []
+
+    @pytest.mark.parametrize("is_there", [False, True], ids=["new", "old"])
+    def test_a_kill_between_pages_leaves_what_was_there_and_a_rerun_replaces_it(
+        self, serve: Callable[..., Simulator], lake: Store, is_there: bool
+    ) -> None:
+        sim = serve()
+        if is_there:
+            lake.put(f"{NAME}.jsonl", b"old")
+        before = objects(lake)
+        sim.add_fault(Fault("slow", page=7, seconds=SECONDS))
+        with running(_EXTRACT, dst(lake), STREET) as process:
+            wait_until(lambda: len(sim.requests) >= 6, process)
+            process.kill()
+        assert objects(lake) == before
+        sim.clear_faults()
+        extract(lake)
+        [(name, body)] = objects(lake).items()
+        assert name == f"{NAME}.jsonl"
+        assert rows_of(body, "jsonl") == in_window(sim)
+
+    @pytest.mark.parametrize("old", [{}, {"large.jsonl": b"old"}], ids=["new", "old"])
+    @pytest.mark.parametrize("size", [20, 80])
+    def test_a_kill_while_the_object_is_sent_leaves_what_was_there_and_a_rerun_replaces_it(
+        self, lake: Store, size: int, old: dict[str, bytes]
+    ) -> None:
+        for name, body in old.items():
+            lake.put(name, body)
+        with StallingProxy(lake.endpoint, after=size * 500_000) as proxy:
+            # Through the proxy goes this process alone.
+            by_proxy = {f"AIRFLOW_CONN_{CONN_ID.upper()}": json.dumps(lake.connection(proxy.endpoint))}
+            with running(_WRITE.replace("LAST", ""), dst(lake), size, **by_proxy) as process:
+                wait_until(proxy.stalled.is_set, process)
+                process.kill()
+        assert objects(lake) == old
+        assert [path for path in path_of(lake, "").fs.find("lake/unleash") if "large" in path] == [
+            f"lake/unleash/{name}" for name in old
+        ]
+        assert write_megabytes(lake, "large.jsonl", size) == len(lake.read("large.jsonl"))
+        assert lake.names() == ["large.jsonl"]
+        assert lake.leftovers() == []

@@ -1,0 +1,572 @@
+"""
+Extractions under random faults, kills, reruns and duels, and what is in the lake after each.
+
+``make chaos`` runs it, at length; tests/test_chaos.py does for half a minute. The lake is a real S3-compatible store
+and a folder, the API a simulator, each try of an extraction a process of its own. A seed fixes what is planned; what
+happens depends on the machine's clock, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_unleash.simulator import FAULT_KINDS, Fault, Simulator
+from tests.support.s3_lake import S3Lake, connection_to
+from tests.support.seaweedfs import SeaweedFS
+from tools.chaos_worker import Job, Report, run_try
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "reliability.md"
+DAY = datetime(2026, 1, 12, tzinfo=timezone.utc)
+ROWS_A_DAY, PAGE_SIZE, CHECKPOINT_PAGES = 4000, 200, 6
+SILENT = "W7d2e90b4c6a1f58"
+DEVICES = ("Wb8fabc31378ce07", "W022abc5be35bb72", "Weea288bc1faaddd", "W9d3f1bcad8e8abd", SILENT)
+# Two pages, some twenty, and so many that the object takes several parts of an upload.
+LENGTHS = (timedelta(hours=2), timedelta(days=1), timedelta(days=11))
+FORMATS = ("parquet", "jsonl", "csv")
+STATUSES = ("400", "401", "403", "404", "408", "500", "502", "503", "504")
+KINDS = (*FAULT_KINDS, *STATUSES)
+# What may be asked for under faults before they end, and tries have to succeed.
+TRIES = 3
+TARGETS_OF_A_LANE = 12
+# Added to a generation: the same with a late row.
+LATE = 100
+SECONDS_OF_A_TRY = 90.0
+
+Row = tuple[Any, ...]
+
+
+class ViolationError(Exception):
+    """What must never be."""
+
+
+# ---- what is planned -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """One object."""
+
+    store: str
+    device: str
+    length: timedelta
+    day: int
+    file_format: str
+
+    @property
+    def window(self) -> tuple[datetime, datetime]:
+        start = DAY + timedelta(days=self.day)
+        return start, start + self.length
+
+    @property
+    def name(self) -> str:
+        start, end = self.window
+        folder = f"device={self.device}/start_date={start:%Y-%m-%d}"
+        return f"{folder}/{start:%Y%m%dT%H%M%SZ}_{end:%Y%m%dT%H%M%SZ}.{self.file_format}"
+
+    @property
+    def window_ms(self) -> tuple[int, int]:
+        start, end = (int(moment.timestamp() * 1000) for moment in self.window)
+        return start, end
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to one extraction: faults and kill of each try, whether two run at once, and what the rows do."""
+
+    target: Target
+    generation: int
+    faults: tuple[tuple[Fault, ...], ...]
+    kills: tuple[Kill | None, ...]
+    is_duel: bool
+    grows: bool
+    is_late: bool
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Kill the worker, or the store, so many seconds after that share of the requests is answered."""
+
+    what: str
+    share: float
+    seconds: float
+
+
+def make_plan(seed: int, lane: int, number: int) -> Plan:
+    """Return the plan of an extraction; lanes share no objects."""
+    rng = random.Random(f"{seed}/{number}")
+    target = _make_target(lane, rng.randrange(TARGETS_OF_A_LANE))
+    kills = [_make_kill(rng) for _ in range(TRIES)]
+    if number % 12 == 7:
+        target = replace(target, store="s3")
+        kills[0] = Kill("store", rng.choice((rng.random(), 1.0)), rng.uniform(0, 0.08))
+    return Plan(
+        target,
+        generation=rng.randrange(3),
+        faults=tuple(_make_faults(rng, target) for _ in range(TRIES)),
+        kills=tuple(kills),
+        is_duel=rng.random() < 0.1,
+        # One page is one answer, whatever comes later.
+        grows=(fate := rng.random()) < 0.1 and target.length > LENGTHS[0],
+        is_late=fate > 0.85,
+    )
+
+
+def _make_target(lane: int, index: int) -> Target:
+    length = LENGTHS[(0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2)[index]]
+    return Target(
+        store="file" if index % 4 == 1 else "s3",
+        device=DEVICES[(index + lane) % len(DEVICES)],
+        length=length,
+        day=20 * lane + index % 3,
+        file_format="jsonl" if length == LENGTHS[2] else FORMATS[index % len(FORMATS)],
+    )
+
+
+def _make_faults(rng: random.Random, target: Target) -> tuple[Fault, ...]:
+    return tuple(_make_fault(rng, target) for _ in range(rng.choice((0, 1, 1, 2, 4))))
+
+
+def _make_fault(rng: random.Random, target: Target) -> Fault:
+    kind = rng.choice(KINDS)
+    pages = max(1, int(target.length / timedelta(days=1) * ROWS_A_DAY / PAGE_SIZE))
+    return Fault(
+        kind,
+        # The devices are listed where there are no rows.
+        path=rng.choice(("", "/devices")) if target.device == SILENT else "",
+        page=rng.choice((None, None, 1, 2, rng.randint(1, pages), pages)) if target.device != SILENT else None,
+        times=rng.choice((1, 1, 2, 3, None)),
+        after=rng.choice((0, 0, 1, rng.randint(1, pages))),
+        probability=rng.choice((1.0, 1.0, 0.2)),
+        retry_after=rng.choice((None, 0.05, "date:1", 120)) if kind in ("429", "503") else None,
+        seconds=rng.choice((0.05, 1.5)),  # the client waits for a second
+    )
+
+
+def _make_kill(rng: random.Random) -> Kill | None:
+    if rng.random() < 0.5:
+        return None
+    # More often where it is most delicate: when all pages are there, and the object is being published.
+    return Kill("worker", rng.choice((rng.random(), rng.random(), 1.0)), rng.choice((0.0, rng.uniform(0, 0.08))))
+
+
+# ---- what is there ---------------------------------------------------------------------------------
+
+
+class Lake:
+    """A store as somebody sees it who does not know this package."""
+
+    def __init__(self, store: SeaweedFS, folder: Path) -> None:
+        self._folder = folder
+        self._s3 = S3Lake(store)
+        self.uploads = self._s3.uploads
+
+    def url(self, store: str) -> str:
+        return "s3://lake_conn@lake/tree" if store == "s3" else f"file://{self._folder}/tree"
+
+    def read(self, target: Target) -> bytes | None:
+        if target.store == "file":
+            with suppress(FileNotFoundError):
+                return (self._folder / "tree" / target.name).read_bytes()
+            return None
+        return self._s3.read(target.name)
+
+    def names(self) -> set[tuple[str, str]]:
+        """Return store and name of all that is there."""
+        found = {("s3", name) for name in self._s3.names()}
+        tree = self._folder / "tree"
+        return found | {("file", str(path.relative_to(tree))) for path in tree.rglob("*") if path.is_file()}
+
+    def tamper(self, target: Target) -> None:
+        """Take the last row from an object of lines in the S3 store, add another object and an open upload."""
+        lines = (self.read(target) or b"").splitlines(keepends=True)
+        self._s3.client.put_object(Bucket="lake", Key=f"tree/{target.name}", Body=b"".join(lines[:-1]))
+        self._s3.client.put_object(Bucket="lake", Key="tree/stray", Body=b"")
+        self._s3.client.create_multipart_upload(Bucket="lake", Key="tree/upload")
+
+
+def rows_in(content: bytes, file_format: str) -> list[Row]:
+    """Read an object with readers that are not ours."""
+    if file_format == "parquet":
+        import pyarrow.parquet as pq
+
+        return [_canonical(row) for row in pq.read_table(io.BytesIO(content)).to_pylist()]
+    if file_format == "csv":
+        return [_canonical(row) for row in csv.DictReader(io.StringIO(content.decode(), newline=""))]
+    return [_canonical(json.loads(line)) for line in content.splitlines()]
+
+
+def _canonical(row: dict[str, Any]) -> Row:
+    stamp = row["timestamp"]
+    moment = stamp if isinstance(stamp, datetime) else datetime.fromisoformat(stamp.replace("Z", "+00:00"))
+    texts = (row[key] for key in ("class_name", "device_id", "model_id", "session_id", "source_file_name"))
+    return (*texts, float(row["count"]), int(row["frame_number"]), moment)
+
+
+# ---- what happens ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Counts:
+    """What happened in all extractions together."""
+
+    happened: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    endings: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, **numbers: int) -> None:
+        with self._lock:
+            self.happened.update(numbers)
+
+    def add_to(self, counter: Counter[str], names: list[str]) -> None:
+        with self._lock:
+            counter.update(names)
+
+
+class Chaos:
+    """Runs plans in lanes, each against the state that the one before has left."""
+
+    def __init__(self, store: SeaweedFS, folder: Path, seed: int) -> None:
+        self._store = store
+        self._folder = folder
+        self._seed = seed
+        self.lake = Lake(store, folder)
+        self.counts = Counts()
+        self._old: dict[Target, int] = {}  # the generation that each object has
+        self._restarting = threading.Lock()
+        self._expected: dict[tuple[int, str, datetime, datetime], list[Row]] = {}
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["chaos_worker"])
+
+    def run(self, extractions: int, lanes: int) -> None:
+        """Run so many plans, so many at once."""
+        with ThreadPoolExecutor(lanes) as pool:
+            list(pool.map(lambda lane: self._run_lane(lane, range(lane, extractions, lanes)), range(lanes)))
+        self.check_leftovers()
+
+    def _run_lane(self, lane: int, numbers: range) -> None:
+        for number in numbers:
+            plan = make_plan(self._seed, lane, number)
+            try:
+                self._extract(plan)
+            except Exception as error:
+                self.counts.violations.append(f"extraction {number} of seed {self._seed}, {plan.target}: {error!r}")
+
+    def _extract(self, plan: Plan) -> None:
+        self.counts.add(extractions=1, reruns=plan.target in self._old, duels=plan.is_duel, growing=plan.grows)
+        with ExitStack() as stack:
+            api = stack.enter_context(self._open_api(plan))
+            for number, (faults, kill) in enumerate(zip(plan.faults, plan.kills, strict=True)):
+                if number == 1 and plan.is_late:
+                    # Between two tries: neither the first page nor the number of pages tells of it.
+                    stack.close()
+                    plan = replace(plan, generation=plan.generation + LATE)
+                    api = stack.enter_context(self._open_api(plan, api.port))
+                    self.counts.add(**{"late rows between tries": 1})
+                for fault in faults:
+                    api.add_fault(fault)
+                reports = self._try(plan, api, kill)
+                self._count_faults(api)
+                api.clear_faults()
+                if self._check_object(plan, reports):
+                    break
+            else:
+                # Nothing goes wrong any more in this extraction; the store may be killed by the other lanes' once more.
+                for _ in range(3):
+                    if self._check_object(plan, self._try(plan, api, None, alone=True)):
+                        break
+                else:
+                    raise ViolationError("it did not succeed although nothing went wrong any more")
+            # Who was beaten in a duel may have put pages aside after the winner had cleaned up.
+            if plan.is_duel and not self._check_object(plan, self._try(plan, api, None, alone=True)):
+                raise ViolationError("the rerun after a duel did not succeed")
+
+    def _open_api(self, plan: Plan, port: int = 0) -> Simulator:
+        options: dict[str, Any] = {"page_size": PAGE_SIZE, "devices": DEVICES}
+        if plan.generation >= LATE:
+            start, end = plan.target.window_ms
+            options["rows"] = {plan.target.device: _api_rows(plan.target, plan.generation, start, end)}
+        if plan.grows:
+            options["growing"] = 400
+        return Simulator(port, seed=plan.generation % LATE, rows_per_day=ROWS_A_DAY, **options)
+
+    # ---- one try ----
+
+    def _try(self, plan: Plan, api: Simulator, kill: Kill | None, alone: bool = False) -> list[Report | None]:
+        """Run one process, or two at once, to the end; return their reports, None of one that was killed."""
+        api.clear_requests()
+        job = self._job(plan, api)
+        tries = [_Try(self._context, job) for _ in range(2 if plan.is_duel and not alone else 1)]
+        self.counts.add(tries=len(tries))
+        killed = kill is not None and self._kill(plan, api, kill, tries[0])
+        reports = [one.finish() for one in tries]
+        for report in reports:
+            self._count_report(report)
+        if not killed and None in reports:
+            raise ViolationError("a try ended without a report, though nobody killed it")
+        return reports
+
+    def _job(self, plan: Plan, api: Simulator) -> Job:
+        extra = {"timeout": 1, "max_attempts": 3, "mask_stream_tokens": False}
+        unleash = {"conn_type": "unleash", "host": api.base_url, "password": api.api_key, "extra": extra}
+        lake = connection_to(self._store.url)
+        target = plan.target
+        arguments = {
+            "device_id": target.device,
+            "dst": self.lake.url(target.store),
+            "file_format": target.file_format,
+            "checkpoint_pages": CHECKPOINT_PAGES,
+        }
+        return Job(str(self._folder), {"unleash_default": unleash, "lake_conn": lake}, target.window, arguments)
+
+    def _kill(self, plan: Plan, api: Simulator, kill: Kill, victim: _Try) -> bool:
+        """Wait for the moment and kill; tell whether the worker was."""
+        requests = len(self._rows(plan.target, plan.generation)) // PAGE_SIZE + 2
+        due = int(kill.share * requests)
+        while len(api.requests) < due and victim.is_alive():
+            time.sleep(0.002)
+        time.sleep(kill.seconds)
+        if kill.what == "worker":
+            if not victim.is_alive():
+                return False
+            victim.kill()
+            self.counts.add(**{"workers killed": 1, f"workers killed {_phase(kill.share)}": 1})
+            return True
+        with self._restarting:
+            self._store.kill()
+            time.sleep(random.Random(due).uniform(0, 0.5))
+            self._store.start()
+            self.counts.add(**{"stores killed": 1})
+        return False
+
+    # ---- what must hold ----
+
+    def _check_object(self, plan: Plan, reports: list[Report | None]) -> bool:
+        """Compare the object with what it was and what it should become; tell whether a try succeeded."""
+        target = plan.target
+        with self._restarting:  # it is only not there while it starts
+            content = self.lake.read(target)
+        found = None if content is None else rows_in(content, target.file_format)
+        old = self._rows(target, self._old[target]) if target in self._old else None
+        new = self._rows(target, plan.generation)
+        succeeded = any(report is not None and report.summary is not None for report in reports)
+        self.counts.add(**{"objects checked": 1, "rows checked": len(found or ())})
+        if found != new and (succeeded or found != old):
+            raise ViolationError(
+                f"the object has {'nothing' if found is None else f'{len(found)} rows'}, which is neither the new "
+                f"{len(new)} nor the old {'nothing' if old is None else len(old)}; success: {succeeded}"
+            )
+        if found == new:
+            self._old[target] = plan.generation
+        if not succeeded:
+            return False
+        if not plan.is_duel and (uploads := self.lake.uploads(target.name)):
+            raise ViolationError(f"open uploads after the success: {uploads}")
+        for report in reports:
+            if report is not None and report.summary is not None and report.summary["rows"] != len(new):
+                raise ViolationError(f"the summary says {report.summary['rows']} rows of {len(new)}")
+        return True
+
+    def _rows(self, target: Target, generation: int) -> list[Row]:
+        key = (generation, target.device, *target.window)
+        if key not in self._expected:
+            start, end = target.window_ms
+            self._expected[key] = [_canonical(row) for row in _api_rows(target, generation, start, end - 1)]
+        return self._expected[key]
+
+    def tamper(self) -> None:
+        """Do what must be found: take a row from an object, add another object, an upload and a temporary file."""
+        harmed = next(
+            target
+            for target, generation in self._old.items()
+            if (target.store, target.file_format) == ("s3", "jsonl") and self._rows(target, generation)
+        )
+        self.lake.tamper(harmed)
+        (self._folder / "tmp" / "stray").touch()
+
+    def check_leftovers(self) -> None:
+        """Look for what nobody asked for, and at every object once more."""
+        names = self.lake.names()
+        expected = {(target.store, target.name) for target in self._old}
+        if strays := names - expected:
+            self.counts.violations.append(f"stray objects: {sorted(strays)}")
+        if missing := expected - names:
+            self.counts.violations.append(f"missing objects: {sorted(missing)}")
+        if uploads := self.lake.uploads():
+            self.counts.violations.append(f"open uploads: {uploads}")
+        for target, generation in self._old.items():
+            content = self.lake.read(target)
+            rows = self._rows(target, generation)
+            self.counts.add(**{"objects checked": 1, "rows checked": len(rows)})
+            if content is None or rows_in(content, target.file_format) != rows:
+                self.counts.violations.append(f"{target} is not what its last extraction made of it")
+        if temporary := [path.name for path in (self._folder / "tmp").iterdir()]:
+            self.counts.violations.append(f"temporary files: {temporary}")
+        self.counts.add(objects=len(expected))
+
+    # ---- counting ----
+
+    def _count_report(self, report: Report | None) -> None:
+        if report is None:
+            self.counts.add_to(self.counts.endings, ["killed"])
+            return
+        # fsspec keeps a daemon thread for its event loop, and that one for names of hosts.
+        if threads := [name for name in report.threads if name not in ("fsspecIO", "asyncio_0")]:
+            raise ViolationError(f"threads are left: {threads}")
+        self.counts.add_to(self.counts.endings, [report.error or "success"])
+        if report.summary is not None:
+            self.counts.add(**{"pages": report.summary["pages"], "pages resumed": report.summary["resumed_pages"]})
+
+    def _count_faults(self, api: Simulator) -> None:
+        kinds = [request.fault for request in api.requests if request.fault]
+        self.counts.add_to(self.counts.faults, kinds)
+        self.counts.add(requests=len(api.requests))
+
+
+def _api_rows(target: Target, generation: int, start: int, end: int) -> list[dict[str, Any]]:
+    """Return what the API has of a window; of a late generation, one row more than of that before it."""
+    source = Simulator(seed=generation % LATE, rows_per_day=ROWS_A_DAY, page_size=PAGE_SIZE, devices=DEVICES)
+    rows = source.rows(target.device, start, end)
+    if generation < LATE or not rows:
+        return rows
+    index = len(rows) // 3
+    return [*rows[:index], {**rows[index], "frame_number": 4711}, *rows[index:]]
+
+
+def _phase(share: float) -> str:
+    return "at the end" if share == 1.0 else "in the middle"
+
+
+class _Try:
+    """A process that runs one try."""
+
+    def __init__(self, context: Any, job: Job) -> None:
+        self._ours, theirs = context.Pipe(duplex=False)
+        self._process = context.Process(target=run_try, args=(job, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def is_alive(self) -> bool:
+        alive: bool = self._process.is_alive()
+        return alive
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def finish(self) -> Report | None:
+        """Return what it reported, None if it was killed; it has to end by itself."""
+        report = None
+        with suppress(EOFError):
+            if not self._ours.poll(SECONDS_OF_A_TRY):
+                self._process.kill()
+                raise ViolationError(f"a try did not end within {SECONDS_OF_A_TRY:.0f} s")
+            report = self._ours.recv()
+        self._process.join(20)
+        if self._process.is_alive():
+            self._process.kill()
+            raise ViolationError("a process did not end after its work")
+        return report
+
+
+@contextmanager
+def open_chaos(seed: int) -> Iterator[Chaos]:
+    """Yield a store and a folder to wreak havoc on."""
+    with SeaweedFS() as store, tempfile.TemporaryDirectory(prefix="chaos-") as name:
+        folder = Path(name)
+        for child in ("tree", "tmp", "home"):
+            (folder / child).mkdir()
+        environ = {
+            "AIRFLOW_HOME": str(folder / "home"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+            "AWS_MAX_ATTEMPTS": "8",
+        }
+        before = dict(os.environ)
+        os.environ.update(environ)
+        try:
+            yield Chaos(store, folder, seed)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--extractions", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lanes", type=int, default=3, help="extractions under way at once")
+    parser.add_argument("--tamper", action="store_true", help="in the end, show that what must not be would be found")
+    parser.add_argument("--page", action="store_true", help=f"write the figures into {PAGE.name}")
+    options = parser.parse_args(argv)
+    began = time.monotonic()
+    with open_chaos(options.seed) as chaos:
+        chaos.run(options.extractions, options.lanes)
+        counts = chaos.counts
+        show(counts, f"seed {options.seed}, {time.monotonic() - began:.0f} s")
+        if options.page:
+            write_page(counts, options.seed)
+        if options.tamper:
+            violations = list(counts.violations)
+            chaos.tamper()
+            chaos.check_leftovers()
+            print("found after tampering:", *counts.violations[len(violations) :], sep="\n")
+            return bool(violations)
+    return bool(counts.violations)
+
+
+def write_page(counts: Counts, seed: int) -> None:
+    """Put the figures into the documentation."""
+    happened, endings = counts.happened, counts.endings
+    faults = ", ".join(f"{kind} {number}" for kind, number in counts.faults.most_common())
+    errors = ", ".join(f"`{name}` {number}" for name, number in endings.most_common() if name.endswith("Error"))
+    rows = {
+        f"extractions (seed {seed})": f"{happened['extractions']:,}, {happened['reruns']} of objects that were there",
+        "tries": f"{happened['tries']:,}; {happened['duels']} extractions with two at once, "
+        f"{happened['late rows between tries']} with a row that came between two tries",
+        "tries that succeeded": f"{endings['success']:,}",
+        "tries that were killed": f"{endings['killed']:,}",
+        "tries that failed": errors,
+        "faults of the API": f"{counts.faults.total():,}: {faults}",
+        "the store was killed": f"{happened['stores killed']} times",
+        "pages read": f"{happened['pages']:,}, {happened['pages resumed']:,} of them put aside by an earlier try",
+        "objects compared": f"{happened['objects checked']:,}, with {happened['rows checked']:,} rows",
+        "**violations**": f"**{len(counts.violations)}**",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    head, rest = PAGE.read_text().split("--page -->\n")
+    end = rest[rest.index("<!-- end -->") :]
+    PAGE.write_text(f"{head}--page -->\n\n| | |\n| --- | --- |\n{table}\n\n{end}")
+
+
+def show(counts: Counts, facts: str) -> None:
+    """Print what happened, and what must not have."""
+    tables = {"what happened": counts.happened, "how tries ended": counts.endings, "faults of the API": counts.faults}
+    for title, counter in tables.items():
+        print(f"\n{title}")
+        for name, number in counter.most_common():
+            print(f"  {number:>11,}  {name}")
+    print(f"\nviolations: {len(counts.violations)}   ({facts})", *counts.violations, sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

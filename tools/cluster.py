@@ -1,0 +1,191 @@
+"""
+An Airflow with CeleryExecutor on loopback: PostgreSQL, Redis, an S3 store, a simulated API, and workers of their own.
+
+``make cluster`` runs it until Ctrl-C; ``--check`` ends it as soon as all parts are healthy. The proof and the
+measurements of ``make test-cluster`` and ``make bench-cluster`` take place on the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_unleash.simulator import DEFAULT_KEYS, PROFILES
+from tests.support.bounds import temporary_folder
+from tests.support.s3_lake import S3Lake, connection_to
+from tests.support.seaweedfs import SeaweedFS
+from tests.support.services import PostgreSQL, Redis
+from tools.demo_ui import wait_for_the_end, wait_until_ready
+from tools.stage import ROOT, Stage, ask, kill_processes_in, run, stopping
+
+DAG_ID = "cluster_backfill"
+POOL = "unleash_api"
+# Four slots in workers that could take six tasks at once: what bounds the requests is the pool.
+POOL_SLOTS, PAGE_CONCURRENCY = 4, 2
+WORKERS, WORKER_CONCURRENCY = ("one", "two"), 3
+# Seconds after which a lost worker's tasks are taken for lost, where the defaults are minutes and a day.
+HEARTBEAT_TIMEOUT, VISIBILITY_TIMEOUT, QUEUED_TIMEOUT = 30, 90, 60
+
+_SETTINGS = {
+    "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
+    "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "tests" / "cluster" / "dags"),
+    "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "64",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_TIMEOUT),
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": str(QUEUED_TIMEOUT),
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
+    "AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT": str(VISIBILITY_TIMEOUT),
+    # A busy machine must not use up tries of tasks.
+    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+    "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",
+    "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "180",
+    # The DAG's file does not change, and parsing it again and again takes time of two cores.
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+}
+
+
+def device_ids(number: int) -> tuple[str, ...]:
+    """Return so many devices: those of the simulator, one of them silent, and street cameras."""
+    return (*PROFILES, *(f"W{index:015x}" for index in range(number)))[:number]
+
+
+class Cluster(Stage):
+    """
+    The parts of an Airflow with CeleryExecutor.
+
+    :param folder: of everything but the services, which have folders of their own.
+    :param services: where they are entered.
+    """
+
+    def __init__(self, folder: Path, services: ExitStack) -> None:
+        home = folder / "home"
+        home.mkdir()
+        super().__init__(folder, home)
+        self._services = services
+        database = services.enter_context(PostgreSQL())
+        self.database_url = database.url
+        broker = services.enter_context(Redis())
+        store = services.enter_context(SeaweedFS())
+        # Of all that it started, even of those parts that leave theirs.
+        self.folders = [folder, database.folder, broker.folder, store.folder]
+        self.lake = S3Lake(store)  # type: ignore[assignment]
+        self.requests_log = folder / "requests.jsonl"
+        self.workers: dict[str, subprocess.Popen[str]] = {}
+        self.listen_on()
+        self.environ |= _SETTINGS | {
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database.url.replace("://", "+psycopg2://"),
+            "AIRFLOW__CELERY__BROKER_URL": broker.url,
+            "AIRFLOW_CONN_LAKE": json.dumps(connection_to(store.url)),
+            "UNLEASH_LAKE": "s3://lake@lake/tree",
+        }
+
+    def start_simulator(self, *options: str, **extra: Any) -> None:
+        super().start_simulator("--log", str(self.requests_log), *options)
+        connection = {
+            "conn_type": "unleash",
+            "host": self.api,
+            "password": DEFAULT_KEYS[0],
+            # Set, so that rows with stream tokens do not warn.
+            "extra": {"page_concurrency": PAGE_CONCURRENCY, "mask_stream_tokens": False, **extra},
+        }
+        self.environ["AIRFLOW_CONN_UNLEASH_DEFAULT"] = json.dumps(connection)
+
+    def start_parts(self, slots: int = POOL_SLOTS) -> None:
+        """Start everything but the workers, and return when it is healthy."""
+        self.run_airflow("db", "migrate")
+        self.run_airflow("pools", "set", POOL, str(slots), "one slot for each extraction under way")
+        self.start_api_server()
+        self.start_airflow("dag-processor")
+        # -s: else they serve logs on all interfaces.
+        self.start_airflow("scheduler", "-s")
+        self.start_airflow("triggerer", "-s")
+        wait_until_ready(self, {DAG_ID})
+
+    def start_celery_worker(self, name: str, concurrency: int = WORKER_CONCURRENCY) -> None:
+        """Start a worker of that name; it takes seconds until it takes tasks."""
+        self.workers[name] = self.start_airflow(
+            *("celery", "worker", "--celery-hostname", f"{name}@127.0.0.1", "--concurrency", str(concurrency)),
+            # As -s of the others.
+            *("--pid", str(self.home / f"{name}.pid"), "--skip-serve-logs"),
+            *("--without-mingle", "--without-gossip"),
+        )
+
+    def kill_celery_worker(self, name: str) -> None:
+        """Kill a worker with the tasks that it runs."""
+        self.kill(self.workers.pop(name))
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        import psycopg
+
+        with psycopg.connect(self.database_url) as database:
+            rows: list[tuple[Any, ...]] = database.execute(sql).fetchall()
+        return rows
+
+    def trigger(self, run_id: str, **conf: Any) -> None:
+        """Start a run of the DAG."""
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
+        ask(f"{self.url}/api/v2/dags/{DAG_ID}/dagRuns", json.dumps(body))
+
+    def run_state(self, run_id: str) -> str:
+        [(state,)] = self.query(f"SELECT state FROM dag_run WHERE run_id = '{run_id}'")
+        return str(state)
+
+    def stop(self, seconds: float = 15) -> None:
+        super().stop(seconds)
+        kill_processes_in(self.folder)
+        self._services.close()
+
+
+@contextmanager
+def open_cluster() -> Iterator[Cluster]:
+    """Yield a cluster of which only the services run, and stop all of it however the block ends."""
+    with temporary_folder() as folder, ExitStack() as services:
+        cluster = Cluster(folder, services)
+        with stopping(cluster):
+            yield cluster
+
+
+def show(check: bool) -> None:
+    """Start everything, say where it is, and wait for the end."""
+    with open_cluster() as cluster:
+        print("Starting PostgreSQL, Redis, SeaweedFS, a simulator, and Airflow with two Celery workers …", flush=True)
+        cluster.start_simulator("--devices", ",".join(device_ids(40)))
+        for name in WORKERS:
+            cluster.start_celery_worker(name)
+        cluster.start_parts()
+        print(_GREETING.format(cluster=cluster, pool=POOL, slots=POOL_SLOTS, dag=DAG_ID, log=cluster.log), flush=True)
+        if not check:
+            wait_for_the_end(cluster)
+        print("Stopping …", flush=True)
+
+
+_GREETING = """
+  Airflow      {cluster.url}   (no password; only this machine gets there)
+  simulator    {cluster.api}   (connection unleash_default, 40 devices)
+  lake         s3://lake/tree at {cluster.lake.client.meta.endpoint_url}   (connection lake)
+  pool         {pool}, {slots} slots
+  workers      one, two
+  log          {log}
+
+Trigger {dag}: a week of 40 devices, 280 mapped tasks. Ctrl-C ends it all, and removes what it wrote.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="end when all is healthy, with exit code 0")
+    return run(partial(show, parser.parse_args().check))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""
+Wheel and sdist as one would publish them: built, their contents and metadata checked, installed, shown by Airflow.
+
+``make dist`` runs it. It exits 0 only when nothing was found. The network is needed to install, not to build: hatchling
+comes from the environment that this runs in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+from typing import Any
+
+from tools.matrix import Target, find_python
+
+ROOT = Path(__file__).resolve().parents[1]
+DIST = ROOT / "dist"
+NAME = "airflow-provider-unleash"
+PACKAGE = "airflow_provider_unleash"
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+# What only a clone needs. The registry's file is read from the repository, where it has one.
+NOT_SHIPPED = (".ci/", ".astro-registry.yaml")
+
+# What each extra is there for.
+EXTRAS = {
+    "parquet": ["pyarrow.parquet"],
+    "s3": ["s3fs", "airflow.providers.amazon.aws.fs.s3"],
+    "gcs": ["gcsfs", "airflow.providers.google.cloud.fs.gcs"],
+    "azure": ["adlfs", "airflow.providers.microsoft.azure.fs.adls"],
+    "pandas": ["pandas", "pyarrow"],
+    "polars": ["polars", "pyarrow"],
+    "openlineage": ["airflow.providers.openlineage.extractors", "openlineage.client"],
+}
+
+# constraints/ has what is newest; Google's provider asks for older ones (tenacity, googleapis-common-protos).
+UNCONSTRAINED = {"gcs"}
+
+# Runs where nothing but Airflow and the wheel is. One process for all commands: each takes seconds to start.
+PROBE = """
+import contextlib, io, json, sys, warnings
+from importlib.util import find_spec
+from pathlib import Path
+import airflow
+from airflow.cli import cli_parser
+from airflow.providers.common.compat.sdk import BaseHook, BaseOperator, BaseSensorOperator
+
+warnings.simplefilter("always")
+caught = []
+warnings.showwarning = lambda message, category, filename, *rest: caught.append([filename, str(message)])
+import PACKAGE
+package = Path(PACKAGE.__file__).parent
+for path in sorted(package.glob("**/*.py")):
+    name = ".".join(path.relative_to(package.parent).with_suffix("").parts)
+    __import__(name.removesuffix(".__init__"))
+ours = [text for filename, text in caught if Path(filename).is_relative_to(package)]
+warnings.simplefilter("ignore")
+
+def ask(*words):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+        arguments = parser.parse_args(["providers", *words, "--output", "json"])
+        arguments.func(arguments)
+    return json.loads(printed.getvalue())
+
+parser = cli_parser.get_parser()
+answers = {words[0]: ask(*words) for words in COMMANDS}
+# Without wtforms, Airflow before 3.2 lists no form at the command line, of no provider; 3.1 shows it in the browser.
+form = find_spec("wtforms") is not None or tuple(map(int, airflow.__version__.split(".")[:2])) >= (3, 2)
+found = {"package": str(package), "warnings": ours, "form": form, "answers": answers}
+sys.__stdout__.write("\\n" + json.dumps(found) + "\\n")
+"""
+COMMANDS = [["list"], ["get", NAME, "--full"], ["hooks"], ["behaviours"], ["widgets"], ["triggers"]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="+", help="Airflows to install it with, e.g. 2.11.2 3.3.2@3.13")
+    parser.add_argument("--extras", action="store_true", help="install each extra with each of them, too")
+    parser.add_argument("--uv", default="", help="installs faster than pip")
+    options = parser.parse_args()
+    wheel, sdist = build(DIST)
+    print(f"Built {wheel.relative_to(ROOT)} and {sdist.relative_to(ROOT)}", flush=True)
+    faults = [*check_wheel(wheel, list_tree()), *check_sdist(sdist, list_tree())]
+    check = [sys.executable, "-m", "twine", "--no-color", "check", "--strict", str(wheel), str(sdist)]
+    if subprocess.run(check, check=False).returncode:
+        faults.append("twine refuses them")
+    for target in [Target(*name.split("@")) if "@" in name else Target(name, HERE) for name in options.targets]:
+        for extra in ["", *(EXTRAS if options.extras else [])]:
+            began = time.monotonic()
+            with tempfile.TemporaryDirectory(prefix="dist-") as folder:
+                found = try_extra(wheel, extra, target, Path(folder), options.uv)
+            what = f"Airflow {target.airflow} on Python {target.python}" + (f" with [{extra}]" if extra else "")
+            print(f"{what}: {'; '.join(found) or 'ok'}, {time.monotonic() - began:.0f} s", flush=True)
+            faults += [f"{what}: {fault}" for fault in found]
+    print("\n".join(["", *faults]) if faults else "\nNothing found.")
+    return int(bool(faults))
+
+
+# ---- build -------------------------------------------------------------------------------------
+
+
+def build(folder: Path) -> tuple[Path, Path]:
+    """Build the sdist from the clone and the wheel from the sdist, as pip would where there is no wheel."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{PACKAGE}-*"):
+        old.unlink()
+    _hatchling("sdist", folder, ROOT)
+    (sdist,) = folder.glob("*.tar.gz")
+    with tempfile.TemporaryDirectory() as unpacked:
+        with tarfile.open(sdist) as archive:
+            archive.extractall(unpacked)
+        _hatchling("wheel", folder, Path(unpacked) / sdist.name.removesuffix(".tar.gz"))
+    (wheel,) = folder.glob("*.whl")
+    return wheel, sdist
+
+
+def _hatchling(kind: str, folder: Path, source: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "--target", kind, "--directory", str(folder.resolve())]
+    subprocess.run(command, cwd=source, stdout=subprocess.DEVNULL, check=True)
+
+
+# ---- contents ----------------------------------------------------------------------------------
+
+
+def list_tree() -> set[str]:
+    """Return the clone's files, new ones too, but nothing that git ignores."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    return {name for name in names if name and (ROOT / name).exists()}
+
+
+def check_wheel(wheel: Path, tree: set[str]) -> list[str]:
+    """Say what a wheel has too much or too little of: the package and its metadata are all it should have."""
+    info = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
+    files = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
+    expected = {name for name in tree if name.startswith(f"{PACKAGE}/")} | {f"{info}/{file}" for file in files}
+    return list(compare(wheel.name, set(zipfile.ZipFile(wheel).namelist()), expected))
+
+
+def check_sdist(sdist: Path, tree: set[str]) -> list[str]:
+    """Say what an sdist has too much or too little of: it is the clone, so that its tests run."""
+    folder = sdist.name.removesuffix(".tar.gz")
+    expected = {f"{folder}/{name}" for name in tree if not name.startswith(NOT_SHIPPED)} | {f"{folder}/PKG-INFO"}
+    with tarfile.open(sdist) as archive:
+        return list(compare(sdist.name, {member.name for member in archive if member.isfile()}, expected))
+
+
+def compare(where: str, names: set[str], expected: set[str]) -> Iterator[str]:
+    yield from (f"{where} lacks {name}" for name in sorted(expected - names))
+    yield from (f"{where} has {name}, too" for name in sorted(names - expected))
+
+
+def read_metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return Parser().parsestr(archive.read(name).decode())
+
+
+# ---- an empty environment ----------------------------------------------------------------------
+
+
+def try_extra(wheel: Path, extra: str, target: Target, folder: Path, uv: str) -> list[str]:
+    """Install into an empty environment, and say what is wrong there."""
+    python = sys.executable if target.python == HERE else find_python(target.python)
+    if python is None:
+        return [f"no Python {target.python} here"]
+    requirements = [f"{wheel}[{extra}]" if extra else str(wheel), f"apache-airflow=={target.airflow}"]
+    if extra not in UNCONSTRAINED:
+        requirements += ["--constraint", str(ROOT / "constraints" / f"airflow-{target.airflow}.txt")]
+    installed = install(requirements, folder / "env", python, uv)
+    if installed:
+        return [f"not installed: {installed}"]
+    if extra:
+        code = "".join(f"import {module}\n" for module in EXTRAS[extra])
+    else:
+        code = PROBE.replace("PACKAGE", PACKAGE).replace("COMMANDS", repr(COMMANDS))
+    done = run_python(code, folder)
+    if done.returncode:
+        return [(done.stderr.strip().splitlines() or ["no word"])[-1]]
+    return [] if extra else judge(json.loads(done.stdout.splitlines()[-1]), wheel, folder)
+
+
+def install(requirements: list[str], environment: Path, python: str, uv: str) -> str:
+    """Return nothing, or what the installer said last."""
+    make = [uv, "venv", "--quiet", "--python", python] if uv else [python, "-m", "venv"]
+    inside = str(environment / "bin" / "python")
+    pip = [uv, "pip", "install", "--quiet", "--python", inside] if uv else [inside, "-m", "pip", "install", "-qq"]
+    for command in ([*make, str(environment)], [*pip, *requirements]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or ["no word"])[-1].strip()
+    return ""
+
+
+def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run code with what is installed, and with nothing else: no settings, no modules of this clone."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
+    environ |= {"AIRFLOW_HOME": str(folder / "home"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    command = [str(folder / "env" / "bin" / "python"), "-I", "-c", code]
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
+
+
+def judge(found: dict[str, Any], wheel: Path, folder: Path) -> list[str]:
+    """Say what Airflow does not show of what it should, and which warnings are this package's."""
+    answers = found["answers"]
+    version = wheel.name.split("-")[1]
+    shows = {
+        "list": (NAME, version) in {(row["package_name"], row["version"]) for row in answers["list"]},
+        "get": version in str(answers["get"]) and f"{PACKAGE}.hooks.UnleashHook" in str(answers["get"]),
+        "hooks": ("unleash", f"{PACKAGE}.hooks.UnleashHook")
+        in {(row["connection_type"], row["class"]) for row in answers["hooks"]},
+        "behaviours": {"field_behaviours": "unleash"} in answers["behaviours"],
+        "widgets": "extra__unleash__" in str(answers["widgets"]),
+        "triggers": f"{PACKAGE}.triggers" in str(answers["triggers"]),
+    }
+    if not found["form"]:
+        del shows["behaviours"], shows["widgets"]
+    faults = [f"«airflow providers {command}» does not show it" for command, shown in shows.items() if not shown]
+    if not Path(found["package"]).is_relative_to(folder):
+        faults.append(f"imported from {found['package']}")
+    return faults + [f"warns at import: {text}" for text in found["warnings"]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

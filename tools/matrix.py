@@ -1,0 +1,207 @@
+"""
+The whole test suite, the example DAGs in it, on each Airflow and Python; writes docs/compatibility.md from the run.
+
+``make matrix`` runs it. It exits 0 only when every test passed in every environment whose Python is installed, those
+of Python 3.11 among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "build" / "matrix"
+PAGE = ROOT / "docs" / "compatibility.md"
+
+# Runs in an environment, and prints what its Airflow has of what this package uses where it is there.
+PROBE = """
+import inspect, json, sys
+from pathlib import Path
+import airflow
+from airflow.models import DagRun
+from airflow.providers.common.compat.sdk import DAG
+try:
+    from airflow.sdk.definitions.context import Context
+except ImportError:
+    Context = object
+schema = Path(airflow.__file__).parent / "provider.yaml.schema.json"
+print(json.dumps({
+    "python": "%d.%d" % sys.version_info[:2],
+    "without_dates": "logical_date" in inspect.signature(DAG.test).parameters,
+    "run_after": hasattr(DagRun, "run_after"),
+    "partition_date": "partition_date" in getattr(Context, "__annotations__", ()),
+    "form_from_provider_info": schema.exists() and "conn-fields" in schema.read_text(),
+}))
+"""
+
+FEATURES = {
+    "without_dates": "runs without dates",
+    "run_after": "`run_after`",
+    "partition_date": "partition dates",
+    "form_from_provider_info": "form without importing the hook",
+}
+
+TEXT = """\
+# Compatibility
+
+One source serves Airflow 2.11 to 3.3. `make matrix` runs the whole test suite on each of these, the example DAGs as
+real DAG runs whose states are asserted, and writes this table.
+
+{table}
+
+What an older Airflow does not have is absent there, without breaking anything:
+
+- **Runs without dates** (manual, asset-triggered) exist since 3.0. On 2.11 every run has a data interval.
+- **`run_after`**, the moment rule 4 of the [window](windows.md) ends at where a run has no dates, exists since 3.0;
+  2.11 has the run's start date instead.
+- **Partition dates** (rule 3) reach a task since 3.3. On 3.2 a task is told the partition's key only: there a partition
+  run fails at once, and asks for `start` and `end`.
+- **The connection form** comes from the provider info since 3.2; older versions import the hook, and Airflow 2.11 and
+  3.0 build its form with Flask AppBuilder. On 3.0 that is there only with the FAB provider; without it the fields of
+  the extras do not show, and are written as JSON into *Extra*.
+
+Each Airflow is installed with the versions in `constraints/`. Without constraints, 3.0.6 and 3.2.2 fail every task with
+the newest fastapi, whatever the DAG.
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """An Airflow on a Python; 3.11, which all of them take, where none is named."""
+
+    airflow: str
+    python: str = "3.11"
+
+    @property
+    def name(self) -> str:
+        return self.airflow + ("" if self.python == "3.11" else f"-py{self.python}")
+
+    @property
+    def environment(self) -> Path:
+        return ROOT / ".matrix" / self.name
+
+    @property
+    def results(self) -> Path:
+        return RESULTS / f"{self.name}.xml"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="+", help="e.g. 2.11.2 3.3.2 3.3.2@3.13")
+    parser.add_argument("--pytest", default="", help="further arguments for pytest")
+    # The tests of one wait half of the time: for servers, intervals, retries.
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at once; the machine's cores")
+    parser.add_argument("--page", action="store_true", help="write docs/compatibility.md")
+    options = parser.parse_args()
+    targets = [Target(*name.split("@")) for name in options.targets]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        could = list(pool.map(lambda target: run_tests(target, options.pytest), targets))
+    ran = [target for target, tested in zip(targets, could, strict=True) if tested]
+    left_out = [target for target in targets if target not in ran]
+    print("\n".join(["", *(f"Airflow {target.name:<14} {describe(target)}" for target in ran)]))
+    print("\n".join(f"Airflow {target.name:<14} left out: no Python {target.python} here" for target in left_out))
+    # 3.12 and 3.13 are tried where they are installed; without 3.11 there is no matrix.
+    if any(target.python == "3.11" for target in left_out):
+        return 1
+    if options.page and not left_out:
+        PAGE.write_text(TEXT.format(table="\n".join(table(ran))))
+    return int(any(failures(target) for target in ran))
+
+
+def run_tests(target: Target, arguments: str) -> bool:
+    """Run the suite, and tell whether it could: a Python that is not installed is left out."""
+    python = find_python(target.python)
+    if python is None:
+        print(f"──── Airflow {target.name}: Python {target.python} is not installed, left out", flush=True)
+        return False
+    print(f"──── Airflow {target.name}: begins", flush=True)
+    target.results.unlink(missing_ok=True)
+    environment = target.environment.relative_to(ROOT)
+    ended = subprocess.run(
+        [
+            *("make", "--no-print-directory", "test", f"AIRFLOW={target.airflow}", f"ENV={environment}"),
+            # One process each: several of them run at once.
+            *(f"PYTHON={python}", f"ARGS=-q -n 0 --junitxml={target.results.relative_to(ROOT)} {arguments}"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    # In one piece, because others write at the same time.
+    print(f"──── Airflow {target.name}: {describe(target)}\n{ended.stdout}", flush=True)
+    return True
+
+
+def find_python(version: str) -> str | None:
+    """Return an interpreter of the version, from the PATH or of pyenv."""
+    candidates = [shutil.which(f"python{version}")]
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    candidates += [str(path / "bin" / "python") for path in sorted(pyenv.glob(f"{version}.*"))]
+    for candidate in filter(None, candidates):
+        # A shim of pyenv is on the PATH for versions that are not installed, too.
+        if subprocess.run([candidate, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return candidate
+    return None
+
+
+def read_cases(target: Target) -> list[ET.Element]:
+    if not target.results.exists():
+        return []
+    return list(ET.parse(target.results).iter("testcase"))
+
+
+def failures(target: Target) -> int:
+    """Return how many tests failed; one where none ran at all."""
+    cases = read_cases(target)
+    failed = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
+    return failed if cases else 1
+
+
+def describe(target: Target) -> str:
+    cases = read_cases(target)
+    if not cases:
+        return "no test ran"
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    failed = failures(target)
+    return f"{len(cases) - skipped - failed} passed, {failed} failed, {skipped} skipped"
+
+
+def table(targets: list[Target]) -> list[str]:
+    header = ["Airflow", "Python", "all tests", "example DAGs", *FEATURES.values()]
+    lines = [header, ["---"] * len(header)]
+    for target in targets:
+        facts = probe(target)
+        examples = [case for case in read_cases(target) if "test_examples" in case.get("classname", "")]
+        succeeded = all(case.find("failure") is None and case.find("error") is None for case in examples)
+        lines.append(
+            [
+                *(target.airflow, facts["python"], "fail" if failures(target) else "pass"),
+                "succeed" if examples and succeeded else "fail",
+                *("yes" if facts[name] else "no" for name in FEATURES),
+            ]
+        )
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def probe(target: Target) -> dict[str, Any]:
+    command = [str(target.environment / "bin" / "python"), "-c", PROBE]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    facts: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return facts
+
+
+if __name__ == "__main__":
+    sys.exit(main())
