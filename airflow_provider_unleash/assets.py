@@ -8,10 +8,9 @@ from urllib.parse import quote
 
 from airflow.providers.common.compat.sdk import Asset
 
+from airflow_provider_unleash.core.stores import check_dst, place_of
 from airflow_provider_unleash.exceptions import InvalidArgumentError
-from airflow_provider_unleash.hooks import is_visible
-from airflow_provider_unleash.stores import place_of
-from airflow_provider_unleash.writers import check_dst
+from airflow_provider_unleash.tasks import is_literal
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -32,7 +31,7 @@ def asset_of(dst: str | ObjectStoragePath) -> Asset:
     :raises InvalidArgumentError: it is a template, or does not say where it leads.
     """
     text = str(dst)
-    if not is_visible(text):
+    if not is_literal(text):
         raise InvalidArgumentError(f"dst={text!r} is a template: an asset's name is fixed", argument="dst")
     check_dst(text)
     scheme, bucket, key = place_of(text)

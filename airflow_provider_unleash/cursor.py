@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from airflow_provider_unleash.core.sessions import SessionList, parse_session_start, select_sessions
 from airflow_provider_unleash.exceptions import InvalidArgumentError
-from airflow_provider_unleash.protocol import parse_session_start
-from airflow_provider_unleash.window import SessionList, select_sessions
 
 # Rows of an asset's state store: the ids of the consumers' DAGs, and a cursor for each.
 CONSUMERS_KEY = "unleash_consumers"

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_unleash import get_provider_info
-from airflow_provider_unleash.core.records import ReadOptions, RecordSource
 from airflow_provider_unleash.core.columns import check_extra_installed, columns_of
 from airflow_provider_unleash.core.frames import check_df_type, to_frame, to_table
 from airflow_provider_unleash.core.pages import restart_on_change
 from airflow_provider_unleash.core.protocol import API_URL
+from airflow_provider_unleash.core.records import ReadOptions, RecordSource
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
     BadRequestError,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from airflow_provider_unleash.stores import place_of
-from airflow_provider_unleash.writers import COLUMNS
+from airflow_provider_unleash.core.columns import COLUMNS
+from airflow_provider_unleash.core.stores import place_of
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import DatasetFacet, InputDataset, OutputDataset, RunFacet
@@ -112,7 +112,7 @@ def _run_facets_of(window: Window) -> dict[str, RunFacet]:
     """Return the window as the run's nominal time, unless the author chose one that is not the run's own."""
     from openlineage.client.facet_v2 import nominal_time_run
 
-    from airflow_provider_unleash.protocol import format_ms
+    from airflow_provider_unleash.core.moments import format_ms
 
     if window.rule == "start_end":
         return {}

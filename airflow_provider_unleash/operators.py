@@ -251,7 +251,7 @@ def _check_device_ids(device_ids: Any) -> None:
     if isinstance(device_ids, (str, bytes, Mapping)) or not isinstance(device_ids, (Sequence, Set)):
         raise InvalidArgumentError(
             f"device_ids={device_ids!r} must be a list of device ids. Pass the output of a task, "
-            "device_ids=devices.output; a template gives a list only with render_template_as_native_obj=True on the DAG",
+            "device_ids=devices.output; a template gives a list only if the DAG has render_template_as_native_obj=True",
             argument="device_ids",
         )
     for device_id in device_ids:
@@ -337,8 +337,8 @@ class _FetchOperator(_UnleashOperator):
         }
         report_extraction(rows=counts.rows, size=size, seconds=statistics["seconds"])
         self.log.info(
-            "%s %d rows, pages: %d, bytes: %d, seconds: %.1f, requests: %d, retries: %d, throttled seconds: %.1f, to %s",
-            *(verb, counts.rows, counts.pages, size, *statistics.values(), destination),
+            "%s %d rows to %s. Pages: %d, bytes: %d, seconds: %.1f, requests: %d, retries: %d, throttled seconds: %.1f",
+            *(verb, counts.rows, destination, counts.pages, size, *statistics.values()),
         )
         return statistics
 
@@ -488,20 +488,19 @@ class UnleashToObjectStorageOperator(_FetchOperator):
             checkpoint_pages=self.checkpoint_pages,
             resume_within=parse_duration(self.resume_within, "resume_within"),
         )
-        if landed.path is None:
+        if landed.is_skipped:
             raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")
         self._keep_lineage(landed)
         statistics = self._report("Wrote", landed.counts, landed.size, landed.path, client, began)
         return self._summarize(window, landed, statistics)
 
     def _keep_lineage(self, landed: Landed) -> None:
-        if self._extraction and landed.path:
+        if self._extraction:
             columns = columns_of(self.column_types) if self.file_format in ("csv", "parquet") else COLUMNS
             account = getattr(landed.path.fs, "account_name", None)  # Azure's file system has it
             self._extraction.written = Written(str(self.dst), columns, landed.counts.rows, landed.size, account)
 
     def _summarize(self, window: Window, landed: Landed, statistics: dict[str, float]) -> dict[str, Any]:
-        assert landed.path is not None
         url = url_of(landed.path)
         path = str(landed.path) if "://" in str(landed.path) else url  # a local path is not a URL
         return {

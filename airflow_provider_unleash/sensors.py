@@ -19,16 +19,15 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_unleash import exceptions
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, UnleashError
-from airflow_provider_unleash.hooks import (
-    DEFAULT_CONN_ID,
-    UnleashHook,
-    check_visible_bounds,
-    failing_for_good,
-    failing_for_good_when_mapped,
-    is_visible,
-    moments_of,
+from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, UnleashHook
+from airflow_provider_unleash.tasks import (
+    check_literal_bounds,
+    is_literal,
+    no_retry,
+    no_retry_in_constructor,
+    retry_arguments,
+    run_times,
 )
-from airflow_provider_unleash.retries import retry_arguments
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, RetryPolicy
@@ -84,7 +83,7 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
         self.min_sessions = min_sessions
         self.min_age = min_age
         self.unleash_conn_id = unleash_conn_id
-        with failing_for_good_when_mapped():
+        with no_retry_in_constructor():
             self._check_arguments()
 
     def _check_arguments(self) -> None:
@@ -92,8 +91,8 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
             raise InvalidArgumentError(f"min_sessions={self.min_sessions} must be at least 1", argument="min_sessions")
         if self.min_age < timedelta(0):
             raise InvalidArgumentError(f"min_age={self.min_age} must not be negative", argument="min_age")
-        check_visible_bounds(self.since, self.until)
-        if is_visible(self.known_sessions):
+        check_literal_bounds(self.since, self.until)
+        if is_literal(self.known_sessions):
             self._read_known_sessions()
 
     def execute(self, context: Context) -> Any:
@@ -159,14 +158,14 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
             raise
 
     def poke(self, context: Context) -> PokeReturnValue:
-        with failing_for_good():
+        with no_retry():
             new = self._list_new_sessions(context)
         self.log.info("%d new sessions; waiting for %d", len(new), self.min_sessions)
         return PokeReturnValue(is_done=len(new) >= self.min_sessions, xcom_value=new)
 
     def _list_new_sessions(self, context: Context) -> list[str]:
+        from airflow_provider_unleash.core.sessions import select_sessions
         from airflow_provider_unleash.metrics import report_poll
-        from airflow_provider_unleash.window import select_sessions
 
         known, since_ms, until_ms = self._read_bounds(context)
         report_poll()
@@ -181,12 +180,12 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
 
     def _read_bounds(self, context: Context) -> tuple[Collection[str] | None, int | None, int | None]:
         """Return the known sessions, or between which starts new ones lie."""
-        from airflow_provider_unleash.window import session_bounds
+        from airflow_provider_unleash.core.sessions import session_bounds
 
         known = self._read_known_sessions()
         if known is not None:
             return known, None, None
-        return (None, *session_bounds(self.since, self.until, **moments_of(context)))
+        return (None, *session_bounds(self.since, self.until, **run_times(context)))
 
     def _read_known_sessions(self) -> Collection[str] | None:
         known = self.known_sessions

@@ -78,9 +78,7 @@ def is_final(value: Any) -> bool:
     return True
 
 
-def check_arguments(
-    task: Any, checks: Mapping[str, Callable[[Any], object]], is_known: Callable[[Any], bool]
-) -> None:
+def check_arguments(task: Any, checks: Mapping[str, Callable[[Any], object]], is_known: Callable[[Any], bool]) -> None:
     """
     Check the arguments of a task that are known, each by its own function.
 

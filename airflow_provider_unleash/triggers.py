@@ -17,12 +17,12 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
+from airflow_provider_unleash.core.moments import to_epoch_ms
+from airflow_provider_unleash.core.sessions import SessionList
 from airflow_provider_unleash.cursor import list_pending
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError, UnleashError
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, open_client
 from airflow_provider_unleash.metrics import report_poll, report_traffic
-from airflow_provider_unleash.protocol import to_epoch_ms
-from airflow_provider_unleash.window import SessionList
 
 try:
     from airflow.triggers.base import BaseEventTrigger

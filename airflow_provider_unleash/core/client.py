@@ -151,9 +151,7 @@ class UnleashClient(RecordSource):
         :raises SnapshotChangedError: if pages changed while they were read, see :class:`.PageReader`.
         :raises UnleashError: see :mod:`airflow_provider_unleash.exceptions`.
         """
-        return _iter_all(
-            self.open_pages(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency)
-        )
+        return _iter_all(self.open_pages(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency))
 
     def open_pages(
         self,

@@ -38,16 +38,18 @@ class Landed:
     """
     The result of an extraction to a store.
 
-    :param path: the object; None if the window has no rows and ``on_empty="skip"``.
+    :param path: the object.
     :param counts: counts of the rows.
     :param size: bytes of the object.
     :param resumed_pages: pages that an earlier try had read.
+    :param is_skipped: whether nothing was written, because the window has no rows and ``on_empty="skip"``.
     """
 
-    path: FolderPath | None
+    path: FolderPath
     counts: RowCounts
     size: int = 0
     resumed_pages: int = 0
+    is_skipped: bool = False
 
 
 class _SkippedError(Exception):
@@ -120,7 +122,7 @@ def land(
     try:
         return restart_on_change(attempt)
     except _SkippedError:
-        return Landed(None, RowCounts())
+        return Landed(path, RowCounts(), is_skipped=True)
 
 
 def fetch_records(

@@ -179,9 +179,7 @@ class CsvWriter(PageWriter):
 
     def write_page(self, page: Page) -> None:
         self._warn_of_new_keys(page)
-        self._write_rows(
-            zip(*(csv_values(page, *column) for column in iter_columns(page, self._columns)), strict=True)
-        )
+        self._write_rows(zip(*(csv_values(page, *column) for column in iter_columns(page, self._columns)), strict=True))
 
     def _write_rows(self, rows: Any) -> None:
         text = io.StringIO(newline="")

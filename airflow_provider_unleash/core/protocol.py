@@ -169,9 +169,7 @@ def quote_device_id(device_id: str) -> str:
     return quote(check_device_id(device_id), safe="")
 
 
-def window_path(
-    device_id: str, start: datetime | int, end: datetime | int, endpoint: Endpoint = "compact"
-) -> str:
+def window_path(device_id: str, start: datetime | int, end: datetime | int, endpoint: Endpoint = "compact") -> str:
     """
     Return the path of ``[start, end]`` without the page number.
 
@@ -463,7 +461,7 @@ def _tableau_page(response: Response, number: int) -> Page:
     # Each row gets a cell for every key, so rows that share no keys need the square of their size in memory.
     if len(keys) * len(records) > max(len(response.body), _FEW_CELLS):
         raise UnexpectedResponseError(
-            f"{response.url} returned {len(records)} rows with {len(keys)} different keys, most of which each row lacks",
+            f"{response.url} returned {len(records)} rows with {len(keys)} keys in all, most of which each row lacks",
             field="data",
             url=response.url,
         )

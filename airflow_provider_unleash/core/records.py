@@ -30,7 +30,7 @@ class RecordSource(ABC):
     def iter_records(
         self, device_id: str, start: datetime | int, end: datetime | int, **options: Unpack[ReadOptions]
     ) -> Iterator[dict[str, Any]]:
-        """Yield the rows of ``[start, end]`` as dicts; parameters and errors as in :meth:`.UnleashClient.iter_pages`."""
+        """Yield the rows of ``[start, end]`` as dicts; see :meth:`.UnleashClient.iter_pages`."""
         pages = self.iter_pages(device_id, start, end, **options)
         return (record for page in pages for record in page.records())
 
@@ -38,7 +38,7 @@ class RecordSource(ABC):
         self, device_id: str, start: datetime | int, end: datetime | int, **options: Unpack[ReadOptions]
     ) -> list[dict[str, Any]]:
         """
-        Return the rows of ``[start, end]`` as dicts; parameters and errors as in :meth:`.UnleashClient.iter_pages`.
+        Return the rows of ``[start, end]`` as dicts; see :meth:`.UnleashClient.iter_pages`.
 
         Starts again if pages change while they are read.
         """

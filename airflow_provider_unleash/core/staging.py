@@ -11,7 +11,6 @@ from contextlib import ExitStack, suppress
 from datetime import timedelta
 from itertools import count
 from types import TracebackType
-from typing import IO
 
 import msgspec
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
@@ -19,7 +18,14 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 from airflow_provider_unleash import __version__
 from airflow_provider_unleash.core.pages import Snapshot
 from airflow_provider_unleash.core.protocol import Page, Response, parse_page, render_page
-from airflow_provider_unleash.core.stores import PART_BYTES, FolderPath, StoragePath, abort_uploads, publish, remove_tree
+from airflow_provider_unleash.core.stores import (
+    PART_BYTES,
+    FolderPath,
+    StoragePath,
+    abort_uploads,
+    publish,
+    remove_tree,
+)
 from airflow_provider_unleash.exceptions import InvalidArgumentError, SnapshotChangedError
 
 log = logging.getLogger(__name__)
@@ -87,7 +93,7 @@ class Staging:
         self._resume_within = resume_within.total_seconds()
         self._snapshot = Snapshot(0, b"", b"")
         self._file = ExitStack()
-        self._stream: IO[bytes] | None = None
+        self._stream: gzip.GzipFile | None = None
         self._next_file = self._pages_in_file = 0
         self._is_enabled = self._has_files = False
         self.next_page = 2
@@ -180,7 +186,7 @@ class Staging:
         if self._stream is None:
             self._has_files = True  # even if publishing the first file fails halfway
             packed = self._file.enter_context(publish(self._folder / _file_name(self._next_file)))
-            self._stream = self._file.enter_context(gzip.GzipFile("", "wb", _GZIP_LEVEL, packed, mtime=0))  # type: ignore[arg-type]
+            self._stream = self._file.enter_context(gzip.GzipFile("", "wb", _GZIP_LEVEL, packed, mtime=0))
             self._stream.write(msgspec.json.encode(_Header(self._snapshot, time.time(), page.number)) + b"\n")
             self._pages_in_file = 0
         body, endpoint = render_page(page)
@@ -223,5 +229,3 @@ def _remove_logged(path: StoragePath) -> None:
     except Exception as error:
         # The object does not need it. Failing would make tasks that may write but not delete fail forever.
         log.warning("Cannot remove %s; you can remove it: %s", path, error)
-
-

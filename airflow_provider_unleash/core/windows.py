@@ -158,7 +158,9 @@ def _span(moment: datetime, length: timedelta, direction: int, zone: tzinfo, rul
     try:
         first, last = sorted((to_ms(moment), to_ms(shift(moment, length, zone, direction))))
     except (OverflowError, ValueError):
-        raise WindowError(f"window={length} from {moment} ends outside the years 1 to 9999", argument="window") from None
+        raise WindowError(
+            f"window={length} from {moment} ends outside the years 1 to 9999", argument="window"
+        ) from None
     return Window(first, last, rule)
 
 
@@ -178,7 +180,7 @@ def _explain_no_window(run_kind: str, data_interval_end: datetime | None, partit
     problem = "no data interval" if data_interval_end is None else "an empty data interval (start equals end)"
     by_window = "the day before the run" if partition_date is None else f"the day from partition date {partition_date}"
     return (
-        f"This {(run_kind + ' run').replace('_', '-').strip()} has {problem}, so it does not say which time to extract. "
+        f"This {(run_kind + ' run').replace('_', '-').strip()} has {problem}, so it does not define a time window. "
         'On Airflow 3, schedule="@daily" gives runs an empty interval, and a manual or asset-triggered run may have '
         "none. Choose one:\n"
         '1. Use a timetable with data intervals: schedule=CronDataIntervalTimetable("@daily", timezone="UTC"), '

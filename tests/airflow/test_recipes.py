@@ -27,9 +27,9 @@ import sqlglot
 from airflow.providers.common.compat.sdk import BaseHook, ObjectStoragePath
 from sqlfluff.core import FluffConfig, Linter
 
+from airflow_provider_unleash.core.columns import COLUMNS
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Simulator
-from airflow_provider_unleash.writers import COLUMNS
 from tests.support.dag_runs import load_dag, run_dag
 from tests.support.expected_rows import daily_counts, files_in, rows_by_device
 from tests.support.paths import RECIPES, ROOT, TESTS
