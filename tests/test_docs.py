@@ -423,7 +423,7 @@ def test_each_parameter_of_the_triggers_is_documented() -> None:
     text = page("sensors-and-events")
     documented = documented_in(text, "parameter of `UnleashNewSessionsEventTrigger`")
     assert documented == parameters_of(UnleashNewSessionsEventTrigger)
-    [about] = re.findall(r"the sensor is an `UnleashNewSessionsTrigger`(.*?)\. It is", text, re.DOTALL)
+    [about] = re.findall(r"the sensor runs as an `UnleashNewSessionsTrigger`(.*?)\. ", text, re.DOTALL)
     assert set(re.findall(r"`(\w+)`", about)) == set(parameters_of(UnleashNewSessionsTrigger))
 
 
