@@ -24,8 +24,8 @@ RULES = {
 _INTRODUCTION = """\
 # Windows by kind of run
 
-Which `[start, end)` a task requests from the API, in every kind of run of Airflow {airflow}. `make test-live` writes these
-tables: it starts each run with a real scheduler and reads the requests from the API's log. [The window of a
+Which `[start, end)` a task requests from the API, in every kind of run of Airflow {airflow}. `make test-live` writes
+these tables: it starts each run with a real scheduler and reads the requests from the API's log. [The window of a
 run](windows.md) explains the rules.
 
 Times are in UTC. "The run" in a cell is the time the run was created.
