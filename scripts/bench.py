@@ -372,8 +372,8 @@ threads. With 16 requests in flight, this process was busy {busy:.0%} of the tim
 simulator.
 
 A separate measurement on the same machine: eight threads that only call `requests.get` take 1.12 to 1.16 times the
-ideal, and reading the first page alone and the ends again adds 0.09. What a goal of 1.3 leaves is less than the
-additional CPU time of a page while other work shares the caches, so a busy machine misses the goal.
+ideal, and reading the first page alone and the ends again adds 0.09. What remains of the goal of 1.3 is less than the
+extra CPU time of a page while other work shares the caches, so a busy machine misses it.
 
 **Without latency, CPU time is the limit.** Rows are kept as tuples, which Python's garbage collector does not track,
 so decoding costs less here than the floor's decoding to lists. This pays for the rule at the window's end and for
