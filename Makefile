@@ -46,7 +46,7 @@ cluster: .venv/.cluster ## Airflow with two Celery workers on loopback until Ctr
 test: $(ENV)/.all ## all tests; ARGS="-k name" goes to pytest
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-test-live: .venv/.browser ## runs, lost events, web interface of a real Airflow, 9 minutes; writes windows.md, images in docs
+test-live: .venv/.browser ## runs, lost events, web interface of a real Airflow, 9 minutes; writes windows-runs.md, images in docs
 	@.venv/bin/python -m pytest tests/live $(ARGS)
 
 test-stores: ## all tests of Azure and GCS stores against emulators, 4 minutes; those of S3 that take long, too

@@ -151,12 +151,12 @@ def lines(size: Size, measured: Sequence[Measured]) -> Iterator[str]:
     """Yield what stands in the documentation."""
     alone = measured[0]
     yield from wrap(
-        f"{size.extractions} extractions of {size.pages} pages each, from an API that takes {LATENCY * 1000:.0f} ms for"
-        f" a page, `page_concurrency` {PAGE_CONCURRENCY}: each waits {size.seconds_of_waiting:.0f} s for the API at"
-        " least. Workers are processes with one slot each."
+        f"{size.extractions} extractions of {size.pages} pages each from an API that takes {LATENCY * 1000:.0f} ms per"
+        f" page, with `page_concurrency` {PAGE_CONCURRENCY}: each waits at least {size.seconds_of_waiting:.0f} s for"
+        " the API. Workers are processes with one slot each."
     )
     yield ""
-    yield "| workers | times as fast as one | seconds | of one task | requests in flight | answers 429 | load |"
+    yield "| workers | speedup | seconds | seconds per task | requests in flight | 429 responses | load |"
     yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for one in measured:
         cells = f"{one.seconds:.0f} | {one.task_seconds:.1f} | {one.in_flight} | {one.refused} | {one.load:.1f}"
@@ -165,8 +165,9 @@ def lines(size: Size, measured: Sequence[Measured]) -> Iterator[str]:
     met = "met" if ratio >= GOAL else "**missed**"
     yield ""
     yield from wrap(
-        f"Goal: at least {GOAL} times from one to two: {ratio:.2f}, {met}. Peak memory of one task:"
-        f" {max(one.rss for one in measured):.0f} MiB, {max(one.uss for one in measured):.0f} MiB of them its own."
+        f"Goal: a speedup of at least {GOAL} from one worker to two: {ratio:.2f}, {met}. Peak memory of a task:"
+        f" {max(one.rss for one in measured):.0f} MiB, of which {max(one.uss for one in measured):.0f} MiB are not"
+        " shared with other processes."
     )
     yield ""
     yield "![Speed and requests in flight by workers](scale.svg)"
@@ -174,7 +175,8 @@ def lines(size: Size, measured: Sequence[Measured]) -> Iterator[str]:
     yield from wrap(
         f"Measured on {os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python"
         f" {platform.python_version()}, Airflow {version('apache-airflow')}, Celery {version('celery')}. All parts of"
-        " the cluster share these cores, and other work may have, too: a ratio is as good as the loads are alike."
+        " the cluster share these cores, possibly with other work, so the ratios are only as reliable as the loads are"
+        " similar."
     )
 
 

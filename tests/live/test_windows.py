@@ -1,7 +1,8 @@
 """
 In every kind of run, a real Airflow asks the API for the window that stands in the table of run kinds, or fails.
 
-Takes minutes, so it runs only when asked for: ``make test-live``. If all is as expected, it writes docs/windows.md.
+Takes minutes, so it runs only when asked for: ``make test-live``. If all is as expected, it writes
+docs/windows-runs.md.
 """
 
 from __future__ import annotations

@@ -429,17 +429,17 @@ def table(proof: Proof) -> list[tuple[str, str]]:
     return [
         ("mapped tasks", f"{size.extractions}: {size.devices} devices × {size.days} days; {states}"),
         ("minutes", f"{proof.minutes:.1f}"),
-        ("workers killed with all they ran", f"{len(proof.victims)}"),
-        ("tries lost, by cause", f"{len(proof.lost)}: {lost}"),
-        ("most tries of one task", f"{max(number for number, _ in proof.tries.values())}"),
-        ("requests refused (429)", f"{proof.refused:,} in {proof.bursts} bursts"),
-        ("rows", f"{proof.rows:,}; missing {proof.missing}, more than once or of nobody {proof.extra}"),
+        ("workers killed with all their tasks", f"{len(proof.victims)}"),
+        ("lost tries by cause", f"{len(proof.lost)}: {lost}"),
+        ("maximum tries of a task", f"{max(number for number, _ in proof.tries.values())}"),
+        ("throttled requests (429)", f"{proof.refused:,} in {proof.bursts} bursts"),
+        ("rows", f"{proof.rows:,}; missing {proof.missing}, duplicate or unexpected {proof.extra}"),
         ("objects", f"{len(proof.names)}; open uploads {len(proof.uploads)}"),
-        ("extractions that went on", f"{len(resumed)}, {sum(resumed)} pages not asked for again"),
-        ("pages", f"{pages:,}; asked twice, besides both ends: {sum(proof.twice.values())}"),
-        ("messages delivered again, refused", f"{proof.redelivered + proof.refused_messages}"),
+        ("resumed extractions", f"{len(resumed)}, with {sum(resumed)} pages not requested again"),
+        ("pages", f"{pages:,}; requested twice, not counting the first and last page: {sum(proof.twice.values())}"),
+        ("redelivered messages, refused", f"{proof.redelivered + proof.refused_messages}"),
         (
-            "requests in flight at most",
+            "maximum requests in flight",
             f"{proof.max_in_flight}; {POOL_SLOTS} slots × page_concurrency {PAGE_CONCURRENCY}",
         ),
     ]
@@ -451,6 +451,6 @@ def bytes_table(proof: Proof) -> list[tuple[str, str]]:
     total = sum(proof.metadata.values())
     return [
         ("XCom", f"{proof.xcom_bytes:,}"),
-        ("the metadata database altogether", f"{total:,}: {most}, …"),
-        ("a million extractions", f"{total / 1000:.1f} GB, {proof.xcom_bytes / 1000:.1f} GB of them the XComs' text"),
+        ("whole metadata database", f"{total:,}: {most}, …"),
+        ("a million extractions", f"{total / 1000:.1f} GB, of which {proof.xcom_bytes / 1000:.1f} GB XCom text"),
     ]

@@ -98,7 +98,7 @@ def _scheduled(
     dag_id: str, schedule: str, task: str, expected: Outcome, *dates: str, run: str = "scheduled", outlet: str = ""
 ) -> RunKind:
     dates = dates or ("2026-01-12",)
-    return RunKind(dag_id, "By a schedule", run, schedule, task, expected, dates=dates, outlet=outlet)
+    return RunKind(dag_id, "Scheduled runs", run, schedule, task, expected, dates=dates, outlet=outlet)
 
 
 SCHEDULED = [
@@ -117,7 +117,7 @@ SCHEDULED = [
     # Airflow leaves tasks out of a run whose logical date is before their start date.
     _scheduled(
         *("trigger_interval_first", CRON_TRIGGER_INTERVAL, "", Outcome(JAN_11, "nothing", "the run has no task")),
-        run="scheduled, the first run of the DAG",
+        run="scheduled, first run of the DAG",
     ),
     _scheduled("cron_interval", CRON_INTERVAL, "", Outcome(JAN_12, JAN_12, "data_interval")),
     _scheduled("cron_interval_window", CRON_INTERVAL, DAY, Outcome(JAN_12, JAN_12, "data_interval")),
@@ -185,7 +185,7 @@ CLOCKS = [
 
 
 def _by_asset(dag_id: str, schedule: str, task: str, expected: Outcome) -> RunKind:
-    return RunKind(dag_id, "By an asset", "asset updated", schedule, task, expected)
+    return RunKind(dag_id, "Asset-triggered runs", "an asset update", schedule, task, expected)
 
 
 ON_ASSET = f'[Asset("{ASSET}")]'
@@ -207,7 +207,7 @@ TRIGGER_AT = "airflow dags trigger DAG -l 2026-01-12T12:00:00Z"
 
 
 def _by_command(dag_id: str, run: str, schedule: str, task: str, expected: Outcome, outlet: str = "") -> RunKind:
-    return RunKind(dag_id, "By airflow dags trigger", run, schedule, task, expected, outlet=outlet)
+    return RunKind(dag_id, "airflow dags trigger", run, schedule, task, expected, outlet=outlet)
 
 
 # With -l Airflow sets the logical date as told, but takes the data interval from the moment of the command.
@@ -237,7 +237,7 @@ POST_INTERVAL = (
 
 
 def _by_post(dag_id: str, run: str, schedule: str, task: str, expected: Outcome) -> RunKind:
-    return RunKind(dag_id, "By the REST API, and so by the web interface", run, schedule, task, expected)
+    return RunKind(dag_id, "REST API and web interface", run, schedule, task, expected)
 
 
 POSTED = [
@@ -265,7 +265,7 @@ BACKFILL = "airflow backfill create --dag-id DAG --from-date 2026-01-12 --to-dat
 
 
 def _by_backfill(dag_id: str, schedule: str, task: str, expected: Outcome) -> RunKind:
-    return RunKind(dag_id, "By a backfill", BACKFILL, schedule, task, expected)
+    return RunKind(dag_id, "Backfills", BACKFILL, schedule, task, expected)
 
 
 BACKFILLED = [
@@ -288,7 +288,7 @@ TEST_AT = "airflow dags test DAG 2026-01-12T12:00:00Z"
 
 
 def _by_test(dag_id: str, run: str, schedule: str, task: str, expected: Outcome) -> RunKind:
-    return RunKind(dag_id, "By airflow dags test", run, schedule, task, expected)
+    return RunKind(dag_id, "airflow dags test", run, schedule, task, expected)
 
 
 TESTED = [
