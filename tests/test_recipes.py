@@ -141,7 +141,7 @@ def test_silent_camera_is_named_to_the_webhook(run_recipe, serve, posted, tells_
     serve(devices=devices)
     run_recipe("silent_camera", state="failed")
     said = f"No rows from 1 of {len(devices)} cameras: {SILENT}"
-    text = said if tells_exceptions else "the log says why"
+    text = said if tells_exceptions else "see the task log"
     assert posted == [{"text": f"example_unleash_silent_camera: {text}"}]
 
 
