@@ -1,4 +1,4 @@
-"""Extract a week of forty devices while workers are killed and the API rejects requests, and collect the results."""
+"""Extract a week of forty devices while workers are killed and the API refuses requests, and collect the results."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ class Proof:
     :param names: names of all objects in the bucket.
     :param uploads: open multipart uploads.
     :param answered: number of successful responses for each page, by path.
-    :param rejected: number of requests with response 429.
+    :param refused: number of requests with response 429.
     :param missing: number of the simulator's rows that the lake does not have.
     :param extra: number of the lake's rows that the simulator does not have.
     :param missing_without_one_row: ``missing`` if one row were removed from the lake, to check the comparison.
     :param redelivered: messages that Celery delivered again and Airflow ignored.
-    :param rejected_messages: messages that Celery delivered again and Airflow rejected.
+    :param refused_messages: messages that Celery delivered again and Airflow refused.
     :param folders: folders of everything that ran.
     """
 
@@ -102,7 +102,7 @@ class Proof:
     names: set[str] = field(default_factory=set)
     uploads: list[str] = field(default_factory=list)
     answered: Counter[str] = field(default_factory=Counter)
-    rejected: int = 0
+    refused: int = 0
     max_in_flight: int = 0
     max_running: int = 0
     rows: int = 0
@@ -113,7 +113,7 @@ class Proof:
     leaks: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     redelivered: int = 0
-    rejected_messages: int = 0
+    refused_messages: int = 0
     xcom_bytes: int = 0
     metadata: dict[str, int] = field(default_factory=dict)
 
@@ -123,7 +123,7 @@ class Proof:
         return Counter(one.cause for one in self.lost)
 
     @property
-    def repeated_pages(self) -> dict[str, int]:
+    def twice(self) -> dict[str, int]:
         """Extra responses for each page, by path, without the first and last pages."""
         last = {(s["device_id"], s["start"]): s["pages"] for s in self.summaries.values()}
         found = {}
@@ -167,7 +167,7 @@ def prove(size: Size) -> Proof:
 
 
 class _Disruptor:
-    """Kills and restarts workers, and makes the API reject requests, until the run is over."""
+    """Kills and restarts workers, and makes the API refuse requests, until the run is over."""
 
     def __init__(self, cluster: Cluster, proof: Proof) -> None:
         self._cluster, self._proof = cluster, proof
@@ -196,7 +196,7 @@ class _Disruptor:
                 self._cluster.start_celery_worker(name)
                 self._to_start.remove((moment, name))
             if running and time.monotonic() >= self._next_burst and share < 0.8:
-                self._reject()
+                self._refuse()
             if time.monotonic() >= self._burst_ends:
                 ask(f"{self._cluster.api}/_simulator/faults", method="DELETE")
                 self._burst_ends = math.inf
@@ -225,7 +225,7 @@ class _Disruptor:
                 self._to_start.append((time.monotonic() + SECONDS_WITHOUT_A_WORKER, name))
                 return
 
-    def _reject(self) -> None:
+    def _refuse(self) -> None:
         self._proof.bursts += 1
         faults = [LONG, BURST] if self._proof.bursts % 3 == 0 else [BURST]
         ask(f"{self._cluster.api}/_simulator/faults", json.dumps(faults))
@@ -293,7 +293,7 @@ def _read_tasks(cluster: Cluster, proof: Proof) -> None:
     log = cluster.log.read_text(errors="replace")
     # Airflow's two log messages for a redelivered message: its task runs elsewhere, or has ended.
     proof.redelivered = log.count("ignoring redelivered message")
-    proof.rejected_messages = len(re.findall("Task execute_workload.* raised unexpected", log))
+    proof.refused_messages = len(re.findall("Task execute_workload.* raised unexpected", log))
 
 
 def _cause(cluster: Cluster, map_index: int, number: int, timeouts: list[tuple[int, int]]) -> str:
@@ -312,7 +312,7 @@ def _read_requests(cluster: Cluster, proof: Proof) -> None:
     seen = ask(f"{cluster.api}/_simulator/requests")
     proof.max_in_flight = seen["max_in_flight"]
     for request in seen["requests"]:
-        proof.rejected += request["status"] == 429
+        proof.refused += request["status"] == 429
         if request["status"] == 200 and request["path"].count("/") == 6:
             proof.answered[request["path"]] += 1
 
@@ -433,23 +433,23 @@ def table(proof: Proof) -> list[tuple[str, str]]:
     """Return the results for the page."""
     size, resumed = proof.size, [s["resumed_pages"] for s in proof.summaries.values() if s["resumed_pages"]]
     pages = sum(s["pages"] for s in proof.summaries.values())
-    states = ", ".join(f"{number} {state}" for state, number in proof.states.items())
-    lost = ", ".join(f"{number} {cause}" for cause, number in proof.causes.most_common())
+    states = ", ".join(f"{state} {number}" for state, number in proof.states.items())
+    lost = ", ".join(f"{cause} {number}" for cause, number in proof.causes.most_common())
     return [
-        ("mapped tasks", f"{size.extractions} ({size.devices} devices, {size.days} days): {states}"),
+        ("mapped tasks", f"{size.extractions}: {size.devices} devices × {size.days} days; {states}"),
         ("minutes", f"{proof.minutes:.1f}"),
-        ("workers killed together with their tasks", f"{len(proof.victims)}"),
-        ("lost tries, by cause", f"{len(proof.lost)}: {lost}"),
-        ("maximum tries of one task", f"{max(number for number, _ in proof.tries.values())}"),
-        ("requests rejected (429)", f"{proof.rejected:,} in {proof.bursts} bursts"),
-        ("rows", f"{proof.rows:,}; {proof.missing} missing, {proof.extra} duplicate or unexpected"),
-        ("objects", f"{len(proof.names)}; {len(proof.uploads)} open uploads"),
-        ("resumed extractions", f"{len(resumed)}; {sum(resumed)} pages not requested again"),
-        ("pages", f"{pages:,}; {sum(proof.repeated_pages.values())} repeated, without first and last pages"),
-        ("redelivered messages, ignored or rejected", f"{proof.redelivered + proof.rejected_messages}"),
+        ("workers killed with all their tasks", f"{len(proof.victims)}"),
+        ("lost tries by cause", f"{len(proof.lost)}: {lost}"),
+        ("maximum tries of a task", f"{max(number for number, _ in proof.tries.values())}"),
+        ("throttled requests (429)", f"{proof.refused:,} in {proof.bursts} bursts"),
+        ("rows", f"{proof.rows:,}; missing {proof.missing}, duplicate or unexpected {proof.extra}"),
+        ("objects", f"{len(proof.names)}; open uploads {len(proof.uploads)}"),
+        ("resumed extractions", f"{len(resumed)}, with {sum(resumed)} pages not requested again"),
+        ("pages", f"{pages:,}; requested twice, not counting the first and last page: {sum(proof.twice.values())}"),
+        ("redelivered messages, refused", f"{proof.redelivered + proof.refused_messages}"),
         (
             "maximum requests in flight",
-            f"{proof.max_in_flight}; {POOL_SLOTS} slots with page_concurrency {PAGE_CONCURRENCY}",
+            f"{proof.max_in_flight}; {POOL_SLOTS} slots × page_concurrency {PAGE_CONCURRENCY}",
         ),
     ]
 
@@ -460,6 +460,6 @@ def bytes_table(proof: Proof) -> list[tuple[str, str]]:
     total = sum(proof.metadata.values())
     return [
         ("XCom", f"{proof.xcom_bytes:,}"),
-        ("the whole metadata database", f"{total:,}: {most}, …"),
-        ("a million extractions", f"{total / 1000:.1f} GB, {proof.xcom_bytes / 1000:.1f} GB of them XComs"),
+        ("whole metadata database", f"{total:,}: {most}, …"),
+        ("a million extractions", f"{total / 1000:.1f} GB, of which {proof.xcom_bytes / 1000:.1f} GB XCom text"),
     ]

@@ -53,7 +53,7 @@ class Measured:
     :param seconds: from the start of the first extraction to the end of the last.
     :param task_seconds: median duration of an extraction.
     :param in_flight: maximum number of requests in flight at the API.
-    :param rejected: number of responses with status 429.
+    :param refused: number of responses with status 429.
     :param load: five-minute load of the machine at the end of the run; the workers cause only part of it.
     :param rss: peak memory of the largest task, in MiB.
     :param uss: peak memory of a task without shared pages, in MiB.
@@ -63,7 +63,7 @@ class Measured:
     seconds: float
     task_seconds: float
     in_flight: int
-    rejected: int
+    refused: int
     load: float
     rss: float
     uss: float
@@ -110,7 +110,7 @@ def _measure(cluster: Cluster, size: Size, number: int, say: Callable[[str], Non
         seconds=max(end for *_, end in rows) - min(start for *_, start, _ in rows),
         task_seconds=statistics.median(end - start for *_, start, end in rows),
         in_flight=seen["max_in_flight"],
-        rejected=sum(request["status"] == 429 for request in seen["requests"]),
+        refused=sum(request["status"] == 429 for request in seen["requests"]),
         load=os.getloadavg()[1],
         rss=rss / 2**20,
         uss=uss / 2**20,
@@ -152,22 +152,23 @@ def lines(size: Size, measured: Sequence[Measured]) -> Iterator[str]:
     """Yield the lines for the documentation."""
     alone = measured[0]
     yield from wrap(
-        f"{size.extractions} extractions of {size.pages} pages each, from an API that takes {LATENCY * 1000:.0f} ms per"
-        f" page, with `page_concurrency` {PAGE_CONCURRENCY}: each extraction waits at least"
-        f" {size.seconds_of_waiting:.0f} s for the API. Workers are processes with one slot each."
+        f"{size.extractions} extractions of {size.pages} pages each from an API that takes {LATENCY * 1000:.0f} ms per"
+        f" page, with `page_concurrency` {PAGE_CONCURRENCY}: each waits at least {size.seconds_of_waiting:.0f} s for"
+        " the API. Workers are processes with one slot each."
     )
     yield ""
     yield "| workers | speedup | seconds | seconds per task | requests in flight | 429 responses | load |"
     yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for one in measured:
-        cells = f"{one.seconds:.0f} | {one.task_seconds:.1f} | {one.in_flight} | {one.rejected} | {one.load:.1f}"
+        cells = f"{one.seconds:.0f} | {one.task_seconds:.1f} | {one.in_flight} | {one.refused} | {one.load:.1f}"
         yield f"| {one.workers} | {alone.seconds / one.seconds:.2f} | {cells} |"
     ratio = alone.seconds / measured[1].seconds
     met = "met" if ratio >= GOAL else "**missed**"
     yield ""
     yield from wrap(
-        f"Goal: a speedup of at least {GOAL} with two workers. Measured: {ratio:.2f}, {met}. Peak memory of one task:"
-        f" {max(one.rss for one in measured):.0f} MiB, of which {max(one.uss for one in measured):.0f} MiB not shared."
+        f"Goal: a speedup of at least {GOAL} from one worker to two: {ratio:.2f}, {met}. Peak memory of a task:"
+        f" {max(one.rss for one in measured):.0f} MiB, of which {max(one.uss for one in measured):.0f} MiB are not"
+        " shared with other processes."
     )
     yield ""
     yield "![Speed and requests in flight by workers](scale.svg)"
@@ -175,7 +176,8 @@ def lines(size: Size, measured: Sequence[Measured]) -> Iterator[str]:
     yield from wrap(
         f"Measured on {os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python"
         f" {platform.python_version()}, Airflow {version('apache-airflow')}, Celery {version('celery')}. All parts of"
-        " the cluster share these cores, perhaps with other work, so compare ratios only at similar loads."
+        " the cluster share these cores, possibly with other work, so the ratios are only as reliable as the loads are"
+        " similar."
     )
 
 

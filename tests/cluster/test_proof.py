@@ -1,5 +1,5 @@
 """
-Every row lands exactly once on a cluster where workers are killed and the API rejects requests in bursts.
+Every row lands exactly once on a cluster where workers are killed and the API refuses requests in bursts.
 
 Takes a quarter of an hour and needs PostgreSQL and Redis, so it runs only with ``make test-cluster``. If all tests
 pass, it updates docs/scale.md. ``UNLEASH_CLUSTER=6x2`` extracts 2 days of 6 devices instead, and leaves the page alone.
@@ -69,13 +69,13 @@ def test_extractions_of_killed_workers_resume_where_they_stopped(proof: Proof) -
 
 
 def test_a_lost_try_repeats_few_pages(proof: Proof) -> None:
-    assert sum(proof.repeated_pages.values()) <= PAGES_LOST_WITH_A_TRY * len(proof.lost)
+    assert sum(proof.twice.values()) <= PAGES_LOST_WITH_A_TRY * len(proof.lost)
 
 
 def test_the_cause_of_each_retry_is_known(proof: Proof) -> None:
     assert proof.causes["worker killed"] >= len(WORKERS)
     assert set(proof.causes) <= {"worker killed", "heartbeat too late", "RateLimitError"}
-    assert proof.rejected > 2 * proof.bursts
+    assert proof.refused > 2 * proof.bursts
 
 
 def test_all_tasks_together_stay_within_the_limits_of_the_pool(proof: Proof) -> None:
