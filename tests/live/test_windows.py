@@ -1,7 +1,8 @@
 """
 In every kind of run, a real Airflow requests the window listed in ``run_kinds``, or fails as listed there.
 
-Takes minutes, so it runs only with ``make test-live``. If every run is as expected, it writes docs/windows-runs.md.
+Takes minutes, so it runs only when asked for: ``make test-live``. If all is as expected, it writes
+docs/windows-runs.md.
 """
 
 from __future__ import annotations

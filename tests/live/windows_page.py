@@ -32,7 +32,7 @@ Times are in UTC. "The run" in a cell is the time the run was created.
 """
 
 
-# ---- descriptions ------------------------------------------------------------------------------
+# ---- descriptions ----------------------------------------------------------------------------------
 
 
 def outcome_of(run: Run) -> Outcome:
