@@ -1,4 +1,4 @@
-"""What a process that ends early leaves on an S3-compatible store; the other tests of S3 are in test_s3.py."""
+"""What a process leaves on an S3-compatible store that ends before it should; the rest of S3 is in tests/test_s3.py."""
 
 from __future__ import annotations
 
