@@ -36,13 +36,13 @@ Times are in UTC. "The run" in a cell is the time the run was created.
 
 
 def outcome_of(run: Run) -> Outcome:
-    """Say what became of a run in the words of the table of expectations."""
+    """Describe the outcome of a run in the words of the expected outcomes."""
     asked = [_span(_moment(start), _moment(end), run.made) for start, end in sorted(run.requests)]
     return Outcome(_interval(run), " and ".join(asked) or "nothing", _rule(run))
 
 
 def window_in_log(run: Run) -> tuple[str, str, str] | None:
-    """Return start, end and rule as the log has them."""
+    """Return start, end and rule from the log."""
     found = re.search(r'The window is \[(\S+), (\S+)\) from ([^"[\n]+)', run.log)
     return found and (found[1], found[2], RULES[found[3].strip()])
 
@@ -66,7 +66,7 @@ def _rule(run: Run) -> str:
 
 
 def _span(start: datetime, end: datetime, made: datetime | None) -> str:
-    """Say it with dates; where they depend on when the run was made, with words."""
+    """Describe a span by its dates, or relative to the time the run was created."""
     hours = (end - start) / timedelta(hours=1)
     if start == end:
         return f"empty, at {_text(start, made)}"
