@@ -152,7 +152,7 @@ def test_the_error_names_the_kind_of_run_and_three_ways_out_that_work() -> None:
 
 
 def test_without_a_kind_the_error_still_reads_well() -> None:
-    with pytest.raises(WindowError, match=r"^This run has no data interval, so it means no window of time\. "):
+    with pytest.raises(WindowError, match=r"^This run has no data interval, so it does not define a time window\. "):
         resolve()
 
 

@@ -80,7 +80,7 @@ class RunKind:
 
 
 def _no_window(run: str, interval: str, problem: str) -> Outcome:
-    return Outcome(interval, "nothing", f"error: This {run} run has {problem}, so it means no window of time.")
+    return Outcome(interval, "nothing", f"error: This {run} run has {problem}, so it does not define a time window.")
 
 
 def _empty(run: str, interval: str = EMPTY) -> Outcome:
