@@ -160,12 +160,9 @@ def test_the_version_is_written_once():
     assert places == ["__init__.py"]
 
 
-def test_the_distribution_declares_one_provider_and_one_plugin():
+def test_the_distribution_declares_one_provider_and_no_plugin():
     entry_points = distribution("airflow-provider-unleash").entry_points
-    assert {(entry.group, entry.name) for entry in entry_points} == {
-        ("apache_airflow_provider", "provider_info"),
-        ("airflow.plugins", "unleash"),
-    }
+    assert {(entry.group, entry.name) for entry in entry_points} == {("apache_airflow_provider", "provider_info")}
 
 
 # ---- exceptions --------------------------------------------------------------------------------
