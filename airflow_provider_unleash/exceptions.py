@@ -1,22 +1,22 @@
 """
-What can go wrong, as types: catch the branch that your policy needs.
+Errors that this package raises. Catch the branch that your policy needs.
 
 .. code-block:: text
 
     UnleashError
     ├── TransientError               the same request may succeed later
-    │   ├── TransportError           no answer, one cut short, or one that is not JSON
+    │   ├── TransportError           no response, a truncated one, or one that is not JSON
     │   ├── RateLimitError           429
     │   ├── ServerError              5xx, 408, 425
     │   ├── EmptyResultError         on_empty="fail"
-    │   └── SnapshotChangedError     pages changed under the reader
+    │   └── SnapshotChangedError     pages changed while they were read
     └── PermanentError               repeating cannot help
         ├── AuthenticationError      401, 403
         ├── NotFoundError            404, or a device that the account does not have
         ├── BadRequestError          any other 4xx, and a redirect
         ├── UnexpectedResponseError  JSON, but not this API's
         ├── InvalidArgumentError     also a ValueError
-        │   └── WindowError          a run that means no window
+        │   └── WindowError          the run has no usable window
         ├── EmptyReplacementError    no rows would replace rows
         └── ResultTooLargeError      too much for XCom
 """
@@ -28,11 +28,11 @@ from typing import Any
 
 class UnleashError(Exception):
     """
-    Anything that this package raises of its own accord.
+    Base class of all errors that this package raises.
 
     :param message: what happened and what to do; never contains the API key.
-    :param status: HTTP status of the answer, None where there was none.
-    :param url: address of the request.
+    :param status: HTTP status of the response; None if there was no response.
+    :param url: URL of the request.
     """
 
     def __init__(self, message: str, *, status: int | None = None, url: str | None = None) -> None:
@@ -43,38 +43,38 @@ class UnleashError(Exception):
 
 class TransientError(UnleashError):
     """
-    The same request may succeed later: retried inside, then raised, so that Airflow's retries go on.
+    The same request may succeed later: retried here first, then raised so that Airflow's retries continue.
 
-    :param retry_after: seconds that the server asked to wait, None where it did not.
+    :param retry_after: seconds that the server asked to wait, if it did.
     """
 
-    def __init__(self, message: str, *, retry_after: float | None = None, **facts: Any) -> None:
-        super().__init__(message, **facts)
+    def __init__(self, message: str, *, retry_after: float | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
         self.retry_after = retry_after
 
 
 class TransportError(TransientError):
     """
-    No answer, one cut short, or one that is not JSON (a proxy's maintenance page).
+    No response, a truncated one, or one that is not JSON (a proxy's maintenance page).
 
     :param reason: ``tls``, ``timeout``, ``connection``, ``truncated`` or ``not_json``.
     """
 
-    def __init__(self, message: str, *, reason: str = "connection", **facts: Any) -> None:
-        super().__init__(message, **facts)
+    def __init__(self, message: str, *, reason: str = "connection", **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
         self.reason = reason
 
 
 class RateLimitError(TransientError):
-    """The API answered 429; ``retry_after`` carries the seconds it asked for."""
+    """The API responded with 429; ``retry_after`` has the seconds it asked for."""
 
 
 class ServerError(TransientError):
-    """The API answered 5xx, 408 or 425."""
+    """The API responded with 5xx, 408 or 425."""
 
 
 class EmptyResultError(TransientError):
-    """The window has no rows and ``on_empty="fail"``; the data may only be late."""
+    """The window has no rows and ``on_empty="fail"``; the data may arrive late."""
 
 
 class SnapshotChangedError(TransientError):
@@ -82,45 +82,45 @@ class SnapshotChangedError(TransientError):
 
 
 class PermanentError(UnleashError):
-    """Repeating the same thing cannot help: a task fails on its first try."""
+    """Repeating cannot help: a task fails on its first try."""
 
 
 class AuthenticationError(PermanentError):
-    """The API refused the key: 401 or 403."""
+    """The API rejected the key: 401 or 403."""
 
 
 class NotFoundError(PermanentError):
     """
-    The API answered 404, or the account does not have the device.
+    The API responded with 404, or the account does not have the device.
 
-    :param device_id: the device that was asked for, where it is known.
+    :param device_id: the requested device, if known.
     """
 
-    def __init__(self, message: str, *, device_id: str | None = None, **facts: Any) -> None:
-        super().__init__(message, **facts)
+    def __init__(self, message: str, *, device_id: str | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
         self.device_id = device_id
 
 
 class BadRequestError(PermanentError):
     """
-    The API answered another 4xx, or a redirect, which is never followed: it would carry the key along.
+    The API responded with any other 4xx, or with a redirect, which is never followed: it would expose the key.
 
-    :param location: where a redirect pointed.
+    :param location: target of the redirect.
     """
 
-    def __init__(self, message: str, *, location: str | None = None, **facts: Any) -> None:
-        super().__init__(message, **facts)
+    def __init__(self, message: str, *, location: str | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
         self.location = location
 
 
 class UnexpectedResponseError(PermanentError):
     """
-    The answer is JSON, but not as this API documents it.
+    The response is JSON, but not what this API documents.
 
-    :param page: number of the page, from 1.
+    :param page: page number, from 1.
     :param row: index of the row in its page, from 0.
     :param field: name of the field.
-    :param value: what stood there.
+    :param value: the unexpected value.
     """
 
     def __init__(
@@ -131,9 +131,9 @@ class UnexpectedResponseError(PermanentError):
         row: int | None = None,
         field: str | None = None,
         value: object = None,
-        **facts: Any,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(message, **facts)
+        super().__init__(message, **kwargs)
         self.page = page
         self.row = row
         self.field = field
@@ -142,39 +142,39 @@ class UnexpectedResponseError(PermanentError):
 
 class InvalidArgumentError(PermanentError, ValueError):
     """
-    A parameter or a connection field that cannot be used.
+    A parameter or connection field has a value that cannot be used.
 
     :param argument: name of the parameter or field.
     """
 
-    def __init__(self, message: str, *, argument: str | None = None, **facts: Any) -> None:
-        super().__init__(message, **facts)
+    def __init__(self, message: str, *, argument: str | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
         self.argument = argument
 
 
 class WindowError(InvalidArgumentError):
-    """The run means no window, or one that ends before it starts."""
+    """The run has no window, or one that ends before it starts."""
 
 
 class EmptyReplacementError(PermanentError):
     """
-    An answer without rows would have replaced an object that has rows.
+    A response without rows would replace an object that has rows.
 
-    :param path: the object, which is as it was.
+    :param path: path of the object, which is unchanged.
     """
 
-    def __init__(self, message: str, *, path: str | None = None, **facts: Any) -> None:
-        super().__init__(message, **facts)
+    def __init__(self, message: str, *, path: str | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
         self.path = path
 
 
 class ResultTooLargeError(PermanentError):
     """
-    The rows are more than fits into an XCom, or one body more than may be read.
+    The rows do not fit into XCom, or a response body is too large to read.
 
-    :param limit: the limit that was passed, bytes.
+    :param limit: the exceeded limit in bytes.
     """
 
-    def __init__(self, message: str, *, limit: int | None = None, **facts: Any) -> None:
-        super().__init__(message, **facts)
+    def __init__(self, message: str, *, limit: int | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
         self.limit = limit
