@@ -16,7 +16,7 @@ from airflow_provider_unleash.core.pages import PageReader
 from airflow_provider_unleash.core.protocol import Auth, Endpoint, Page, Response
 from airflow_provider_unleash.core.records import RecordSource
 from airflow_provider_unleash.core.requester import Requester, Traffic
-from airflow_provider_unleash.exceptions import InvalidArgumentError
+from airflow_provider_unleash.exceptions import InvalidArgumentError, TransportError
 
 log = logging.getLogger(__name__)
 
@@ -167,11 +167,17 @@ class UnleashClient(RecordSource):
         concurrency = self._concurrency(page_concurrency)
         group = self._requester.new_group(concurrency)
 
-        def fetch(number: int) -> Page:
-            parse = partial(self._parse_page, number=number, endpoint=endpoint)
-            return self._requester.get(f"{path}/{number}", parse, group)
+        def fetch(number: int) -> Response:
+            return self._requester.get(f"{path}/{number}", lambda response: response, group)
 
-        return PageReader(fetch, group.cancel, concurrency)
+        def parse(number: int, response: Response) -> Page:
+            read = partial(self._parse_page, number=number, endpoint=endpoint)
+            try:
+                return read(response)
+            except TransportError:  # not JSON
+                return self._requester.get(f"{path}/{number}", read, group)
+
+        return PageReader(fetch, parse, group.cancel, concurrency)
 
     def iter_page_counts(
         self,

@@ -200,7 +200,7 @@ def open_window(
 
 
 def _iter_pages(reader: PageReader, staging: Staging | None) -> Iterator[Page]:
-    if staging is None:
+    if staging is None or not staging.stages(reader.first.total_pages):
         yield from reader.iter_from(1)
         return
     yield reader.first

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
-from airflow_provider_unleash.core.protocol import Page
+from airflow_provider_unleash.core.protocol import Page, Response
 from airflow_provider_unleash.core.throttle import backoff
 from airflow_provider_unleash.exceptions import SnapshotChangedError, UnexpectedResponseError
 
@@ -50,15 +50,24 @@ class PageReader:
 
     A context manager: leaving it cancels the requests in flight.
 
-    :param fetch: returns the page of a number; called from several threads.
+    :param fetch: returns the response of a page number; called from several threads.
+    :param parse: returns the page of a number and response; called from the consuming thread only, because decoding in
+        the threads that wait for the network makes them compete for the GIL.
     :param cancel: cancels the calls of ``fetch`` in progress.
     :param concurrency: requests in flight.
     :raises SnapshotChangedError: if the pages changed while they were read.
     :raises UnexpectedResponseError: if the API repeats a page, or a page between is empty.
     """
 
-    def __init__(self, fetch: Callable[[int], Page], cancel: Callable[[], None], concurrency: int) -> None:
+    def __init__(
+        self,
+        fetch: Callable[[int], Response],
+        parse: Callable[[int, Response], Page],
+        cancel: Callable[[], None],
+        concurrency: int,
+    ) -> None:
         self._fetch = fetch
+        self._parse = parse
         self._cancel = cancel
         self._concurrency = concurrency
         self._workers: ThreadPoolExecutor | None = None
@@ -67,9 +76,10 @@ class PageReader:
 
     def __enter__(self) -> PageReader:
         try:
-            self.first = self.last = self._fetch(1)
+            self.first = self.last = self._parse(1, self._fetch(1))
             if self.first.total_pages > 1:
-                self.last = self._fetch(self.first.total_pages)
+                number = self.first.total_pages
+                self.last = self._parse(number, self._fetch(number))
                 self._check_total(self.last)
                 self._check_not_repeated(self.last)
         except BaseException:
@@ -130,19 +140,18 @@ class PageReader:
         """Yield pages in this order; at most twice as many as there are requests in flight are in memory."""
         rest = iter(numbers)
         if self._concurrency == 1:
-            yield from map(self._fetch, rest)
+            yield from (self._parse(number, self._fetch(number)) for number in rest)
             return
         if self._workers is None:
             self._workers = ThreadPoolExecutor(self._concurrency, "unleash-page")
-        ahead: deque[Future[Page]] = deque()
+        ahead: deque[tuple[int, Future[Response]]] = deque()
         while True:
-            ahead.extend(
-                self._workers.submit(self._fetch, number)
-                for number in islice(rest, 2 * self._concurrency - 1 - len(ahead))
-            )
+            for number in islice(rest, 2 * self._concurrency - 1 - len(ahead)):
+                ahead.append((number, self._workers.submit(self._fetch, number)))
             if not ahead:
                 return
-            yield ahead.popleft().result()
+            number, response = ahead.popleft()
+            yield self._parse(number, response.result())
 
 
 def _changed(what: str) -> SnapshotChangedError:

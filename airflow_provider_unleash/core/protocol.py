@@ -57,6 +57,7 @@ _FEW_CELLS = 1 << 16
 
 _STREAM_TOKEN = re.compile(r"([?&]token=)[^&]*", re.IGNORECASE)
 _STREAM_TOKEN_IN_TEXT = re.compile(r"([?&]token=)[^&\s\"']*", re.IGNORECASE)
+_STREAM_TOKEN_IN_BYTES = re.compile(_STREAM_TOKEN_IN_TEXT.pattern.encode(), re.IGNORECASE)
 
 
 # ---- requests ------------------------------------------------------------------------------------
@@ -351,13 +352,22 @@ class Page:
         It ignores the order of keys and rows, stream tokens (which the API may sign anew for each response), and the
         spelling of timestamps.
         """
-        rows = []
-        for record in self.records():
-            moment = parse_timestamp_or_none(record.get("timestamp"))
-            if moment is not None:
-                record["timestamp"] = moment.astimezone(UTC).isoformat()
-            rows.append(mask_tokens_in_text(sorted_json(record)))
-        return hashlib.sha256("\n".join(sorted(rows)).encode()).digest()
+        keys = sorted(self.keys)
+        order = [self.indices[key] for key in keys]
+        rows: list[Any] = [[row[index] for index in order] for row in self.rows]
+        if "timestamp" in keys:
+            column = keys.index("timestamp")
+            for row in rows:
+                row[column] = _normalize_timestamp(row[column])
+        if self.ragged:  # which keys a row has is part of the data
+            rows = [[pair for pair in zip(keys, row, strict=True) if pair[1] is not msgspec.UNSET] for row in rows]
+        lines = _STREAM_TOKEN_IN_BYTES.sub(rb"\1***", _ENCODER.encode_lines(rows)).split(b"\n")
+        return hashlib.sha256(_ENCODER.encode([keys, len(rows)]) + b"\n".join(sorted(lines))).digest()
+
+
+def _normalize_timestamp(value: Any) -> Any:
+    moment = parse_timestamp_or_none(value)
+    return value if moment is None else moment.astimezone(UTC)
 
 
 # Not msgspec's order="sorted": it recurses once per key, and a page with 60 000 keys overflowed the C stack.

@@ -78,7 +78,7 @@ class Staging:
 
     :param dst: folder that the object's name is relative to.
     :param source: what determines the pages, such as object name, base URL and endpoint: strings and numbers.
-    :param checkpoint_pages: pages per file; extractions with no more pages stage nothing, with None none does.
+    :param checkpoint_pages: pages per file; an extraction of no more pages stages nothing, with None none does.
     :param resume_within: files that are older are removed, not used.
     :ivar next_page: the first page that is not staged.
     :ivar resumed_pages: number of pages that :meth:`load` yielded.
@@ -109,6 +109,10 @@ class Staging:
         if error is None or isinstance(error, SnapshotChangedError):
             self._remove()
 
+    def stages(self, total_pages: int) -> bool:
+        """Return whether an extraction of so many pages is staged."""
+        return self._checkpoint_pages is not None and total_pages > self._checkpoint_pages
+
     def load(self, snapshot: Snapshot) -> Iterator[Page]:
         """
         Yield the pages from page 2 on that an earlier try has staged, without a gap; call it before :meth:`keep`.
@@ -118,9 +122,7 @@ class Staging:
         :param snapshot: the snapshot of the pages that the API has now.
         """
         self._snapshot = snapshot
-        self._is_enabled = self._checkpoint_pages is not None and snapshot.total_pages > self._checkpoint_pages
-        if not self._is_enabled:
-            return
+        self._is_enabled = True
         found = self._list_files()
         self._has_files = bool(found)
         for index in count():
