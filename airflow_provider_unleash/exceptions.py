@@ -28,41 +28,43 @@ from typing import Any
 
 class UnleashError(Exception):
     """
-    Base class of all errors that this package raises.
+    Base class of all errors that this package raises. Each keeps the facts about itself as attributes.
 
     :param message: what happened and what to do; never contains the API key.
-    :param status: HTTP status of the response; None if there was no response.
-    :param url: URL of the request.
+    :param facts: values of the attributes.
+    :ivar status: HTTP status of the response; None if there was no response.
+    :ivar url: URL of the request.
     """
 
-    def __init__(self, message: str, *, status: int | None = None, url: str | None = None) -> None:
+    status: int | None = None
+    url: str | None = None
+
+    def __init__(self, message: str, **facts: Any) -> None:
         super().__init__(message)
-        self.status = status
-        self.url = url
+        for name, value in facts.items():
+            if not hasattr(type(self), name):
+                raise TypeError(f"{type(self).__name__} has no attribute {name}")
+            setattr(self, name, value)
 
 
 class TransientError(UnleashError):
     """
     The same request may succeed later: retried here first, then raised so that Airflow's retries continue.
 
-    :param retry_after: seconds that the server asked to wait, if it did.
+    :ivar retry_after: seconds that the server asked to wait, if it did.
     """
 
-    def __init__(self, message: str, *, retry_after: float | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.retry_after = retry_after
+    retry_after: float | None = None
 
 
 class TransportError(TransientError):
     """
     No response, a truncated one, or one that is not JSON (a proxy's maintenance page).
 
-    :param reason: ``tls``, ``timeout``, ``connection``, ``truncated`` or ``not_json``.
+    :ivar reason: ``tls``, ``timeout``, ``connection``, ``truncated`` or ``not_json``.
     """
 
-    def __init__(self, message: str, *, reason: str = "connection", **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.reason = reason
+    reason: str = "connection"
 
 
 class RateLimitError(TransientError):
@@ -74,7 +76,7 @@ class ServerError(TransientError):
 
 
 class EmptyResultError(TransientError):
-    """The window has no rows and ``on_empty="fail"``; the data may arrive late."""
+    """The window has no rows and ``on_empty="fail"``; the data may be late."""
 
 
 class SnapshotChangedError(TransientError):
@@ -82,99 +84,78 @@ class SnapshotChangedError(TransientError):
 
 
 class PermanentError(UnleashError):
-    """Repeating cannot help: a task fails on its first try."""
+    """Repeating cannot help: the task fails on its first try."""
 
 
 class AuthenticationError(PermanentError):
-    """The API rejected the key: 401 or 403."""
+    """The API refused the key: 401 or 403."""
 
 
 class NotFoundError(PermanentError):
     """
     The API responded with 404, or the account does not have the device.
 
-    :param device_id: the requested device, if known.
+    :ivar device_id: the requested device, if known.
     """
 
-    def __init__(self, message: str, *, device_id: str | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.device_id = device_id
+    device_id: str | None = None
 
 
 class BadRequestError(PermanentError):
     """
-    The API responded with any other 4xx, or with a redirect, which is never followed: it would expose the key.
+    The API responded with another 4xx, or with a redirect, which is not followed because it would send the key along.
 
-    :param location: target of the redirect.
+    :ivar location: target of the redirect.
     """
 
-    def __init__(self, message: str, *, location: str | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.location = location
+    location: str | None = None
 
 
 class UnexpectedResponseError(PermanentError):
     """
-    The response is JSON, but not what this API documents.
+    The response is JSON, but not as this API documents it.
 
-    :param page: page number, from 1.
-    :param row: index of the row in its page, from 0.
-    :param field: name of the field.
-    :param value: the unexpected value.
+    :ivar page: number of the page, from 1.
+    :ivar row: index of the row in its page, from 0.
+    :ivar field: name of the field.
+    :ivar value: its value.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        page: int | None = None,
-        row: int | None = None,
-        field: str | None = None,
-        value: object = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(message, **kwargs)
-        self.page = page
-        self.row = row
-        self.field = field
-        self.value = value
+    page: int | None = None
+    row: int | None = None
+    field: str | None = None
+    value: object = None
 
 
 class InvalidArgumentError(PermanentError, ValueError):
     """
-    A parameter or connection field has a value that cannot be used.
+    A parameter or connection field is invalid.
 
-    :param argument: name of the parameter or field.
+    :ivar argument: name of the parameter or field.
     """
 
-    def __init__(self, message: str, *, argument: str | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.argument = argument
+    argument: str | None = None
 
 
 class WindowError(InvalidArgumentError):
-    """The run has no window, or one that ends before it starts."""
+    """The run has no usable window, or the window ends before it starts."""
 
 
 class EmptyReplacementError(PermanentError):
     """
-    A response without rows would replace an object that has rows.
+    A response without rows would have replaced an object that has rows.
 
-    :param path: path of the object, which is unchanged.
+    :ivar path: the object, which is unchanged.
     """
 
-    def __init__(self, message: str, *, path: str | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.path = path
+    path: str | None = None
 
 
 class ResultTooLargeError(PermanentError):
     """
-    The rows do not fit into XCom, or a response body is too large to read.
+    The rows do not fit into an XCom, or a response body is too large.
 
-    :param limit: the exceeded limit in bytes.
+    :ivar limit: the limit that was exceeded, in bytes.
     """
 
-    def __init__(self, message: str, *, limit: int | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.limit = limit
+    limit: int | None = None
