@@ -280,6 +280,7 @@ class _FetchOperator(_UnleashOperator):
     )
 
     _extraction: Extraction | None = None
+    _client: UnleashClient | None = None
 
     def __init__(
         self,
@@ -316,10 +317,15 @@ class _FetchOperator(_UnleashOperator):
         self._check_arguments(is_final)
         window = resolve_window(start=self.start, end=self.end, window=self.window, **run_times(context))
         self.log.info("The window is %s", window)
-        with self.hook.get_conn() as client:
+        with self.hook.get_conn() as self._client:
             began = time.monotonic()
-            self._extraction = Extraction(client.base_url, self.device_id, window)
-            return self._fetch(client, window, began)
+            self._extraction = Extraction(self._client.base_url, self.device_id, window)
+            return self._fetch(self._client, window, began)
+
+    def on_kill(self) -> None:
+        """End the requests of a task that is being killed, so that it stops at once and cleans up."""
+        if self._client is not None:
+            self._client.cancel()
 
     def _fetch(self, client: UnleashClient, window: Window, began: float) -> Any:
         raise NotImplementedError
