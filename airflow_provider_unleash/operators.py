@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
     from airflow_provider_unleash.client import UnleashClient
 
+# Keys that Airflow's serialization gives a meaning, so that rows with them would come out of XCom as something else.
+XCOM_RESERVED_KEYS = frozenset({"__classname__", "__id__", "__type", "__var"})
+
 
 class _UnleashOperator(BaseOperator):
     """
@@ -369,6 +372,7 @@ class UnleashGetAnalyticsOperator(_FetchOperator):
     :param unleash_conn_id: connection of type "Unleash live" (templated).
     :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
     :raises ResultTooLargeError: if the rows take more than ``max_xcom_bytes``.
+    :raises UnexpectedResponseError: if XCom would change a row, because of its keys.
     :raises EmptyResultError: if there are no rows and ``on_empty="fail"``.
     :raises NotFoundError: if the account does not have the device.
     :raises WindowError: if the run has no window.
@@ -386,6 +390,7 @@ class UnleashGetAnalyticsOperator(_FetchOperator):
             endpoint=self.endpoint,
             on_empty=self.on_empty,
             max_bytes=self.max_xcom_bytes,
+            reserved_keys=XCOM_RESERVED_KEYS,
         )
         if not records and self.on_empty == "skip":
             raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")
