@@ -173,7 +173,7 @@ def fetch_records(
 
 def _check_keys(page: Page, records: list[dict[str, Any]], reserved_keys: Set[str]) -> None:
     for index, record in enumerate(records):
-        for found in reserved_keys.intersection(_iter_keys(record)):
+        for found in reserved_keys & set(_iter_keys(record)):
             raise UnexpectedResponseError(
                 f"Page {page.number}, row {page.row_index(index)} has the key {found!r}, which XCom would change. Use "
                 "UnleashToObjectStorageOperator",
