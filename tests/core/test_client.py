@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_unleash.client import UnleashClient
-from airflow_provider_unleash.exceptions import AuthenticationError, InvalidArgumentError, NotFoundError
+from airflow_provider_unleash.exceptions import AuthenticationError, InvalidArgumentError
 from airflow_provider_unleash.simulator import Fault, Simulator
 
 DEVICE = "Wb8fabc31378ce07"
@@ -96,25 +96,42 @@ def test_connections_are_reused(sim: Simulator) -> None:
     assert len(serving) == 1
 
 
-def test_closing_the_iterator_ends_the_requests_in_flight_and_the_client_stays_usable(sim: Simulator) -> None:
-    sim.add_fault(Fault("slow", path=f"/{DEVICE}/", after=2, times=None, seconds=30))
-    with connect(sim) as client:
-        pages = client.iter_pages(DEVICE, START, END)
-        next(pages)
+HOURS = [(DEVICE, START + hour * HOUR_MS, START + (hour + 1) * HOUR_MS) for hour in range(3)]
+READS = {
+    "pages": lambda client: client.iter_pages(DEVICE, START, END),
+    "page counts": lambda client: client.iter_page_counts([HOURS[0], HOURS[0], *[HOURS[1]] * 100]),
+}
+# Of both, the first two are in time, and so many requests are late that they use all workers.
+LATE = [
+    *(Fault("slow", path=f"/{START}/{END}/", page=page, times=None, seconds=30) for page in range(3, 7)),
+    Fault("slow", path=f"{DEVICE}/{START + HOUR_MS}/", times=None, seconds=30),
+]
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_closing_an_iterator_ends_its_requests_and_the_client_stays_usable(read: Any) -> None:
+    with Simulator(page_size=100, faults=LATE) as sim, connect(sim) as client:
+        iterator = read(client)
+        next(iterator), next(iterator)
+        while sim.max_in_flight < 4:
+            time.sleep(0.01)
         began = time.monotonic()
-        pages.close()
+        iterator.close()
         assert_nothing_left(began)
+        assert client.traffic.outcomes["cancelled"] >= 3
         assert client.get_version() == "1.0.1"
+        assert len(sim.requests) < 10
 
 
-def test_an_error_ends_the_requests_in_flight(sim: Simulator) -> None:
-    sim.add_fault(Fault("403", page=2))
-    sim.add_fault(Fault("slow", after=2, times=None, seconds=30))
-    began = time.monotonic()
-    with connect(sim) as client, pytest.raises(AuthenticationError):
-        list(client.iter_pages(DEVICE, START, END))
-    assert_nothing_left(began)
-    assert client.traffic.outcomes["cancelled"] == client.traffic.requests - 3 > 0
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_an_error_ends_the_other_requests_of_an_iterator(read: Any) -> None:
+    errors = [Fault("403", path=f"/{END}/2"), Fault("403", path=f"{DEVICE}/{START}/{START + HOUR_MS}/")]
+    with Simulator(page_size=100, faults=errors + LATE) as sim, connect(sim) as client:
+        began = time.monotonic()
+        with pytest.raises(AuthenticationError):
+            list(read(client))
+        assert_nothing_left(began)
+    assert set(client.traffic.outcomes) <= {"ok", "client_error", "cancelled"}
 
 
 def test_an_abandoned_iterator_leaves_no_thread(sim: Simulator) -> None:
@@ -191,8 +208,6 @@ def test_tokens_are_masked_if_set_and_warned_of_once_if_unset(
 
 # ---- page counts ---------------------------------------------------------------------------------
 
-HOURS = [(DEVICE, START + hour * HOUR_MS, START + (hour + 1) * HOUR_MS) for hour in range(3)]
-
 
 @pytest.mark.parametrize("endpoint", ["compact", "tableau"])
 @pytest.mark.parametrize("concurrency", [1, 4])
@@ -215,23 +230,3 @@ def test_page_counts_share_the_limit_of_requests_in_flight_and_the_pause_of_a_re
         arrivals = sorted(request.time for request in sim.requests)
         assert sum(later - earlier >= 0.9 for earlier, later in pairwise(arrivals)) == 1
         assert client.traffic.retries == 1
-
-
-def test_closing_page_counts_ends_the_requests_in_flight_and_sends_no_more(sim: Simulator) -> None:
-    sim.add_fault(Fault("slow", after=2, times=None, seconds=30))
-    with connect(sim) as client:
-        counts = client.iter_page_counts(HOURS * 100)
-        next(counts)
-        began = time.monotonic()
-        counts.close()
-        assert_nothing_left(began)
-    assert len(sim.requests) < 20
-
-
-def test_an_error_of_one_page_count_ends_the_others(sim: Simulator) -> None:
-    sim.add_fault(Fault("404", path=f"/{START}/", times=None))
-    sim.add_fault(Fault("slow", after=1, times=None, seconds=30))
-    began = time.monotonic()
-    with connect(sim) as client, pytest.raises(NotFoundError):
-        list(client.iter_page_counts(HOURS * 100))
-    assert_nothing_left(began)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,16 +158,6 @@ def test_a_permanent_error_is_not_retried(sim: Simulator, kind: str, error: type
     assert requested_pages(sim).count(page) == 1
 
 
-def test_a_retry_after_holds_back_all_requests_of_a_window(sim: Simulator) -> None:
-    sim.add_fault(Fault("429", page=3, retry_after=1))
-    with connect(sim) as client:
-        assert client.get_records(DEVICE, START, END) == sim.rows(DEVICE, START, END)
-        assert client.traffic.throttled_seconds == pytest.approx(1, abs=0.1)
-    pauses = [after.time - before.time for before, after in pairwise(sim.requests)]
-    assert max(pauses) >= 0.9
-    assert len(pauses) - pauses.index(max(pauses)) >= 2
-
-
 @pytest.mark.parametrize(
     ("kind", "retry_after", "error"), [("429", 3600, RateLimitError), ("503", "date:3600", ServerError)]
 )
@@ -190,13 +179,6 @@ def test_simultaneous_refusals_do_not_use_up_the_attempts_of_a_page() -> None:
         connect(sim, page_concurrency=8, max_attempts=3) as client,
     ):
         assert client.get_records(DEVICE, START, END) == sim.rows(DEVICE, START, END)
-
-
-def test_refusals_without_end_are_raised(sim: Simulator) -> None:
-    sim.add_fault(Fault("429", after=2, times=None))
-    with connect(sim, max_attempts=3) as client, pytest.raises(RateLimitError):
-        client.get_records(DEVICE, START, END)
-    assert len(sim.requests) < 20
 
 
 def test_traffic_counts_requests_by_outcome_and_is_reported_on_close(sim: Simulator) -> None:
