@@ -77,6 +77,7 @@ def land(
 
     >>> from upath import UPath
     >>> from airflow_provider_unleash.client import UnleashClient
+    >>> from airflow_provider_unleash.core.extract import land
     >>> from airflow_provider_unleash.window import Window
     >>> with UnleashClient("ul_pat_...") as client:
     ...     landed = land(client, "Wb8fabc31378ce07", Window(1768176000000, 1768262400000), UPath("/tmp/lake"))
