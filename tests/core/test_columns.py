@@ -64,25 +64,13 @@ def test_every_file_has_the_same_columns_of_the_same_types(
     assert [len(line) for line in lines] == [len(lines[0])] * (1 + rows)
 
 
-def test_duckdb_sees_the_documented_types_even_in_a_file_without_rows(folder: Any) -> None:
-    write(folder / "o.parquet", [], "parquet", column_types=DECLARED)
-    described = duck(f"DESCRIBE SELECT * FROM read_parquet('{(folder / 'o.parquet').path}')")
-    assert [(name, kind) for name, kind, *_ in described] == [
-        *(("class_name", "VARCHAR"), ("count", "DOUBLE"), ("device_id", "VARCHAR"), ("frame_number", "BIGINT")),
-        *(("model_id", "VARCHAR"), ("session_id", "VARCHAR"), ("source_file_name", "VARCHAR")),
-        *(("timestamp", "TIMESTAMP WITH TIME ZONE"), ("extra", "VARCHAR"), ("confidence", "DOUBLE")),
-        *(("zone", "VARCHAR"), ("visits", "BIGINT"), ("seen", "BOOLEAN"), ("until", "TIMESTAMP WITH TIME ZONE")),
-    ]
-
-
 @pytest.mark.parametrize(("first", "then"), [([1, 2], [0.5, 0.5]), ([3.0], [1])])
 def test_duckdb_reads_numbers_of_a_csv_tree_whichever_file_comes_first(
     first: list[float], then: list[float], folder: Any
 ) -> None:
     for name, counts in (("a", first), ("b", then)):
-        write(
-            folder / f"{name}.csv", [page_of(*[{"count": count, "frame_number": count // 1} for count in counts])], "csv"
-        )
+        page = page_of(*[{"count": count, "frame_number": count // 1} for count in counts])
+        write(folder / f"{name}.csv", [page], "csv")
     [sums] = duck(f"SELECT sum(count), sum(frame_number) FROM '{folder.path}/*.csv'")
     assert sums == (sum(first + then), sum(count // 1 for count in first + then))
 

@@ -6,9 +6,8 @@ import gzip
 import json
 import sys
 from datetime import datetime, timezone
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -192,25 +191,6 @@ def test_the_name_of_an_object_depends_on_device_window_and_format(arguments: An
     assert object_name(*arguments) == f"device={name}"
 
 
-@PROPERTY
-@given(st.text(min_size=1, max_size=12), st.integers(10**11, 2 * 10**12), st.integers(0, 10**9))
-def test_device_and_window_can_be_read_from_a_name(device_id: str, start_ms: int, length: int) -> None:
-    try:
-        name = object_name(device_id, start_ms, start_ms + length, "csv")
-    except InvalidArgumentError:
-        return
-    device, day, file = PurePosixPath(name).parts
-    assert unquote(device.removeprefix("device=")) == device_id
-
-    def epoch_ms(text: str) -> int:
-        form = "%Y%m%dT%H%M%S.%fZ" if "." in text else "%Y%m%dT%H%M%SZ"
-        return round(datetime.strptime(text, form).replace(tzinfo=timezone.utc).timestamp() * 1000)
-
-    first, last = file.removesuffix(".csv").split("_")
-    assert (epoch_ms(first), epoch_ms(last)) == (start_ms, start_ms + length)
-    assert day.removeprefix("start_date=").replace("-", "") == first[:8]
-
-
 def test_duckdb_reads_the_keys_of_a_tree_from_its_paths(folder: Any) -> None:
     for device_id, day in (("W1", 0), ("W1", 1), ("kamera 7", 1)):
         start_ms = MIDNIGHT + day * DAY_MS
@@ -224,11 +204,6 @@ def test_duckdb_reads_the_keys_of_a_tree_from_its_paths(folder: Any) -> None:
 
 
 # ---- arguments -----------------------------------------------------------------------------------
-
-
-@every_format
-def test_every_format_accepts_more_columns(file_format: str, compression: Any) -> None:
-    check_file_format(file_format, compression, {"confidence": "float64"})
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,17 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_unleash.core.moments import format_ms
-from airflow_provider_unleash.core.protocol import Page, Response, parse_page
+from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.core.windows import (
     STEPS,
     HalfOpenPages,
-    RowCounts,
     count_steps,
     parse_step,
     resolve_window,
 )
-from airflow_provider_unleash.simulator import Account, Options
 from airflow_provider_unleash.window import Window, plan_windows
 
 UTC = timezone.utc
@@ -157,78 +153,6 @@ def test_a_row_stamped_a_nanosecond_before_a_cut_is_returned_once(fraction: str)
     rows = [(0, f"2020-08-16T23:59:59.{fraction}Z")]
     [page] = HalfOpenPages(Window(cut - 1000, cut), [Page(1, 1, ("row", "timestamp"), rows)])
     assert page.rows == rows
-
-
-@PROPERTY
-@given(st.data(), st.booleans(), st.sampled_from(["compact", "tableau"]))
-def test_windows_of_the_simulator_return_each_row_once(
-    data: st.DataObject, inclusive_to: bool, endpoint: Any
-) -> None:
-    bounds = data.draw(cuts())
-    stamps = [stamp // 1000 for stamp in data.draw(stamps_around(bounds))]
-    records = [{"row": number, "timestamp": format_ms(stamp)} for number, stamp in enumerate(stamps)]
-    account = Account(Options(page_size=4, inclusive_to=inclusive_to), {"W1": records}, lambda: 4e9)
-
-    def pages(window: Window) -> Iterator[Page]:
-        number, total = 0, 1
-        while number < total:
-            number += 1
-            body = account.body(
-                "W1", window.start_ms, window.end_ms, number, tableau=endpoint == "tableau", compressed=False
-            )
-            page = parse_page(Response("https://x/1", 200, {}, body), number, endpoint)
-            total = page.total_pages
-            yield page
-
-    windows = [resolve_window(start=first, end=last) for first, last in pairwise(bounds)]
-    found = Counter(
-        record["row"]
-        for window in windows
-        for page in HalfOpenPages(window, pages(window))
-        for record in page.records()
-    )
-    low, high = windows[0].start_ms, windows[-1].end_ms
-    assert found == Counter(number for number, stamp in enumerate(stamps) if low <= stamp < high)
-
-
-ODD_STAMPS = [None, "", "x", "2020-08-17", "2016-12-31T23:59:60Z", 5, 1.5, True, [], ["2020-08-17T00:00:00Z"], {"a": 1}]
-
-
-@PROPERTY
-@given(st.data(), st.booleans())
-def test_whatever_the_rows_only_those_at_end_are_dropped_and_all_are_counted(
-    data: st.DataObject, is_empty: bool
-) -> None:
-    bounds = data.draw(cuts())
-    start_ms, end_ms = to_us(bounds[0]) // 1000, to_us(bounds[-1]) // 1000
-    window = Window(start_ms, start_ms if is_empty else end_ms)
-    server = Server([], digits=6)
-    stamps = st.sampled_from(ODD_STAMPS) | stamps_around(bounds).map(lambda found: found[0])
-    pages, expected, kept = [], RowCounts(), []
-    for number in range(1, data.draw(st.integers(1, 3)) + 1):
-        rows: list[tuple[Any, ...]] = []
-        for index, stamp in enumerate(data.draw(st.lists(stamps, max_size=8))):
-            is_stamp = type(stamp) is int and stamp not in ODD_STAMPS
-            moment_ms = stamp // 1000 if is_stamp else None
-            rows.append(((number, index), server.text(stamp) if is_stamp else stamp))
-            at_end = moment_ms == window.end_ms and not is_empty
-            expected.rows_at_end += at_end
-            expected.rows += not at_end
-            expected.rows_before_start += moment_ms is not None and moment_ms < window.start_ms
-            expected.rows_after_end += moment_ms is not None and moment_ms > window.end_ms
-            if not at_end:
-                kept.append(rows[-1])
-        expected.pages += 1
-        pages.append(Page(number, 3, ("row", "timestamp"), rows))
-    before = json.dumps([page.rows for page in pages])
-
-    half_open = HalfOpenPages(window, pages)
-    found = list(half_open)
-    assert [row for page in found for row in page.rows] == kept
-    assert half_open.counts == expected
-    for page in found:
-        assert [page.row_index(index) for index in range(len(page.rows))] == [row[0][1] for row in page.rows]
-    assert json.dumps([page.rows for page in pages]) == before
 
 
 # ---- the windows of consecutive runs -------------------------------------------------------------
