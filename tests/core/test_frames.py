@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from airflow_provider_unleash.core.frames import check_df_type, to_frame, to_table
+from airflow_provider_unleash.core.frames import to_frame, to_table
 from airflow_provider_unleash.core.protocol import Page
-from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError
+from airflow_provider_unleash.exceptions import UnexpectedResponseError
 from tests.support.pages import DECLARED, KNOWN, page_of, record, sample, write
 
 VALUES = {"confidence": 0.5, "zone": "a", "visits": 3, "seen": True, "until": "2020-08-17T02:08:49.500+02:00"}
@@ -64,22 +63,3 @@ def test_a_polars_frame_loses_no_type_value_or_null(table: pa.Table) -> None:
 def test_a_value_that_does_not_fit_is_an_error_that_names_it() -> None:
     with pytest.raises(UnexpectedResponseError, match=r"row 0: frame_number is 1\.5"):
         to_table([page_of({"frame_number": 1.5})])
-
-
-@pytest.mark.parametrize(
-    ("missing", "df_type", "message"),
-    [
-        ("pandas", "pandas", "needs pandas: pip install 'airflow-provider-unleash[pandas]'"),
-        ("polars", "polars", "needs polars: pip install 'airflow-provider-unleash[polars]'"),
-        ("pyarrow", "polars", "pyarrow: pip install 'airflow-provider-unleash[polars]'"),
-        ("dask", "dask", "must be one of pandas, polars"),
-    ],
-)
-def test_the_error_about_an_unusable_df_type_says_what_to_do(
-    missing: str, df_type: Any, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(InvalidArgumentError) as caught:
-        check_df_type(df_type)
-    assert message in str(caught.value)
-    assert caught.value.argument == "df_type"

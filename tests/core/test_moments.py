@@ -128,16 +128,6 @@ def test_a_duration_is_subtracted_by_the_calendar(length: Any, start: str) -> No
     assert parse_moment(moment, "start") == parse_moment(start, "start")
 
 
-@pytest.mark.parametrize("length", ["P1D", timedelta(days=1)])
-def test_a_day_forward_and_back_over_a_clock_change_is_the_same_moment(length: Any) -> None:
-    midnight, day = datetime(2020, 10, 25, tzinfo=BERLIN), parse_duration(length)
-    assert day is not None
-    for zone in (BERLIN, pendulum.timezone("Europe/Berlin")):
-        later = shift(midnight, day, zone)
-        assert later - midnight.astimezone(UTC) == timedelta(hours=25)
-        assert shift(later, day, zone, -1) == midnight
-
-
 @pytest.mark.parametrize(
     ("moment", "length", "hours"),
     [

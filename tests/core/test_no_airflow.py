@@ -15,7 +15,7 @@ from tests.support.python_processes import BLOCK, import_root
 def test_all_core_tests_are_collected_without_airflow() -> None:
     code = BLOCK.format(blocked=["airflow"]) + (
         "import pytest\n"
-        "code = pytest.main(['--collect-only', '--quiet', '-p', 'no:cacheprovider', 'tests/core'])\n"
+        "code = pytest.main(['--collect-only', '-qq', '-p', 'no:cacheprovider', 'tests/core'])\n"
         "assert not [name for name in sys.modules if name.partition('.')[0] == 'airflow']\n"
         "sys.exit(code)\n"
     )
