@@ -222,6 +222,13 @@ def test_a_large_integer_that_a_float_holds_exactly_is_a_count(
 
 
 @typed_format
+@pytest.mark.parametrize("field", ["count", "frame_number"])
+def test_true_beside_a_float_is_not_a_number(file_format: str, field: str, folder: Any) -> None:
+    with pytest.raises(UnexpectedResponseError, match=f"row 1: {field} is True"):
+        write(folder / "o", [page_of({field: 2.0}, {field: True})], file_format)
+
+
+@typed_format
 @pytest.mark.parametrize("neighbor", ["2020-08-17T00:00:00.000Z", "2020-08-17T00:00:00", None])
 @pytest.mark.parametrize(
     ("timestamp", "epoch_ms"),

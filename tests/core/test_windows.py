@@ -179,6 +179,12 @@ def test_a_window_more_than_an_hour_off_the_data_interval_is_logged_and_not_used
     assert caplog.text.count("1 day, 0:00:00 long, but window=") == differs
 
 
+def test_a_window_is_compared_with_the_data_interval_in_the_dags_time_zone(caplog: pytest.LogCaptureFixture) -> None:
+    february = {"data_interval_start": datetime(2020, 2, 1, tzinfo=BERLIN)}
+    resolve(**february, data_interval_end=datetime(2020, 3, 1, tzinfo=BERLIN), window="P1M", dag_timezone=BERLIN)
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("length", ["1d", 5, timedelta(0)])
 def test_an_invalid_window_is_an_error_even_if_another_rule_wins(length: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^window="):
