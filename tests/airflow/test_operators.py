@@ -204,12 +204,6 @@ def test_rows_in_xcom_are_exactly_those_of_the_interval_in_the_apis_order(serve,
     assert ("/tableau/" in sim.requests[0].path) == (endpoint == "tableau")
 
 
-def test_a_key_that_a_row_lacks_is_also_missing_in_xcom(serve):
-    short = {"timestamp": "2026-01-12T12:00:00.000Z", "class_name": "person"}
-    serve(rows={STREET: [row(), short]})
-    assert fetch(endpoint="tableau") == [row(), short]
-
-
 def test_rows_that_exceed_the_limit_end_the_requests_with_an_error_that_names_another_operator(serve):
     sim = serve(page_size=5, extra={"page_concurrency": 2})
     with not_retried(errors.ResultTooLargeError, match="UnleashToObjectStorageOperator") as caught:
@@ -288,11 +282,6 @@ def test_the_summary_has_the_seconds_for_which_the_api_asked_to_pause(serve, lak
     assert summary["seconds"] >= summary["throttled_seconds"]
 
 
-def test_the_default_format_is_json_lines(serve, lake):
-    serve()
-    assert store(lake)["file_format"] == "jsonl"
-
-
 def test_a_device_id_is_percent_encoded_in_path_and_request(serve, lake):
     sim = serve(devices=("Kamera 1: Süd=?",))
     store(lake, device_id="Kamera 1: Süd=?")
@@ -307,19 +296,12 @@ def test_a_device_id_is_percent_encoded_in_path_and_request(serve, lake):
 def test_the_folder_can_be_a_local_path_or_a_file_url(serve, lake, form, kind):
     serve()
     dst = form.format(lake)
-    [file] = store(lake, dst=kind(dst))["files"]
+    summary = store(lake, dst=kind(dst))
+    assert summary["file_format"] == "jsonl"
+    [file] = summary["files"]
     [(name, content)] = files_in(lake).items()
     assert file["url"] == f"file://{lake}/{name}"
     assert ObjectStoragePath(file["path"]).read_bytes() == content
-
-
-@pytest.mark.parametrize(("file_format", "compression"), FORMATS)
-def test_a_rerun_writes_the_same_bytes(serve, lake, file_format, compression):
-    serve()
-    store(lake, file_format=file_format, compression=compression)
-    before = files_in(lake)
-    store(lake, file_format=file_format, compression=compression)
-    assert files_in(lake) == before
 
 
 def test_a_rerun_replaces_its_own_object_and_nothing_else(serve, lake):
@@ -617,19 +599,6 @@ def test_a_wrong_key_is_sent_once(serve, connect):
         assert len(sim.requests) == 1
 
 
-@pytest.mark.parametrize("operator", [UnleashListDevicesOperator, UnleashGetAnalyticsOperator])
-def test_a_redirect_is_not_followed_so_the_key_reaches_no_other_origin(serve, operator):
-    with Simulator(api_keys=["other-key"]) as other:
-        location = f"{other.base_url}/v1/analytics/devices"
-        sim = serve(faults=[Fault("redirect", times=None, location=location)])
-        with not_retried(errors.BadRequestError) as caught:
-            make(operator).execute(make_context())
-        assert caught.value.__cause__.location == location
-        assert location in str(caught.value)
-        assert len(sim.requests) == 1
-        assert other.requests == []
-
-
 @pytest.mark.parametrize("endpoint", ["compact", "tableau"])
 def test_pages_that_grow_for_a_while_are_read_again_from_the_first(serve, lake, endpoint, caplog):
     sim = serve(growing=200)
@@ -677,25 +646,6 @@ def test_a_retry_writes_the_same_object_and_requests_only_the_rest(serve, lake, 
     (name, content), (again, content_again) = files_in(lake).items()
     assert again == f"whole/{name}"
     assert content_again == content
-    assert not (lake / "_staging").exists()
-
-
-def test_readers_of_the_tree_do_not_see_staged_pages(serve, lake):
-    sim = serve(extra={"max_attempts": 1})
-    store(lake, device_id=CROWD, file_format="parquet")
-    sim.add_fault(Fault("500", page=8))
-    with pytest.raises(errors.ServerError):
-        store(lake, checkpoint_pages=3, file_format="parquet")
-    assert staged(lake)
-    devices = duckdb.sql(f"SELECT DISTINCT device FROM '{lake}/**/*.parquet'").fetchall()
-    assert devices == [(CROWD,)]
-    assert pq.ParquetDataset(lake).read(["device"]).column("device").unique().to_pylist() == [CROWD]
-
-
-def test_staged_pages_that_changed_are_not_used(serve, lake):
-    sim = serve(growing=100, extra={"page_concurrency": 1})
-    summary = store(lake, checkpoint_pages=2)
-    assert (summary["rows"], summary["resumed_pages"]) == (len(day_of(sim)), 0)
     assert not (lake / "_staging").exists()
 
 
@@ -874,12 +824,6 @@ def test_without_a_choice_tokens_are_kept_with_one_warning_that_says_how_to_choo
     assert "live stream" in warning.getMessage()
     [token] = {record["source_file_name"].partition(TOKEN)[2] for record in day_of(sim)}
     assert token not in caplog.text
-
-
-def test_rows_without_tokens_cause_no_warning(serve, caplog):
-    serve(extra={"mask_stream_tokens": None})
-    fetch(device_id="W41f0c6e7a9d2b38")  # a camera of recordings
-    assert "mask_stream_tokens" not in caplog.text
 
 
 # ---- DAG runs ----------------------------------------------------------------------------------------
@@ -1073,23 +1017,6 @@ def test_one_bad_device_among_mapped_ones_fails_alone_on_its_first_try(airflow_h
     assert [run.states["literal", index] for index in range(2)] == ["failed", "failed"]
     assert set(run.tries.values()) == {1}
     assert [name.partition("/")[0] for name in files_in(lake)] == [f"device={CROWD}", f"device={STREET}"]
-
-
-def test_start_and_end_can_be_mapped(airflow_home, serve, lake):
-    sim = serve()
-    run = run_dag(
-        airflow_home,
-        f"""
-        hours = ["2026-01-12T06:00:00Z", "2026-01-12T07:00:00Z", "2026-01-12T08:00:00Z"]
-        UnleashToObjectStorageOperator.partial(
-            task_id="extract", device_id={STREET!r}, dst={str(lake)!r}
-        ).expand_kwargs([dict(start=start, end=end) for start, end in zip(hours, hours[1:])])
-        """,
-    )
-    assert run.state == "success"
-    assert [run.xcoms["extract", index]["rows"] for index in range(2)] == [
-        len(sim.rows(STREET, DAY_START + hour * HOUR_MS, DAY_START + (hour + 1) * HOUR_MS - 1)) for hour in (6, 7)
-    ]
 
 
 def test_a_run_without_a_window_fails_on_its_first_try(airflow_home, serve, lake):

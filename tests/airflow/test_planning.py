@@ -31,7 +31,6 @@ from tests.support.sample_day import (
     DAY_MS,
     DAY_START,
     HOUR_MS,
-    NEXT_DAY,
     SILENT,
     STREET,
     make_context,
@@ -67,7 +66,7 @@ def lengths(planned: Plan) -> list[float]:
 
 @pytest.fixture(scope="module")
 def serve_rows() -> Iterator[Callable[..., Simulator]]:
-    """Return a function that replaces the simulator of ``unleash_default``; hypothesis needs a fixture of the module."""
+    """Return a function that replaces the simulator of ``unleash_default``."""
     with pytest.MonkeyPatch.context() as patch:
         running: list[Simulator] = []
 
@@ -156,14 +155,6 @@ def test_rows_that_the_api_does_not_select_by_their_timestamp_are_extracted_once
     parts = plan(max_pages=5)
     assert len(parts) > 8
     assert rows_of(parts) == (rows_of(whole(DAY_START, DAY_END))[0], len(parts))
-
-
-def test_a_row_without_a_timestamp_is_kept_in_every_window_that_has_it(serve_rows: Callable[..., Simulator]) -> None:
-    stamped = [{"row": number, "timestamp": format_ms(DAY_START + number * HOUR_MS)} for number in range(24)]
-    serve_rows(rows={STREET: [{"row": 99, "timestamp": None}, *stamped]}, page_size=3)
-    parts = plan(max_pages=3)
-    assert len(parts) == 4
-    assert rows_of(parts)[0] == Counter([*range(24), 99, 99, 99, 99])
 
 
 # ---- the operator ----------------------------------------------------------------------------------

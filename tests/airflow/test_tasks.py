@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import date, timedelta, timezone
+from datetime import date, timedelta
 from types import SimpleNamespace
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
@@ -26,7 +27,7 @@ from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
 from airflow_provider_unleash.simulator import Fault, Simulator
 from tests.support.dag_runs import DAILY, run_dag
 from tests.support.not_retried import not_retried
-from tests.support.sample_day import DAY, NEXT_DAY, STREET, make_context
+from tests.support.sample_day import DAY, NEXT_DAY, STREET, UTC, make_context
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
@@ -40,12 +41,12 @@ only_with_policies = pytest.mark.skipif(not HAS_POLICIES, reason="this Airflow h
 def test_times_that_a_run_does_not_have_are_none() -> None:
     assert tasks.run_times({}) == {
         **dict.fromkeys(("data_interval_start", "data_interval_end", "partition_date", "logical_date", "run_after")),
-        **{"undated_partition": None, "dag_timezone": timezone.utc, "run_kind": ""},
+        **{"undated_partition": None, "dag_timezone": UTC, "run_kind": ""},
     }
 
 
 def test_times_come_from_the_context_the_dag_and_the_dag_run() -> None:
-    zone = timezone(timedelta(hours=2))
+    zone = ZoneInfo("Europe/Berlin")
     context = make_context(run_type="asset_triggered", run_after=NEXT_DAY, dag_timezone=zone, logical_date=DAY)
     assert tasks.run_times(context) == {
         **{"data_interval_start": DAY, "data_interval_end": NEXT_DAY, "partition_date": None, "logical_date": DAY},

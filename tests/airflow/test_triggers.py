@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from itertools import pairwise
@@ -288,15 +288,10 @@ def test_polls_obey_retry_after(sim: Simulator) -> None:
     assert second - first >= 0.99
 
 
-def test_a_session_id_that_is_not_a_start_is_an_error_event(
-    serve: Callable[..., Simulator], answer: Callable[..., None]
-) -> None:
+def test_a_bad_session_id_or_a_missing_connection_is_an_error_event(answer: Callable[..., None]) -> None:
     answer(b'["not-a-start"]')
     event = fire(UnleashNewSessionsTrigger(since=DAY_START, poke_interval=INTERVAL))
     assert event["error"] == "UnexpectedResponseError"
-
-
-def test_a_missing_connection_is_an_error_event_in_the_end() -> None:
     event = fire(UnleashNewSessionsTrigger(unleash_conn_id="nowhere", poke_interval=INTERVAL))
     assert event["status"] == "error"
     assert "nowhere" in event["message"]
@@ -348,43 +343,39 @@ def test_the_first_poll_comes_after_one_interval(sim: Simulator) -> None:
     assert sim.requests[0].time - began >= 0.49
 
 
-def test_triggers_with_the_same_connection_and_interval_share_their_polls(sim: Simulator, clock: Clock) -> None:
-    async def wait() -> list[list[Any]]:
-        waiting = [UnleashNewSessionsTrigger(since=clock.now_ms + 1, poke_interval=0.5).run() for _ in range(300)]
-        return await asyncio.gather(*(collect(stream, seconds=2.9) for stream in waiting))
+def fire_all(waiting: Sequence[UnleashNewSessionsTrigger], seconds: float = 20.0) -> list[list[Any]]:
+    """Return the events of triggers that wait at the same time."""
 
-    assert asyncio.run(wait()) == [[]] * 300
+    async def wait() -> list[list[Any]]:
+        return await asyncio.gather(*(collect(trigger.run(), seconds=seconds) for trigger in waiting))
+
+    return asyncio.run(wait())
+
+
+def test_triggers_with_the_same_connection_and_interval_share_their_polls(sim: Simulator, clock: Clock) -> None:
+    waiting = [UnleashNewSessionsTrigger(since=clock.now_ms + 1, poke_interval=0.5) for _ in range(300)]
+    assert fire_all(waiting, 2.9) == [[]] * 300
     assert 4 <= polls(sim) <= 6
 
 
-def test_each_trigger_selects_by_its_own_arguments(sim: Simulator, clock: Clock) -> None:
+def test_triggers_that_share_a_poll_select_by_their_own_arguments(sim: Simulator) -> None:
     sessions = sim.sessions()
-
-    async def wait() -> list[list[Any]]:
-        waiting = [
-            *(UnleashNewSessionsTrigger(since=int(session), poke_interval=INTERVAL) for session in sessions),
-            UnleashNewSessionsTrigger(known_sessions=sessions[1:], poke_interval=INTERVAL),
-        ]
-        return await asyncio.gather(*(collect(trigger.run()) for trigger in waiting))
-
-    *by_start, by_name = [payload["sessions"] for [payload] in asyncio.run(wait())]
-    assert by_start == [sessions[index:] for index in range(len(sessions))]
-    assert by_name == sessions[:1]
+    waiting = [UnleashNewSessionsTrigger(since=int(session), poke_interval=INTERVAL) for session in sessions]
+    waiting.append(UnleashNewSessionsTrigger(known_sessions=sessions[1:], poke_interval=INTERVAL))
+    expected = [*(sessions[index:] for index in range(len(sessions))), sessions[:1]]
+    assert [payload["sessions"] for [payload] in fire_all(waiting)] == expected
     assert polls(sim) == 1
 
 
 def test_another_interval_or_connection_has_its_own_polls(sim: Simulator, connect: Callable[..., None]) -> None:
     connect(conn_id="other", host=sim.base_url, password=sim.api_key)
-
-    async def wait() -> None:
-        waiting = [
+    fire_all(
+        [
             UnleashNewSessionsTrigger(poke_interval=INTERVAL),
             UnleashNewSessionsTrigger(poke_interval=2 * INTERVAL),
             UnleashNewSessionsTrigger(poke_interval=INTERVAL, unleash_conn_id="other"),
         ]
-        await asyncio.gather(*(collect(trigger.run()) for trigger in waiting))
-
-    asyncio.run(wait())
+    )
     assert polls(sim) == 3
 
 
@@ -454,12 +445,8 @@ def test_new_sessions_fire_one_event_and_no_other_while_they_stay_the_same(sim: 
     trigger = UnleashNewSessionsEventTrigger(since=since, poke_interval=INTERVAL)
     assert watch(trigger, 9, seconds=0.8) == [{"sessions": expected, "truncated": False}]
     assert polls(sim) > 3
-
-
-def test_an_idle_account_fires_no_events(sim: Simulator, clock: Clock) -> None:
-    trigger = UnleashNewSessionsEventTrigger(since=clock.now_ms + 1, poke_interval=INTERVAL, reminder=0.0)
-    assert watch(trigger, 9, seconds=0.8) == []
-    assert polls(sim) > 3
+    idle = UnleashNewSessionsEventTrigger(since=clock.now_ms + 1, poke_interval=INTERVAL, reminder=0.0)
+    assert watch(idle, 9, seconds=0.8) == []
 
 
 def test_each_change_fires_one_event(sim: Simulator, clock: Clock) -> None:
@@ -530,13 +517,6 @@ def test_a_shared_stream_fires_the_same_events(sim: Simulator) -> None:
 def test_an_invalid_argument_is_an_error_when_the_dag_is_parsed(arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match=next(iter(arguments))):
         UnleashNewSessionsEventTrigger(**arguments)
-
-
-def test_since_selects_the_same_sessions_as_in_the_sensor(sim: Simulator) -> None:
-    for since in (None, DAY_START, DAY_START + 9 * HOUR_MS):
-        sensor = UnleashNewSessionsSensor(task_id="poke", mode="reschedule", since=since or 10**12, until=10**13)
-        [event] = watch(UnleashNewSessionsEventTrigger(since=since, poke_interval=INTERVAL), 1)
-        assert event["sessions"] == sensor.poke(make_context()).xcom_value
 
 
 class Store:
