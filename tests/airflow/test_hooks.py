@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-from datetime import datetime
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,8 @@ from airflow_provider_unleash import __version__, get_provider_info
 from airflow_provider_unleash.client import UnleashClient
 from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.exceptions import (
-    AuthenticationError,
     InvalidArgumentError,
-    NotFoundError,
-    ServerError,
     SnapshotChangedError,
-    TransportError,
 )
 from airflow_provider_unleash.hooks import UnleashHook
 from airflow_provider_unleash.simulator import Fault
@@ -237,69 +232,11 @@ def test_rows_stamped_at_the_end_are_kept(serve, start, end):
     assert sim.requests[0].path == f"/v1/analytics/{STREET}/{DAY_START}/{DAY_END}/1"
 
 
-@pytest.mark.parametrize(
-    ("device_id", "start", "end", "argument"),
-    [
-        (STREET, datetime(2026, 1, 12), NEXT_DAY, "start"),
-        (STREET, DAY, DAY_END // 1000, "end"),
-        (STREET, NEXT_DAY, DAY, "start"),
-        (STREET, "2026-01-12", NEXT_DAY, "start"),
-        ("../devices", DAY, NEXT_DAY, "device_id"),
-        ("", DAY, NEXT_DAY, "device_id"),
-    ],
-)
-@pytest.mark.parametrize("method", ["get_records", "iter_records", "iter_pages"])
-def test_an_invalid_argument_is_a_value_error_before_any_request(serve, method, device_id, start, end, argument):
-    sim = serve()
-    with pytest.raises(ValueError, match=argument) as caught:
-        getattr(UnleashHook(), method)(device_id, start, end)
-    assert caught.value.argument == argument
-    assert sim.requests == []
-
-
-def test_the_page_concurrency_of_a_call_takes_precedence_over_the_connections(serve):
-    sim = serve(extra={"page_concurrency": 4}, latency=0.01)
-    UnleashHook().get_records(STREET, DAY, NEXT_DAY, page_concurrency=1)
-    assert sim.max_in_flight == 1
-    sim.clear_requests()
-    UnleashHook().get_records(STREET, DAY, NEXT_DAY)
-    assert 1 < sim.max_in_flight <= 4
-
-
-def test_max_attempts_of_the_connection_limits_the_attempts_per_request(serve):
-    sim = serve(extra={"max_attempts": 3}, faults=[Fault("500", times=None)])
-    with pytest.raises(ServerError, match="returned 500"):
-        UnleashHook().list_devices()
-    assert len(sim.requests) == 3
-
-
-def test_the_timeout_of_the_connection_ends_a_request_that_hangs(serve):
-    serve(extra={"timeout": 0.1, "max_attempts": 1}, faults=[Fault("slow", seconds=3)])
-    with pytest.raises(TransportError) as caught:
-        UnleashHook().get_version()
-    assert caught.value.reason == "timeout"
-
-
-def test_mask_stream_tokens_of_the_connection_masks_the_returned_rows(serve):
-    serve(extra={"mask_stream_tokens": True})
-    names = {row["source_file_name"] for row in UnleashHook().iter_records(STREET, *MORNING)}
-    assert names == {f"{STREET}?token=***"}
-
-
 def test_get_records_starts_again_if_pages_change_and_iter_pages_raises(serve):
     sim = serve(growing=200)
     with pytest.raises(SnapshotChangedError):
         list(UnleashHook().iter_pages(STREET, DAY, NEXT_DAY))
     assert UnleashHook().get_records(STREET, DAY, NEXT_DAY) == sim.rows(STREET, DAY_START, DAY_END)
-
-
-def test_errors_of_the_api_have_their_own_types(serve, connect):
-    sim = serve(unknown_device="404")
-    with pytest.raises(NotFoundError):
-        UnleashHook().get_records("W000", DAY, NEXT_DAY)
-    connect(host=sim.base_url, password="wrong")
-    with pytest.raises(AuthenticationError):
-        UnleashHook().list_devices()
 
 
 # ---- test_connection ---------------------------------------------------------------------------

@@ -373,37 +373,24 @@ def test_a_start_equal_to_its_end_is_requested_and_drops_no_rows(serve, lake):
     assert (summary["rows"], summary["rows_at_end"]) == (1, 0)
 
 
-@pytest.mark.parametrize("nothing", [None, "", "None"])
-def test_the_data_interval_applies_if_start_and_end_render_to_nothing(serve, lake, nothing):
-    sim = serve()
-    context = make_context(partition_date=DAY - timedelta(days=9))
-    summary = store(lake, context, start=nothing, end=nothing, window=nothing)
-    assert requested_window(sim) == (DAY_START, DAY_END)
-    assert summary["window_rule"] == "data_interval"
-
-
-@pytest.mark.parametrize("interval", [None, (NEXT_DAY, NEXT_DAY)])
-def test_a_window_starts_at_the_partition_date(serve, lake, interval):
-    sim = serve()
-    summary = store(lake, make_context(interval, partition_date=DAY), window=timedelta(days=1))
-    assert requested_window(sim) == (DAY_START, DAY_END)
-    assert summary["window_rule"] == "partition_date"
-
-
 @pytest.mark.parametrize(
-    "context",
+    ("context", "rule"),
     [
-        make_context((NEXT_DAY, NEXT_DAY), logical_date=DAY, run_after=DAY),
-        make_context(None, logical_date=NEXT_DAY, run_after=DAY),
-        make_context(None, run_after=NEXT_DAY),
+        (make_context(partition_date=DAY - timedelta(days=9)), "data_interval"),
+        (make_context(None, partition_date=DAY), "partition_date"),
+        (make_context((NEXT_DAY, NEXT_DAY), partition_date=DAY), "partition_date"),
+        (make_context((NEXT_DAY, NEXT_DAY), logical_date=DAY, run_after=DAY), "window"),
+        (make_context(None, logical_date=NEXT_DAY, run_after=DAY), "window"),
+        (make_context(None, run_after=NEXT_DAY), "window"),
     ],
-    ids=["empty interval", "logical date", "run_after"],
 )
 @pytest.mark.parametrize("window", [timedelta(days=1), pendulum.duration(days=1), "P1D", "PT24H"])
-def test_a_window_counts_back_from_the_moment_of_the_run(serve, lake, context, window):
+@pytest.mark.parametrize("nothing", [None, "", "None"])
+def test_without_start_and_end_the_run_gives_the_window(serve, lake, context, rule, window, nothing):
     sim = serve()
-    assert store(lake, context, window=window)["window_rule"] == "window"
+    summary = store(lake, context, start=nothing, end=nothing, window=window)
     assert requested_window(sim) == (DAY_START, DAY_END)
+    assert summary["window_rule"] == rule
 
 
 @pytest.mark.parametrize(("window", "hours"), [(timedelta(days=1), 23), ("PT6H", 6)])
@@ -882,31 +869,6 @@ def test_devices_of_one_task_are_mapped_to_one_object_each(airflow_home, serve, 
     assert len(files_in(lake)) == len(sim.devices) - 1
 
 
-def test_rows_and_sessions_reach_the_next_task_through_xcom(airflow_home, serve):
-    sim = serve(sessions_from=DAY_START, session_period=3600.0, clock=lambda: DAY_END / 1000 + 7200)
-    run = run_dag(
-        airflow_home,
-        f"""
-        rows = UnleashGetAnalyticsOperator(task_id="rows", device_id={STREET!r})
-        sessions = UnleashListSessionsOperator(
-            task_id="sessions", since="{{{{ data_interval_start }}}}", until="{{{{ data_interval_end }}}}"
-        )
-
-        @task
-        def count(records, ids):
-            return [len(records), sum(record["count"] for record in records), len(ids)]
-
-        count(rows.output, sessions.output)
-        """,
-    )
-    sessions = [session for session in sim.sessions() if DAY_START <= int(session) < DAY_END]
-    assert run.state == "success"
-    assert run.xcoms["rows"] == day_of(sim)
-    assert run.xcoms["sessions"] == sessions
-    assert run.xcoms["count"] == [len(day_of(sim)), sum(record["count"] for record in day_of(sim)), len(sessions)]
-    assert len(sessions) < len(sim.sessions())
-
-
 TEMPLATED = {
     "unleash_conn_id": "unleash_other",
     "device_id": STREET,
@@ -1029,22 +991,3 @@ def test_a_run_without_a_window_fails_on_its_first_try(airflow_home, serve, lake
         assert (run.states["extract"], run.tries["extract"]) == ("failed", 1)
     assert sim.requests == []
     assert not lake.exists()
-
-
-def test_the_window_of_a_run_without_a_logical_date_ends_at_run_after(airflow_home, serve, lake):
-    if not has_runs_without_dates(DAG("any", schedule=None)):
-        pytest.skip("this Airflow gives every run a logical date")
-    sim = serve()
-    run = run_dag(
-        airflow_home,
-        f"""
-        UnleashToObjectStorageOperator(
-            task_id="extract", device_id={STREET!r}, dst={str(lake)!r}, window=timedelta(hours=1)
-        )
-        """,
-        None,
-    )
-    start, end = requested_window(sim)
-    assert run.state == "success"
-    assert end - start == HOUR_MS
-    assert abs(end / 1000 - datetime.now().timestamp()) < 60

@@ -176,13 +176,6 @@ def test_a_trigger_survives_serialization_unchanged(trigger: Any) -> None:
     assert again.serialize() == trigger.serialize()
 
 
-def test_neither_trigger_nor_event_contains_the_key(serve: Callable[..., Simulator]) -> None:
-    sim = serve(key="ul_pat_verysecret")
-    sim.add_fault(Fault("echo_key", times=None))
-    trigger = UnleashNewSessionsTrigger(poke_interval=INTERVAL)
-    assert "verysecret" not in json.dumps([trigger.serialize(), fire(trigger)])
-
-
 def test_airflows_setting_is_the_default_of_deferrable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not UnleashNewSessionsSensor(task_id="wait").deferrable
     code = "from airflow_provider_unleash.sensors import *; print(UnleashNewSessionsSensor(task_id='a').deferrable)"
