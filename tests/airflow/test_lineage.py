@@ -171,12 +171,6 @@ def test_the_window_is_the_nominal_time_unless_the_author_set_start_and_end(rule
         )
 
 
-def test_the_namespace_of_an_input_is_the_apis_host():
-    pytest.importorskip("airflow.providers.openlineage.extractors")
-    [dataset] = lineage_of(Extraction("https://api.unleashlive.com", STREET, Window(0, 1))).inputs
-    assert (dataset.namespace, dataset.name) == ("unleash://api.unleashlive.com", f"analytics/{STREET}")
-
-
 def test_before_the_first_request_and_without_openlineage_there_is_no_lineage_and_no_error():
     assert lineage_of(None) is None
     code = BLOCK.replace('name.partition(".")[0]', '(name if "openlineage" in name else "")').format(

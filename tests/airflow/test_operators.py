@@ -275,22 +275,6 @@ def test_the_summary_and_the_log_count_requests_and_retries(serve, lake, fault, 
     assert f"requests: {summary['requests']}, retries: 3, throttled seconds: " in log
 
 
-def test_the_summary_has_the_seconds_for_which_the_api_asked_to_pause(serve, lake):
-    serve(faults=[Fault("429", page=2, retry_after=0.3)])
-    summary = store(lake)
-    assert 0.2 < summary["throttled_seconds"] < 0.6
-    assert summary["seconds"] >= summary["throttled_seconds"]
-
-
-def test_a_device_id_is_percent_encoded_in_path_and_request(serve, lake):
-    sim = serve(devices=("Kamera 1: Süd=?",))
-    store(lake, device_id="Kamera 1: Süd=?")
-    assert list(files_in(lake)) == [
-        f"device=Kamera%201%3A%20S%C3%BCd%3D%3F/start_date=2026-01-12/{TIMES}.jsonl",
-    ]
-    assert sim.requests[0].path == f"/v1/analytics/Kamera%201%3A%20S%C3%BCd%3D%3F/{DAY_START}/{DAY_END}/1"
-
-
 @pytest.mark.parametrize("form", ["{}", "{}/", "file://{}", "file://{}/"])
 @pytest.mark.parametrize("kind", [str, ObjectStoragePath])
 def test_the_folder_can_be_a_local_path_or_a_file_url(serve, lake, form, kind):
@@ -574,16 +558,6 @@ def test_a_lasting_fault_is_a_typed_error_and_changes_no_file(serve, connect, la
     assert files_in(lake) == before
     assert sorted(lake.rglob("*")) == paths
     assert not lake.with_name("new").exists()
-
-
-def test_a_wrong_key_is_sent_once(serve, connect):
-    sim = serve()
-    connect(host=sim.base_url, password="ul_pat_expired")
-    for operator in (UnleashListDevicesOperator, UnleashListSessionsOperator):
-        sim.clear_requests()
-        with not_retried(errors.AuthenticationError, match="expire"):
-            make(operator).execute(make_context())
-        assert len(sim.requests) == 1
 
 
 @pytest.mark.parametrize("endpoint", ["compact", "tableau"])

@@ -282,19 +282,6 @@ def test_a_permanent_error_fails_the_first_try_in_every_mode_and_is_never_skippe
     assert len(sim.requests) == 4
 
 
-def test_airflow_retries_a_transient_error(airflow_home, serve):
-    sim = serve(
-        sessions_from=DAY_START,
-        session_period=3600.0,
-        clock=lambda: DAY_END / 1000,
-        extra={"max_attempts": 1},
-        faults=[Fault("500")],
-    )
-    run = run_dag(airflow_home, f'UnleashNewSessionsSensor(task_id="wait", timeout=5, {RETRIES})')
-    assert (run.state, run.tries["wait"]) == ("success", 2)
-    assert len(sim.requests) == 2
-
-
 def test_a_timeout_fails_the_task_and_with_soft_fail_skips_it(airflow_home, sim):
     run = run_dag(
         airflow_home,
