@@ -107,6 +107,7 @@ def test_daily_writes_the_rows_of_every_device_and_skips_a_silent_one(run_exampl
         assert table.column("frame_number").to_pylist() == [record["frame_number"] for record in records]
 
 
+@pytest.mark.slow
 def test_daily_writes_files_that_the_query_of_the_readme_reads(run_example, sim, lake):
     run_example("daily")
     query = (EXAMPLES[0].parent / "sql" / "rows_by_class.sql").read_text()
@@ -119,6 +120,7 @@ def test_daily_writes_files_that_the_query_of_the_readme_reads(run_example, sim,
     assert {(device, name): count for device, name, count in counted} == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_daily_changes_nothing_when_it_runs_again(run_example, sim, lake):
     rows = run_example("daily").xcoms["report"]
     before = {name: (lake / name).read_bytes() for name in files_in(lake)}
@@ -126,6 +128,7 @@ def test_daily_changes_nothing_when_it_runs_again(run_example, sim, lake):
     assert {name: (lake / name).read_bytes() for name in files_in(lake)} == before
 
 
+@pytest.mark.slow
 def test_late_data_writes_three_days_and_replaces_them_the_next_night(run_example, serve, lake):
     sim = serve(devices=(STREET, SILENT))
     run_example("late_data")
@@ -143,6 +146,7 @@ def test_late_data_writes_three_days_and_replaces_them_the_next_night(run_exampl
     assert rows[0] != expected[0]  # the oldest day is no longer replaced
 
 
+@pytest.mark.slow
 def test_aggregate_counts_the_last_hour_by_class(run_example, sim):
     run = run_example("aggregate", moment=NEXT_DAY - timedelta(hours=12))
     noon = DAY_START + 12 * HOUR_MS
@@ -154,12 +158,14 @@ def test_aggregate_counts_the_last_hour_by_class(run_example, sim):
     assert run.xcoms == {"get_rows": records, "count_by_class": dict(counts)}
 
 
+@pytest.mark.slow
 def test_hook_counts_the_rows_of_each_device_and_names_the_silent_ones(run_example, sim):
     run = run_example("hook")
     assert run.xcoms["count_rows"] == rows_by_device(sim, DAY_START, DAY_END)
     assert run.xcoms["report_silent"] == [SILENT]
 
 
+@pytest.mark.slow
 def test_data_frame_counts_the_classes_of_the_busiest_hour_of_each_device(run_example, sim):
     run = run_example("data_frame")
     for index, device in enumerate(sim.devices):
@@ -171,6 +177,7 @@ def test_data_frame_counts_the_classes_of_the_busiest_hour_of_each_device(run_ex
     assert len(run.xcoms["busiest_hour", 0]) > 1
 
 
+@pytest.mark.slow
 def test_wait_for_sessions_waits_and_then_writes_every_device(run_example, sim, lake):
     run = run_example("wait_for_sessions")
     assert run.xcoms["wait_for_sessions"] == [session for session in sim.sessions() if int(session) < DAY_END]
@@ -182,6 +189,7 @@ def test_wait_for_sessions_waits_and_then_writes_every_device(run_example, sim, 
         assert [json.loads(line) for line in lines] == sim.rows(device, DAY_START, DAY_END - 1)
 
 
+@pytest.mark.slow
 def test_backfill_writes_each_step_of_a_span_to_the_tree_of_that_step(run_example, serve, lake, tmp_path):
     sim = serve(devices=(STREET, SILENT))
     for every, days in (("day", [11, 12, 13]), ("month", [11])):
@@ -205,6 +213,7 @@ def test_backfill_writes_each_step_of_a_span_to_the_tree_of_that_step(run_exampl
     assert files_in(lake) == []
 
 
+@pytest.mark.slow
 def test_backfill_of_another_span_does_not_duplicate_rows(run_example, serve, tmp_path):
     serve(devices=(STREET,))
     for end in ("2026-01-13", "2026-01-14"):
@@ -213,6 +222,7 @@ def test_backfill_of_another_span_does_not_duplicate_rows(run_example, serve, tm
 
 
 @pytest.mark.parametrize("name", ["daily", "backfill"])
+@pytest.mark.slow
 def test_daily_and_backfill_report_zero_rows_if_all_cameras_are_silent(run_example, serve, name):
     serve(devices=(SILENT,))
     run = run_example(name, **({"conf": {"start": "2026-01-12", "end": "2026-01-13"}} if name == "backfill" else {}))
@@ -233,6 +243,7 @@ def test_backfill_plans_by_default_a_year_of_40_devices_in_fewer_windows_than_ai
 
 
 @pytest.mark.skipif(not has_asset_state_store(), reason="this Airflow has no asset state store")
+@pytest.mark.slow
 def test_event_driven_writes_new_sessions_once(run_example, serve, lake):
     now = int(time.time() * 1000)
     sim = serve(devices=(STREET, SILENT), sessions_from=now - 3 * HOUR_MS, session_period=1800.0, rows_per_day=2000)
@@ -260,6 +271,7 @@ def warehouse(tmp_path: Path, connect: Callable[..., None]) -> Path:
     return tmp_path / "warehouse"
 
 
+@pytest.mark.slow
 def test_assets_loads_each_file_once_and_again_when_it_is_rewritten(run_example, serve, lake, warehouse):
     for seed in (1, 2):
         sim = serve(seed=seed)
@@ -276,6 +288,7 @@ def test_assets_loads_each_file_once_and_again_when_it_is_rewritten(run_example,
         assert dict(counted) == expected
 
 
+@pytest.mark.slow
 def test_assets_fails_and_loads_nothing_if_a_file_does_not_match_its_event(
     run_example, airflow_home, serve, lake, warehouse
 ):

@@ -93,6 +93,7 @@ def columns(dataset: dict[str, Any]) -> dict[str, str]:
 # ---- DAG runs ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_event_of_an_extraction_has_device_folder_columns_and_size(ends, sim, lake):
     [event] = ends["csv"]
     assert event["eventType"] == "COMPLETE"
@@ -108,12 +109,14 @@ def test_the_event_of_an_extraction_has_device_folder_columns_and_size(ends, sim
     assert event["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == 0
 
 
+@pytest.mark.slow
 def test_rows_in_xcom_are_an_input_without_an_output(ends):
     [event] = ends["rows"]
     assert [name for _, name in names(event["inputs"])] == [f"analytics/{STREET}"]
     assert event["outputs"] == []
 
 
+@pytest.mark.slow
 def test_the_event_of_a_mapped_task_has_its_own_device(ends, lake):
     inputs = {name for event in ends["mapped"] for _, name in names(event["inputs"])}
     assert inputs == {f"analytics/{CROWD}", f"analytics/{STREET}"}
@@ -121,6 +124,7 @@ def test_the_event_of_a_mapped_task_has_its_own_device(ends, lake):
 
 
 @pytest.mark.parametrize("task", ["unknown", "unread", "skipped"])
+@pytest.mark.slow
 def test_a_task_that_wrote_nothing_has_no_output(ends, task):
     assert [event["outputs"] for event in ends.get(task, [])] == [[]] * len(ends.get(task, []))
     assert task == "skipped" or ends[task][0]["eventType"] == "FAIL"  # not all versions report skipped tasks

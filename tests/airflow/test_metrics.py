@@ -38,6 +38,8 @@ KINDS: dict[str, dict[str, str]] = {
     "plain": {},
     "datadog": {"STATSD_DATADOG_ENABLED": "True", "STATSD_DATADOG_METRICS_TAGS": "True"},
 }
+# The one with a DAG run of everything is slow.
+REPORTS = [pytest.param("influxdb", marks=pytest.mark.slow), "plain", "datadog"]
 METRIC = re.compile(r"airflow\.unleash\.([a-z_.]+)((?:,\w+=[^,:]*)*):([\d.]+)\|(c|ms)(?:\|#(\S*))?")
 
 
@@ -141,7 +143,7 @@ def make_run(kind: str, folder: Path) -> Reported:
 # ---- DAG runs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", REPORTS)
 def test_the_counted_requests_are_those_that_the_api_received(report: Callable[[str], Reported], kind: str) -> None:
     reported = report(kind)
     requests = {name: number for name, number in reported.totals().items() if name.startswith("requests.")}
@@ -151,7 +153,7 @@ def test_the_counted_requests_are_those_that_the_api_received(report: Callable[[
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", REPORTS)
 def test_metrics_have_a_tag_for_the_task_but_not_for_the_device(report: Callable[[str], Reported], kind: str) -> None:
     reported = report(kind)
     task = "" if kind == "plain" else "land"
@@ -172,6 +174,7 @@ def test_metrics_have_a_tag_for_the_task_but_not_for_the_device(report: Callable
     assert 900 <= reported.timings["extraction.duration"][task] <= 60_000
 
 
+@pytest.mark.slow
 def test_sensor_and_hook_report_their_requests(report: Callable[[str], Reported]) -> None:
     reported = report("influxdb")
     assert reported.of("own") == {"requests.ok": 3}  # the first page, the last one, the version
@@ -181,6 +184,7 @@ def test_sensor_and_hook_report_their_requests(report: Callable[[str], Reported]
     assert reported.totals()["polls"] == requested >= 2
 
 
+@pytest.mark.slow
 def test_failed_tasks_report_their_requests_too(report: Callable[[str], Reported]) -> None:
     reported = report("influxdb")
     failed = reported.of("fails")
@@ -191,12 +195,14 @@ def test_failed_tasks_report_their_requests_too(report: Callable[[str], Reported
     assert reported.of("refused") == {"requests.client_error": 1}
 
 
+@pytest.mark.slow
 def test_a_trigger_reports_its_polls_without_a_task(report: Callable[[str], Reported]) -> None:
     reported = report("influxdb")
     assert "deferred" not in reported.counters["polls"]
     assert reported.of("") == {"polls": 1, "requests.ok": 1}
 
 
+@pytest.mark.slow
 def test_the_documentation_lists_exactly_the_reported_metrics(report: Callable[[str], Reported]) -> None:
     documented = set(re.findall(r"^\| `unleash\.([a-z_.]+)` \|", DOCUMENT.read_text(), re.MULTILINE))
     reported = report("influxdb")

@@ -792,6 +792,7 @@ def test_without_a_choice_tokens_are_kept_with_one_warning_that_says_how_to_choo
 RETRIES = "retries=2, retry_delay=timedelta(0)"
 
 
+@pytest.mark.slow
 def test_a_retry_of_a_run_continues_where_the_first_try_stopped(airflow_home, serve, lake):
     sim = serve(extra={"max_attempts": 1, "page_concurrency": 1}, faults=[Fault("500", page=9)])
     run = run_dag(
