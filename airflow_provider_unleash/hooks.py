@@ -252,11 +252,14 @@ def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
     conn_id = connection.conn_id
     try:
         _check_key_is_in_password(connection)
-        arguments = {"on_close": report_traffic, **_client_arguments(connection), **overrides}
-        return UnleashClient(connection.password or "", user_agent=f"airflow/{airflow_version}", **arguments)
+        return UnleashClient(
+            connection.password or "",
+            user_agent=f"airflow/{airflow_version}",
+            **{"on_close": report_traffic, **_client_arguments(connection), **overrides},
+        )
     except InvalidArgumentError as error:
-        # The key may also be in another field. And drop the traceback and the connection, because some log handlers
-        # print the variables of a traceback's frames.
+        # The key may also be in another field. And keep neither the traceback nor the connection or its fields in a
+        # variable, because some log handlers print the variables of a traceback's frames.
         message = str(error).replace(connection.password or "\0", "***")
         del connection
         raise InvalidArgumentError(f"Connection {conn_id!r}: {message}", argument=error.argument) from None

@@ -488,7 +488,8 @@ class UnleashToObjectStorageOperator(_FetchOperator):
             client,
             self.device_id,
             window,
-            ObjectStoragePath(self.dst),
+            # ObjectStoragePath does not accept one of a plain path.
+            self.dst if isinstance(self.dst, ObjectStoragePath) else ObjectStoragePath(self.dst),
             file_format=self.file_format,
             compression=self.compression,
             column_types=self.column_types,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow_provider_unleash.core.formats import Compression, FileFormat, has_rows, object_name, open_object
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.protocol import Endpoint, Page
-from airflow_provider_unleash.core.staging import Staging
+from airflow_provider_unleash.core.staging import Staging, is_disk_full
 from airflow_provider_unleash.core.stores import FolderPath
 from airflow_provider_unleash.core.windows import HalfOpenPages, RowCounts, Window
 from airflow_provider_unleash.exceptions import (
@@ -93,17 +93,12 @@ def land(
     """
     name = object_name(device_id, window.start_ms, window.end_ms, file_format, compression)
     path = dst / name
-    source = (name, client.base_url, endpoint, client.mask_stream_tokens is True)
+    source = (client.base_url, endpoint, client.mask_stream_tokens is True)
 
-    def attempt() -> Landed:
-        staging = Staging(
-            dst,
-            source,
-            checkpoint_pages=checkpoint_pages if resume_within else None,
-            resume_within=resume_within or timedelta(0),
-        )
+    def attempt(checkpoint_pages: int | None) -> Landed:
+        resume = resume_within or timedelta(0)
         with (
-            staging,
+            Staging(dst, name, source, checkpoint_pages=checkpoint_pages, resume_within=resume) as staging,
             open_window(client, device_id, window, endpoint, staging) as pages,
             open_object(path, file_format, compression=compression, column_types=column_types) as writer,
         ):
@@ -122,7 +117,12 @@ def land(
         return Landed(path, pages.counts, writer.size, staging.resumed_pages)
 
     try:
-        return restart_on_change(attempt)
+        return restart_on_change(lambda: attempt(checkpoint_pages if resume_within else None))
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        log.warning("No space left. Reading the window again without staging pages: %s", error)
+        return restart_on_change(lambda: attempt(None))
     except _SkippedError:
         return Landed(path, RowCounts(), is_skipped=True)
 

@@ -497,18 +497,18 @@ def render_page(page: Page) -> tuple[bytes, Endpoint]:
 
 def _decode(response: Response, decoder: msgspec.json.Decoder[Any], expected: str, row_type: type | None = None) -> Any:
     """Decode a body; the one place that tells bad JSON (transient) from JSON of another API (permanent)."""
-    body = response.body.removeprefix(_BOM)
+    # No variable for the body, which may echo the key: some log handlers print the variables of a traceback's frames.
     try:
-        return decoder.decode(body)
+        return decoder.decode(response.body.removeprefix(_BOM))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         misfit = error
     # A typed decoder stops at the first misfit, so decode everything to tell other JSON from a truncated body.
     try:
-        content = _ANY.decode(body)
+        content = _ANY.decode(response.body.removeprefix(_BOM))
     except (msgspec.ValidationError, RecursionError):
         content = None  # JSON, but nested too deep, or with a number that a float cannot hold
     except (msgspec.DecodeError, UnicodeDecodeError):
-        if not _is_json(body):
+        if not _is_json(response.body.removeprefix(_BOM)):
             raise TransportError(
                 f"{response.url} returned {response.status}, but {_describe_body(response)}",
                 reason="not_json",
@@ -517,7 +517,7 @@ def _decode(response: Response, decoder: msgspec.json.Decoder[Any], expected: st
             ) from None
         content = None  # JSON with half a surrogate pair, which msgspec reports like a truncated string
     field, row = _locate_misfit(content, row_type)
-    del content  # some log handlers print the variables of a traceback's frames
+    del content  # for the same reason
     raise UnexpectedResponseError(
         f"{response.url} returned JSON, but not {expected} ({response.redact(str(misfit))}"
         f"{'' if row is None else f', row {row}'}): {response.excerpt()}. Is the connection's host the Unleash live "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import logging
@@ -42,6 +43,7 @@ _MAX_LINE_BYTES = 1 << 29
 class _Header(msgspec.Struct):
     """The first line of a staged file: what its pages belong to."""
 
+    source: str
     snapshot: Snapshot
     staged_at: float
     first_page: int
@@ -70,15 +72,16 @@ class Staging:
     Stages the pages of one object while they are read, and loads those that an earlier try has staged.
 
     Each ``checkpoint_pages`` pages become one file, ``<dst>/_staging/<hash>/00000.pages`` and so on, published whole or
-    not at all. The hash is that of the object's name and of everything else that determines its pages. A file starts
-    with a line about the snapshot; each further line is a checksum and a page, as a response of the API. Tries that
-    read the same object at the same time write the same files.
+    not at all; the hash is that of the object's name. A file starts with a line about what its pages belong to; each
+    further line is a checksum and a page, as a response of the API. Tries that read the same object at the same time
+    write the same files.
 
     An error in here costs requests, never rows: it is logged and the API is asked instead. A context manager: the files
-    stay if the block raises, unless it raises because the pages changed.
+    stay if the block raises, unless it raises because the pages changed or the disk is full.
 
     :param dst: folder that the object's name is relative to.
-    :param source: what determines the pages, such as object name, base URL and endpoint: strings and numbers.
+    :param object_name: the object, see :func:`.object_name`.
+    :param source: what else determines the pages, such as base URL and endpoint: strings and numbers.
     :param checkpoint_pages: pages per file; an extraction of no more pages stages nothing, with None none does.
     :param resume_within: files that are older are removed, not used.
     :ivar next_page: the first page that is not staged.
@@ -86,10 +89,16 @@ class Staging:
     """
 
     def __init__(
-        self, dst: FolderPath, source: Sequence[object], *, checkpoint_pages: int | None, resume_within: timedelta
+        self,
+        dst: FolderPath,
+        object_name: str,
+        source: Sequence[object],
+        *,
+        checkpoint_pages: int | None,
+        resume_within: timedelta,
     ) -> None:
-        digest = hashlib.sha256(repr((*source, __version__)).encode()).hexdigest()[:16]
-        self._folder = dst / FOLDER / digest
+        self._folder = dst / FOLDER / hashlib.sha256(object_name.encode()).hexdigest()[:16]
+        self._source = repr((*source, __version__))
         self._checkpoint_pages = checkpoint_pages
         self._resume_within = resume_within.total_seconds()
         self._snapshot = Snapshot(0, b"", b"")
@@ -107,7 +116,7 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._discard_file()
-        if error is None or isinstance(error, SnapshotChangedError):
+        if error is None or isinstance(error, SnapshotChangedError) or is_disk_full(error):
             self._remove()
 
     def stages(self, total_pages: int) -> bool:
@@ -118,7 +127,7 @@ class Staging:
         """
         Yield the pages from page 2 on that an earlier try has staged, without a gap; call it before :meth:`keep`.
 
-        Staged pages of another snapshot are removed.
+        Staged pages of another snapshot or source are removed.
 
         :param snapshot: the snapshot of the pages that the API has now.
         """
@@ -161,12 +170,12 @@ class Staging:
             header = msgspec.json.decode(lines.readline(_MAX_LINE_BYTES), type=_Header)
             if time.time() - header.staged_at > self._resume_within:
                 raise _UnusableError("they are older than resume_within")
-            if header.snapshot != snapshot:
-                raise _UnusableError("the API has other rows now")
+            if (header.source, header.snapshot) != (self._source, snapshot):
+                raise _UnusableError("the API or the settings have changed")
             if header.first_page != self.next_page:
                 raise _UnusableError(f"page {header.first_page} follows page {self.next_page - 1}")
             while line := lines.readline(_MAX_LINE_BYTES):
-                if self.next_page > snapshot.total_pages:
+                if self.next_page >= snapshot.total_pages:
                     raise _UnusableError("there are more pages than the API has")
                 checksum, _, content = line.rstrip(b"\n").partition(b" ")
                 # gzip has a checksum too, but compares it at the end of the file, when these pages are in use already.
@@ -179,7 +188,8 @@ class Staging:
     def keep(self, pages: Iterable[Page]) -> Iterator[Page]:
         """Yield the pages, and stage each that is not staged yet."""
         for page in pages:
-            if self._is_enabled and page.number == self.next_page:
+            # The last page is part of the snapshot, so every try reads it.
+            if self._is_enabled and page.number == self.next_page < self._snapshot.total_pages:
                 try:
                     self._stage(page)
                 except Exception as error:
@@ -193,8 +203,9 @@ class Staging:
         if self._stream is None:
             self._has_files = True  # even if publishing the first file fails halfway
             packed = self._file.enter_context(publish(self._folder / _file_name(self._next_file)))
+            header = _Header(self._source, self._snapshot, time.time(), page.number)
             self._stream = self._file.enter_context(gzip.GzipFile("", "wb", _GZIP_LEVEL, packed, mtime=0))
-            self._stream.write(msgspec.json.encode(_Header(self._snapshot, time.time(), page.number)) + b"\n")
+            self._stream.write(msgspec.json.encode(header) + b"\n")
             self._pages_in_file = 0
         body, endpoint = render_page(page)
         content = endpoint.encode() + b" " + body
@@ -222,6 +233,11 @@ class Staging:
 
 def _checksum(content: bytes) -> bytes:
     return b"%08x" % zlib.crc32(content)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether the error says that there is no space left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _file_name(index: int) -> str:

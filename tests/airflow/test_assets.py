@@ -1,4 +1,4 @@
-"""An asset is named by the place alone, and its events say what was written there, in a few hundred bytes."""
+"""An asset is named after its folder alone, and its events say in a few hundred bytes what was written there."""
 
 from __future__ import annotations
 
@@ -52,27 +52,27 @@ EXTRA = {**{name: SUMMARY[name] for name in ("device_id", "start", "end", "rows"
         ("/data/unleash", "file:///data/unleash"),
     ],
 )
-def test_an_asset_is_the_place_whatever_the_connection_and_the_spelling(dst, uri):
+def test_an_asset_is_named_after_the_folder_whatever_connection_and_spelling_lead_there(dst, uri):
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # which Airflow gives for a URI that it changes
+        warnings.simplefilter("error", UserWarning)  # Airflow warns if it changes a URI
         asset = asset_of(dst)
-        # As an author writes it who does not know the function, and as Airflow leaves it.
+        # The same asset as if an author writes the URI by hand.
         assert asset == Asset(uri)
     assert asset.uri == getattr(asset, "name", uri) == uri
 
 
-def test_a_path_is_the_same_asset_as_its_text(tmp_path: Path):
+def test_a_path_object_and_its_string_are_the_same_asset(tmp_path: Path):
     assert asset_of(ObjectStoragePath(f"file://{tmp_path}/lake")) == asset_of(f"{tmp_path}/lake")
 
 
-def test_assets_of_two_places_differ():
+def test_different_folders_are_different_assets():
     places = ["s3://a/b", "s3://a/c", "s3://b/b", "gs://a/b", "abfs://a/b", "file:///a/b", "s3://a/b?c", "s3://a/b#c"]
     assert len({asset_of(place).uri for place in places}) == len(places)
 
 
-def test_naming_an_asset_asks_nobody(monkeypatch):
+def test_naming_an_asset_makes_no_requests(monkeypatch):
     def refuse(*args: object) -> None:
-        raise AssertionError("a connection is opened")
+        raise AssertionError("opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert asset_of("s3://no_such_connection@lake/unleash").uri == "s3://lake/unleash"
@@ -81,12 +81,12 @@ def test_naming_an_asset_asks_nobody(monkeypatch):
 @pytest.mark.parametrize(
     "dst", ["s3://lake/{{ ds }}", "{{ var.value.lake }}", "lake", "s3://c@/x", "s3://lake/../x", ""]
 )
-def test_a_template_or_a_place_that_is_none_has_no_asset(dst):
+def test_a_template_or_an_invalid_folder_has_no_asset(dst):
     with pytest.raises(InvalidArgumentError, match="dst="):
         asset_of(dst)
 
 
-# ---- events of runs ----------------------------------------------------------------------------
+# ---- events of DAG runs--------------------------------------------------------------------------
 
 
 def extract(lake: Path, more: str, header: str = "") -> str:
@@ -100,7 +100,7 @@ def extract(lake: Path, more: str, header: str = "") -> str:
     """
 
 
-def test_the_event_of_each_mapped_task_says_what_its_summary_says(airflow_home, serve, tmp_path):
+def test_the_event_of_each_mapped_task_matches_its_summary(airflow_home, serve, tmp_path):
     sim = serve()
     run = run_dag(airflow_home, extract(tmp_path, "outlets=[asset_of(lake)]"))
     assert run.state == "success"
@@ -115,21 +115,15 @@ def test_the_event_of_each_mapped_task_says_what_its_summary_says(airflow_home, 
     assert run.events[1][1]["rows"] == 0
 
 
-def test_a_skipped_task_makes_no_event(airflow_home, serve, tmp_path):
+@pytest.mark.parametrize(("on_empty", "state"), [("skip", "skipped"), ("fail", "failed")])
+def test_a_skipped_or_failed_task_has_no_event(airflow_home, serve, tmp_path, on_empty, state):
     serve()
-    run = run_dag(airflow_home, extract(tmp_path, 'outlets=[asset_of(lake)], on_empty="skip"'))
-    assert run.states["extract", 1] == "skipped"
+    run = run_dag(airflow_home, extract(tmp_path, f"outlets=[asset_of(lake)], on_empty={on_empty!r}"))
+    assert run.states["extract", 1] == state
     assert [extra["device_id"] for _, extra in run.events] == [CROWD, STREET]
 
 
-def test_a_failed_task_makes_no_event(airflow_home, serve, tmp_path):
-    serve()
-    run = run_dag(airflow_home, extract(tmp_path, 'outlets=[asset_of(lake)], on_empty="fail"'))
-    assert run.states["extract", 1] == "failed"
-    assert [extra["device_id"] for _, extra in run.events] == [CROWD, STREET]
-
-
-def test_an_outlet_that_is_not_the_dsts_asset_gets_the_same(airflow_home, serve, tmp_path):
+def test_an_outlet_that_is_not_the_asset_of_dst_gets_the_same_event(airflow_home, serve, tmp_path):
     serve()
     header = "from airflow.providers.common.compat.sdk import Asset"
     run = run_dag(airflow_home, extract(tmp_path, 'outlets=[asset_of(lake), Asset("rows")], on_empty="skip"', header))
@@ -141,20 +135,20 @@ def test_an_outlet_that_is_not_the_dsts_asset_gets_the_same(airflow_home, serve,
 
 
 class Events(dict[str, Any]):
-    """The ``outlet_events`` of a task; by text, because not all versions have assets that can be keys."""
+    """The ``outlet_events`` of a task; keyed by text, because assets are not hashable in every Airflow."""
 
     def __getitem__(self, outlet: object) -> Any:
         return self.setdefault(repr(outlet), SimpleNamespace(extra={}))
 
 
-def test_of_a_run_for_a_partition_the_event_names_the_key():
+def test_an_event_has_the_partition_key_of_the_run_if_any():
     for key, expected in (("2026-01-12", {**EXTRA, "partition_key": "2026-01-12"}), (None, EXTRA)):
         context = {"outlet_events": Events(), "dag_run": SimpleNamespace(partition_key=key)}
         add_to_events(context, [asset_of("/lake")], SUMMARY)
         assert context["outlet_events"][asset_of("/lake")].extra == expected
 
 
-def test_what_the_author_put_into_an_event_stays_there():
+def test_an_event_keeps_what_the_author_put_into_it():
     context = {"outlet_events": Events()}
     context["outlet_events"][asset_of("/lake")].extra["by"] = "me"
     add_to_events(context, [asset_of("/lake")], SUMMARY)
@@ -163,14 +157,14 @@ def test_what_the_author_put_into_an_event_stays_there():
 
 @pytest.mark.skipif(not HAS_SDK, reason="Airflow 2 has no references to assets")
 @pytest.mark.parametrize("by", [{"name": "rows"}, {"uri": "s3://lake/unleash"}])
-def test_an_outlet_that_refers_to_an_asset_is_one(by):
+def test_a_reference_to_an_asset_gets_the_event_too(by):
     reference = Asset.ref(**by)
     context = {"outlet_events": Events()}
     add_to_events(context, [reference], SUMMARY)
     assert context["outlet_events"][reference].extra == EXTRA
 
 
-def test_outlets_that_are_no_assets_and_aliases_are_left_alone():
+def test_aliases_and_other_outlets_get_no_event():
     context = {"outlet_events": Events()}
     add_to_events(context, ["a table", {"name": "b"}, AssetAlias("a")], SUMMARY)
     assert context["outlet_events"] == {}

@@ -1,4 +1,4 @@
-"""Every example DAG runs, and does what it says."""
+"""Every example DAG runs and does what it says."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def run_example(airflow_home: Path, lake: Path) -> Callable[..., DagRun]:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_has_a_test_of_its_own(path):
+def test_every_example_has_its_own_test(path):
+    assert path.name.startswith("example_unleash_")
     assert f"test_{path.stem.removeprefix('example_unleash_')}_" in Path(__file__).read_text()
 
 
@@ -73,7 +74,7 @@ def test_an_example_has_a_test_of_its_own(path):
     [path for path in EXAMPLES if HAS_WATCHERS or "AssetWatcher" not in path.read_text()],
     ids=lambda path: path.stem,
 )
-def test_an_example_is_parsed_without_a_request_and_without_a_warning_about_its_code(path, sim):
+def test_every_example_can_be_parsed_without_requests_and_warnings(path, sim):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dag = load_dag(path)
@@ -83,15 +84,10 @@ def test_an_example_is_parsed_without_a_request_and_without_a_warning_about_its_
     assert sim.requests == []
 
 
-def test_the_test_dags_are_the_example_dags_of_the_project():
-    assert len(EXAMPLES) >= 5
-    assert all(path.name.startswith("example_unleash_") for path in EXAMPLES)
-
-
 # ---- each --------------------------------------------------------------------------------------
 
 
-def test_daily_lands_the_days_rows_of_every_device_and_lets_a_silent_one_be_silent(run_example, sim, lake):
+def test_daily_writes_the_rows_of_every_device_and_skips_a_silent_one(run_example, sim, lake):
     run = run_example("daily")
     expected = rows_by_device(sim, DAY_START, DAY_END - 1)
     assert expected[SILENT] == 0
@@ -111,7 +107,8 @@ def test_daily_lands_the_days_rows_of_every_device_and_lets_a_silent_one_be_sile
         assert table.column("frame_number").to_pylist() == [record["frame_number"] for record in records]
 
 
-def test_daily_lands_what_the_query_of_the_readme_reads(run_example, sim, lake):
+@pytest.mark.slow
+def test_daily_writes_files_that_the_query_of_the_readme_reads(run_example, sim, lake):
     run_example("daily")
     query = (EXAMPLES[0].parent / "sql" / "rows_by_class.sql").read_text()
     with duckdb.connect() as connection:
@@ -123,19 +120,21 @@ def test_daily_lands_what_the_query_of_the_readme_reads(run_example, sim, lake):
     assert {(device, name): count for device, name, count in counted} == pytest.approx(expected)
 
 
-def test_daily_run_again_changes_nothing(run_example, sim, lake):
+@pytest.mark.slow
+def test_daily_changes_nothing_when_it_runs_again(run_example, sim, lake):
     rows = run_example("daily").xcoms["report"]
     before = {name: (lake / name).read_bytes() for name in files_in(lake)}
     assert run_example("daily").xcoms["report"] == rows
     assert {name: (lake / name).read_bytes() for name in files_in(lake)} == before
 
 
-def test_late_data_lands_three_days_and_replaces_them_the_night_after(run_example, serve, lake):
+@pytest.mark.slow
+def test_late_data_writes_three_days_and_replaces_them_the_next_night(run_example, serve, lake):
     sim = serve(devices=(STREET, SILENT))
     run_example("late_data")
     days = [f"2026-01-{day}" for day in (10, 11, 12, 13)]
     assert [name.split("/")[1] for name in files_in(lake)] == [f"start_date={day}" for day in days[:3]]
-    # What came late is there the night after, and nothing twice.
+    # Late rows are there the next night, and no row twice.
     sim = serve(devices=(STREET, SILENT), rows_per_day=300)
     run_example("late_data", moment=NEXT_DAY + timedelta(days=1))
     assert [name.split("/")[1] for name in files_in(lake)] == [f"start_date={day}" for day in days]
@@ -144,9 +143,10 @@ def test_late_data_lands_three_days_and_replaces_them_the_night_after(run_exampl
         len(sim.rows(STREET, DAY_START + day * DAY_MS, DAY_START + (day + 1) * DAY_MS - 1)) for day in (-2, -1, 0, 1)
     ]
     assert rows[1:] == expected[1:]
-    assert rows[0] != expected[0]  # three days back is no more
+    assert rows[0] != expected[0]  # the oldest day is no longer replaced
 
 
+@pytest.mark.slow
 def test_aggregate_counts_the_last_hour_by_class(run_example, sim):
     run = run_example("aggregate", moment=NEXT_DAY - timedelta(hours=12))
     noon = DAY_START + 12 * HOUR_MS
@@ -158,12 +158,14 @@ def test_aggregate_counts_the_last_hour_by_class(run_example, sim):
     assert run.xcoms == {"get_rows": records, "count_by_class": dict(counts)}
 
 
+@pytest.mark.slow
 def test_hook_counts_the_rows_of_each_device_and_names_the_silent_ones(run_example, sim):
     run = run_example("hook")
     assert run.xcoms["count_rows"] == rows_by_device(sim, DAY_START, DAY_END)
     assert run.xcoms["report_silent"] == [SILENT]
 
 
+@pytest.mark.slow
 def test_data_frame_counts_the_classes_of_the_busiest_hour_of_each_device(run_example, sim):
     run = run_example("data_frame")
     for index, device in enumerate(sim.devices):
@@ -175,7 +177,8 @@ def test_data_frame_counts_the_classes_of_the_busiest_hour_of_each_device(run_ex
     assert len(run.xcoms["busiest_hour", 0]) > 1
 
 
-def test_wait_for_sessions_waits_and_then_lands_every_device(run_example, sim, lake):
+@pytest.mark.slow
+def test_wait_for_sessions_waits_and_then_writes_every_device(run_example, sim, lake):
     run = run_example("wait_for_sessions")
     assert run.xcoms["wait_for_sessions"] == [session for session in sim.sessions() if int(session) < DAY_END]
     assert run.xcoms["wait_for_sessions"]
@@ -186,7 +189,8 @@ def test_wait_for_sessions_waits_and_then_lands_every_device(run_example, sim, l
         assert [json.loads(line) for line in lines] == sim.rows(device, DAY_START, DAY_END - 1)
 
 
-def test_backfill_lands_each_step_of_a_span_of_each_device_in_a_tree_of_that_step(run_example, serve, lake, tmp_path):
+@pytest.mark.slow
+def test_backfill_writes_each_step_of_a_span_to_the_tree_of_that_step(run_example, serve, lake, tmp_path):
     sim = serve(devices=(STREET, SILENT))
     for every, days in (("day", [11, 12, 13]), ("month", [11])):
         run = run_example("backfill", conf={"start": "2026-01-11", "end": "2026-01-14", "every": every})
@@ -209,7 +213,8 @@ def test_backfill_lands_each_step_of_a_span_of_each_device_in_a_tree_of_that_ste
     assert files_in(lake) == []
 
 
-def test_backfill_of_another_span_doubles_no_row_of_the_first(run_example, serve, tmp_path):
+@pytest.mark.slow
+def test_backfill_of_another_span_does_not_duplicate_rows(run_example, serve, tmp_path):
     serve(devices=(STREET,))
     for end in ("2026-01-13", "2026-01-14"):
         run_example("backfill", conf={"start": "2026-01-11", "end": end, "every": "month"})
@@ -217,13 +222,14 @@ def test_backfill_of_another_span_doubles_no_row_of_the_first(run_example, serve
 
 
 @pytest.mark.parametrize("name", ["daily", "backfill"])
-def test_daily_and_backfill_report_nothing_where_all_cameras_are_silent(run_example, serve, name):
+@pytest.mark.slow
+def test_daily_and_backfill_report_zero_rows_if_all_cameras_are_silent(run_example, serve, name):
     serve(devices=(SILENT,))
     run = run_example(name, **({"conf": {"start": "2026-01-12", "end": "2026-01-13"}} if name == "backfill" else {}))
     assert run.xcoms["report"] == 0
 
 
-def test_backfill_plans_a_year_of_all_devices_by_default_and_no_more_than_airflow_maps(serve):
+def test_backfill_plans_by_default_a_year_of_40_devices_in_fewer_windows_than_airflow_maps(serve):
     serve()
     [path] = [path for path in EXAMPLES if path.stem == "example_unleash_backfill"]
     dag = load_dag(path)
@@ -237,7 +243,8 @@ def test_backfill_plans_a_year_of_all_devices_by_default_and_no_more_than_airflo
 
 
 @pytest.mark.skipif(not has_asset_state_store(), reason="this Airflow has no asset state store")
-def test_event_driven_lands_what_is_new_once_and_goes_on_from_there(run_example, serve, lake):
+@pytest.mark.slow
+def test_event_driven_writes_new_sessions_once(run_example, serve, lake):
     now = int(time.time() * 1000)
     sim = serve(devices=(STREET, SILENT), sessions_from=now - 3 * HOUR_MS, session_period=1800.0, rows_per_day=2000)
     run = run_example("event_driven")
@@ -250,7 +257,7 @@ def test_event_driven_lands_what_is_new_once_and_goes_on_from_there(run_example,
         run.xcoms["extract", index]["rows"] for index, window in enumerate(windows) if window["device_id"] == STREET
     ]
     assert rows == len(sim.rows(STREET, start, end - 1)) > 0
-    # The same event again finds nothing to do, and writes nothing.
+    # The same event again has nothing to do and writes nothing.
     before = files_in(lake)
     run = run_example("event_driven")
     assert run.states["begin"] == "skipped"
@@ -259,14 +266,13 @@ def test_event_driven_lands_what_is_new_once_and_goes_on_from_there(run_example,
 
 @pytest.fixture
 def warehouse(tmp_path: Path, connect: Callable[..., None]) -> Path:
-    """Give DuckDB's file, which the connection ``duckdb_default`` leads to."""
+    """Return the DuckDB file of the connection ``duckdb_default``."""
     connect(conn_id="duckdb_default", conn_type="duckdb", host=f"{tmp_path}/warehouse")
     return tmp_path / "warehouse"
 
 
-def test_assets_loads_each_file_that_an_event_names_once_and_again_when_it_is_written_anew(
-    run_example, serve, lake, warehouse
-):
+@pytest.mark.slow
+def test_assets_loads_each_file_once_and_again_when_it_is_rewritten(run_example, serve, lake, warehouse):
     for seed in (1, 2):
         sim = serve(seed=seed)
         run_example("assets")
@@ -282,7 +288,8 @@ def test_assets_loads_each_file_that_an_event_names_once_and_again_when_it_is_wr
         assert dict(counted) == expected
 
 
-def test_assets_fails_and_loads_nothing_where_a_file_has_other_rows_than_its_event_said(
+@pytest.mark.slow
+def test_assets_fails_and_loads_nothing_if_a_file_does_not_match_its_event(
     run_example, airflow_home, serve, lake, warehouse
 ):
     serve(devices=(STREET,))

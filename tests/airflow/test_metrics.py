@@ -1,4 +1,4 @@
-"""What runs report to a real StatsD socket is what the simulator was asked; and no metric fails a task."""
+"""The metrics that DAG runs send to a StatsD socket match the requests of the simulator, and never fail a task."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_unleash import metrics
-from airflow_provider_unleash.client import Traffic, UnleashClient
-from airflow_provider_unleash.core import client
+from airflow_provider_unleash.client import Traffic
 from airflow_provider_unleash.core.requester import OUTCOMES
 from airflow_provider_unleash.exceptions import ServerError
 from airflow_provider_unleash.hooks import UnleashHook
@@ -33,23 +32,25 @@ EVERYTHING = {
     **dict.fromkeys(("land", "rows", "deferred", "own"), "success"),
     **dict.fromkeys(("fails", "refused", "wait"), "failed"),
 }
-# How each client writes tags; plain StatsD has none. A run of everything takes long, and is made with the first.
+# How each client sends tags; plain StatsD has none. Only the first runs every task, because that takes long.
 KINDS: dict[str, dict[str, str]] = {
     "influxdb": {"STATSD_INFLUXDB_ENABLED": "True"},
     "plain": {},
     "datadog": {"STATSD_DATADOG_ENABLED": "True", "STATSD_DATADOG_METRICS_TAGS": "True"},
 }
+# The one with a DAG run of everything is slow.
+REPORTS = [pytest.param("influxdb", marks=pytest.mark.slow), "plain", "datadog"]
 METRIC = re.compile(r"airflow\.unleash\.([a-z_.]+)((?:,\w+=[^,:]*)*):([\d.]+)\|(c|ms)(?:\|#(\S*))?")
 
 
 @dataclass
 class Reported:
     """
-    What a run has reported.
+    The metrics of a run.
 
-    :param counters: sums by metric, and by task.
-    :param timings: milliseconds by metric, and by task.
-    :param tags: which there were.
+    :param counters: sums by metric and task.
+    :param timings: milliseconds by metric and task.
+    :param tags: names of the tags.
     """
 
     sim: Simulator
@@ -83,12 +84,12 @@ class Reported:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reported]:
-    """Give a function that makes a run, once for each kind of client."""
+    """Return a function that makes a run, once for each kind of client."""
     runs: dict[str, Reported] = {}
 
     def report(kind: str) -> Reported:
         if find_spec("datadog" if kind == "datadog" else "statsd") is None:
-            pytest.skip("its client is not installed")
+            pytest.skip("the client is not installed")
         if kind not in runs:
             runs[kind] = make_run(kind, tmp_path_factory.mktemp(kind))
         return runs[kind]
@@ -97,6 +98,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reported
 
 
 def make_run(kind: str, folder: Path) -> Reported:
+    """Run tasks in their own process and return what they reported."""
     faults = [
         Fault("429", path=STREET, page=3, retry_after=1),
         Fault("502", path=STREET, page=5),
@@ -138,11 +140,11 @@ def make_run(kind: str, folder: Path) -> Reported:
                 return reported
 
 
-# ---- what is reported --------------------------------------------------------------------------
+# ---- DAG runs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_requests_of_all_tasks_are_those_that_the_api_got(report: Callable[[str], Reported], kind: str) -> None:
+@pytest.mark.parametrize("kind", REPORTS)
+def test_the_counted_requests_are_those_that_the_api_received(report: Callable[[str], Reported], kind: str) -> None:
     reported = report(kind)
     requests = {name: number for name, number in reported.totals().items() if name.startswith("requests.")}
     assert sum(requests.values()) == len(reported.sim.requests)
@@ -151,8 +153,8 @@ def test_the_requests_of_all_tasks_are_those_that_the_api_got(report: Callable[[
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_task_is_told_by_its_tags_and_a_device_is_none(report: Callable[[str], Reported], kind: str) -> None:
+@pytest.mark.parametrize("kind", REPORTS)
+def test_metrics_have_a_tag_for_the_task_but_not_for_the_device(report: Callable[[str], Reported], kind: str) -> None:
     reported = report(kind)
     task = "" if kind == "plain" else "land"
     assert reported.tags == (set() if kind == "plain" else {"dag_id", "task_id"})
@@ -172,16 +174,18 @@ def test_a_task_is_told_by_its_tags_and_a_device_is_none(report: Callable[[str],
     assert 900 <= reported.timings["extraction.duration"][task] <= 60_000
 
 
-def test_sensor_and_hook_report_what_they_asked(report: Callable[[str], Reported]) -> None:
+@pytest.mark.slow
+def test_sensor_and_hook_report_their_requests(report: Callable[[str], Reported]) -> None:
     reported = report("influxdb")
     assert reported.of("own") == {"requests.ok": 3}  # the first page, the last one, the version
     waited = reported.of("wait")
     assert waited == {"polls": waited["requests.ok"], "requests.ok": waited["requests.ok"]}
-    asked = sum(request.path.endswith("/sessions") for request in reported.sim.requests)
-    assert reported.totals()["polls"] == asked >= 2
+    requested = sum(request.path.endswith("/sessions") for request in reported.sim.requests)
+    assert reported.totals()["polls"] == requested >= 2
 
 
-def test_what_fails_has_reported_its_requests_too(report: Callable[[str], Reported]) -> None:
+@pytest.mark.slow
+def test_failed_tasks_report_their_requests_too(report: Callable[[str], Reported]) -> None:
     reported = report("influxdb")
     failed = reported.of("fails")
     assert failed["requests.server_error"] == 5
@@ -191,13 +195,15 @@ def test_what_fails_has_reported_its_requests_too(report: Callable[[str], Report
     assert reported.of("refused") == {"requests.client_error": 1}
 
 
-def test_a_trigger_reports_its_polls_and_belongs_to_no_task(report: Callable[[str], Reported]) -> None:
+@pytest.mark.slow
+def test_a_trigger_reports_its_polls_without_a_task(report: Callable[[str], Reported]) -> None:
     reported = report("influxdb")
     assert "deferred" not in reported.counters["polls"]
     assert reported.of("") == {"polls": 1, "requests.ok": 1}
 
 
-def test_the_document_lists_what_is_reported_and_nothing_else(report: Callable[[str], Reported]) -> None:
+@pytest.mark.slow
+def test_the_documentation_lists_exactly_the_reported_metrics(report: Callable[[str], Reported]) -> None:
     documented = set(re.findall(r"^\| `unleash\.([a-z_.]+)` \|", DOCUMENT.read_text(), re.MULTILINE))
     reported = report("influxdb")
     seen = set(reported.totals()) | set(reported.timings)
@@ -207,15 +213,15 @@ def test_the_document_lists_what_is_reported_and_nothing_else(report: Callable[[
     }
 
 
-# ---- that it costs nothing ---------------------------------------------------------------------
+# ---- failures of the metrics ------------------------------------------------------------------
 
 
 class Broken:
     def __getattr__(self, name: str) -> Any:
-        raise RuntimeError("no metrics today")
+        raise RuntimeError("the metrics are broken")
 
 
-def test_metrics_that_cannot_be_sent_fail_no_task(
+def test_metrics_that_cannot_be_sent_do_not_fail_a_task(
     serve: Callable[..., Simulator], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     sim = serve()
@@ -225,63 +231,19 @@ def test_metrics_that_cannot_be_sent_fail_no_task(
     assert land.execute(make_context())["rows"] > 0
 
 
-# ---- what a client counts ----------------------------------------------------------------------
+# ---- traffic of a client -----------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("quick_retries")
-@pytest.mark.parametrize(
-    ("kind", "outcome"),
-    [
-        ("429", "throttled"),
-        ("503", "server_error"),
-        ("408", "server_error"),
-        ("half_body", "transport_error"),
-        ("html", "transport_error"),
-        ("401", "client_error"),
-        ("404", "client_error"),
-        ("redirect", "client_error"),
-        ("wrong_shape", "unexpected"),
-    ],
-)
-def test_a_request_counts_by_how_it_ended(serve: Callable[..., Simulator], kind: str, outcome: str) -> None:
-    sim = serve(faults=[Fault(kind, retry_after=0 if kind == "429" else None)])
-    seen: list[Traffic] = []
-    with UnleashClient(sim.api_key, sim.base_url, on_close=seen.append) as asking:
-        try:
-            asking.list_devices()
-        except client.UnleashError:
-            assert outcome in ("client_error", "unexpected")
-        else:
-            assert asking.traffic.outcomes["ok"] == 1
-        assert asking.traffic.outcomes[outcome] == 1
-        assert asking.traffic.outcomes.total() == asking.traffic.requests == len(sim.requests)
-        assert seen == []
-    asking.close()
-    assert seen == [asking.traffic]
-
-
-def test_requests_that_nobody_waits_for_any_more_are_cancelled_not_failed(serve: Callable[..., Simulator]) -> None:
-    sim = serve(faults=[Fault("slow", page=page, seconds=5.0) for page in (3, 4, 5)])
-    with UnleashClient(sim.api_key, sim.base_url) as asking:
-        pages = asking.iter_pages(STREET, DAY_START, DAY_END)
-        assert [next(pages).number, next(pages).number] == [1, 2]
-        pages.close()
-        outcomes = asking.traffic.outcomes
-        assert set(outcomes) == {"ok", "cancelled"}
-        assert outcomes.total() == asking.traffic.requests
-
-
-def test_a_hook_whose_iterator_is_dropped_reports_all_the_same(
+def test_a_hook_reports_its_requests_even_if_its_iterator_fails_or_is_dropped(
     serve: Callable[..., Simulator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(faults=[Fault("500", page=2, times=None)])
-    monkeypatch.setattr(client, "BACKOFF_BASE", 0.01)
     seen: list[Traffic] = []
-    monkeypatch.setattr(metrics, "report_traffic", seen.append)
+    monkeypatch.setattr("airflow_provider_unleash.hooks.report_traffic", seen.append)
     with pytest.raises(ServerError):
         list(UnleashHook().iter_pages(STREET, DAY_START, DAY_END, page_concurrency=1))
-    for _ in UnleashHook().iter_pages(SILENT, DAY_START, DAY_END):
-        pass
+    assert len(list(UnleashHook().iter_pages(SILENT, DAY_START, DAY_END))) == 1
     dropped = UnleashHook().iter_pages(STREET, DAY_START, DAY_END, page_concurrency=1)
     next(dropped)
     del dropped

@@ -1,9 +1,9 @@
 """
-Runs of all operators, of the sensor in all modes and of the hook leave the key nowhere, and masked stream tokens too.
+DAG runs never write the key or masked stream tokens anywhere: all operators, the sensor in all modes, and the hook.
 
-The runs are made once, in a process of its own, under debug logging and without Airflow's own masking.
-All that this process wrote is searched: the database by columns and as bytes, logs, standard output and error,
-temporary files, the lake, OpenLineage's events where its provider is installed.
+The runs happen once, in their own process, with debug logging and without Airflow's own masking. The tests search
+everything that this process wrote: the database (by column and as bytes), logs, standard output and error, temporary
+files, the lake, and OpenLineage's events if its provider is installed.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from tests.support.python_processes import import_root, module_command
 from tests.support.sample_day import DAY_END, DAY_START, STREET
 from tests.support.secret_search import FAULTS, KEYS, files_under, leaks
 
+pytestmark = pytest.mark.slow
+
 KEY, BEARER = KEYS
 LEAKED_KEY = "LeAk/4711+key="
-# Where a leaking task puts a secret, and a text that it must be found in then.
+# Where a leaking task puts a secret, and where the search must find it.
 LEAKS = {
     "printed": "stdout",
     "logged": "stdout",
@@ -46,7 +48,7 @@ if HAS_OPENLINEAGE:
 MISFIT = f"{STREET}?token=odd-otter-001"
 HAS_SDK = find_spec("airflow.sdk") is not None
 HAS_PYARROW = find_spec("pyarrow") is not None
-# At this level, Airflow 3 logs how a task tells its supervisor what to mask, key included.
+# At this level, Airflow 3 logs the task's message to its supervisor about what to mask, with the key.
 _TOLD_TO_MASK = re.compile(rb"msg=MaskSecret\(value=.*?, type='MaskSecret'\)")
 
 
@@ -55,20 +57,23 @@ def leaked(place: str) -> str:
 
 
 def connections() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Return options of a simulator, and fields of a connection to it, by connection, in the order of the runs."""
+    """Return the options of a simulator and the fields of a connection to it, by connection, in order."""
     fresh = {"rows_per_day": 60, "page_size": 20, "sessions_from": DAY_START}
-    patient, hasty = {"max_attempts": 2}, {"max_attempts": 1, "timeout": 0.1}
+    two_attempts, one_attempt = {"max_attempts": 2}, {"max_attempts": 1, "timeout": 0.1}
     found = {
         fault.replace(" ", "_"): (
             {**fresh, "api_keys": [KEY], "faults": faults},
-            {"password": KEY, "extra": hasty if fault == "timeout" else patient},
+            {"password": KEY, "extra": one_attempt if fault == "timeout" else two_attempts},
         )
         for fault, faults in FAULTS.items()
     }
     found["waiting"] = found["nothing"]
     for name in ("nothing", "echo_401"):
-        found[f"{name}_of_bearer"] = ({**found[name][0], "api_keys": [BEARER]}, {"password": BEARER, "extra": patient})
-    found["refused"] = ({}, {"password": KEY, "host": "http://127.0.0.1:1", "extra": patient})
+        found[f"{name}_of_bearer"] = (
+            {**found[name][0], "api_keys": [BEARER]},
+            {"password": BEARER, "extra": two_attempts},
+        )
+    found["refused"] = ({}, {"password": KEY, "host": "http://127.0.0.1:1", "extra": two_attempts})
     found["unusable"] = ({}, {"password": f"{KEY} and more"})
     found["leaking"] = ({**fresh, "api_keys": [LEAKED_KEY]}, {"password": LEAKED_KEY})
     half = [Fault("half_body", page=2, times=None)]
@@ -81,7 +86,7 @@ def connections() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     ):
         found[name] = (
             {**fresh, "api_keys": [KEY], **options},
-            {"password": KEY, "extra": {**patient, "mask_stream_tokens": masks}},
+            {"password": KEY, "extra": {**two_attempts, "mask_stream_tokens": masks}},
         )
     return found
 
@@ -89,11 +94,11 @@ def connections() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
 @dataclass
 class Runs:
     """
-    What the runs left.
+    The results of the runs.
 
-    :param states: of the tasks, by connection.
-    :param texts: all that they wrote, by the name of its file, and of its column in a database.
-    :param tokens: the stream tokens that the rows of each connection's simulator have.
+    :param states: states of the tasks, by connection.
+    :param texts: everything that they wrote, by file, and by column of a database.
+    :param tokens: stream tokens of each connection's simulator.
     """
 
     states: dict[str, dict[str, str]]
@@ -111,7 +116,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         (folder / name).mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")} | {
         "AIRFLOW_HOME": f"{folder}/home",
-        "AIRFLOW__CORE__FERNET_KEY": "",  # else a trigger's arguments are kept encrypted
+        "AIRFLOW__CORE__FERNET_KEY": "",  # otherwise the arguments of triggers are encrypted
         "AIRFLOW__CORE__HIDE_SENSITIVE_VAR_CONN_FIELDS": "False",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
         "AIRFLOW__OPENLINEAGE__INCLUDE_FULL_TASK_INFO": "True",
@@ -137,7 +142,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
                 cwd=folder / "user",
                 stdout=stdout,
                 stderr=stderr,
-                timeout=900,
+                timeout=840,
             )
     assert ended.returncode == 0, (folder / "stderr").read_text()[-3000:]
     texts = {name.removeprefix(f"{folder}/"): text for name, text in files_under(folder).items()}
@@ -163,19 +168,19 @@ def test_no_run_writes_the_key_or_half_of_it_anywhere(runs, key):
 
 
 @pytest.mark.parametrize("name", ["masked", "masked_half_body", "masked_misfit"])
-def test_masked_stream_tokens_are_nowhere(runs, name):
+def test_no_run_writes_a_masked_stream_token_anywhere(runs, name):
     tokens = runs.tokens[name]
     assert tokens
     assert runs.find(*tokens) == []
 
 
-def test_stream_tokens_that_are_not_masked_are_found(runs):
+def test_the_search_finds_stream_tokens_that_are_not_masked(runs):
     found = " ".join(runs.find(*runs.tokens["unmasked"]))
     formats = ["csv:", "jsonl.gz unpacked:", *(["parquet unpacked:"] if HAS_PYARROW else [])]
     assert [name for name in ["home/airflow.db xcom.value", *formats] if name not in found] == []
 
 
-def test_what_is_searched_has_debug_lines_tracebacks_and_all_places_of_a_run(runs):
+def test_the_searched_texts_include_debug_logs_tracebacks_and_all_tables(runs):
     printed = b"".join(text for name, text in runs.texts.items() if name.startswith(("stdout", "home/logs")))
     for words in ("GET /v1/analytics/", "Traceback (most recent call last)", "Poll failed (1 in a row)", "(False, "):
         assert words.encode() in printed
@@ -187,15 +192,15 @@ def test_what_is_searched_has_debug_lines_tracebacks_and_all_places_of_a_run(run
 
 
 @pytest.mark.parametrize(("place", "text"), LEAKS.items())
-def test_a_secret_that_a_task_leaks_is_found(runs, place, text):
+def test_the_search_finds_a_secret_that_a_task_leaks(runs, place, text):
     if place == "tabled" and not HAS_PYARROW:
-        pytest.skip("nothing here writes Parquet")
+        pytest.skip("pyarrow is not installed")
     if place == "deferred" and not HAS_SDK:
-        pytest.skip("dag.test() of Airflow 2.11 keeps no trigger")
+        pytest.skip("in Airflow 2.11, dag.test() does not store triggers")
     texts = [text, "home/logs"] if text == "stdout" else [text]
     assert any(found.startswith(tuple(texts)) for found in runs.find(leaked(place)))
 
 
-def test_a_key_that_airflow_knows_is_found_where_a_task_logs_it(runs):
-    """Were Airflow's masking on, it would hide the key here."""
+def test_the_search_finds_the_key_of_a_connection_that_a_task_logs(runs):
+    """Airflow's masking, if it were on, would hide this key."""
     assert runs.find(LEAKED_KEY)

@@ -1,4 +1,4 @@
-"""Triggers wait as the sensor does, share their polls, give up when they should, and lose no session."""
+"""Triggers select the same sessions as the sensor, share their polls, and give up only when they should."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from itertools import pairwise
@@ -37,7 +37,7 @@ INTERVAL = 0.1
 
 
 class Clock:
-    """A simulator's clock, moved by hand; epoch milliseconds."""
+    """A simulator's clock that tests set, in epoch milliseconds."""
 
     def __init__(self, now_ms: int) -> None:
         self.now_ms = now_ms
@@ -53,7 +53,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def sim(serve: Callable[..., Simulator], clock: Clock) -> Simulator:
-    """Give an account whose sessions begin about each hour, from the day before on; it is noon."""
+    """Serve an account with about one session per hour since the day before; it is noon."""
     return serve(sessions_from=DAY_START - 24 * HOUR_MS, session_period=3600.0, clock=clock)
 
 
@@ -79,7 +79,7 @@ async def collect(stream: AsyncIterator[Any], most: int = 1, seconds: float = 20
 
 
 def fire(trigger: UnleashNewSessionsTrigger, seconds: float = 20.0) -> dict[str, Any] | None:
-    """Return the trigger's event, None where there is none in that time."""
+    """Return the trigger's event, or None if there is none within that time."""
     found = asyncio.run(collect(trigger.run(), 2, seconds))
     assert len(found) <= 1
     return found[0] if found else None
@@ -103,7 +103,7 @@ HISTORIES: dict[str, dict[str, Any]] = {
     "since": {"since": DAY_START + 10 * HOUR_MS, "min_sessions": 5},
     "since and until": {"since": DAY_START + 13 * HOUR_MS, "until": DAY_START + 15 * HOUR_MS},
     "until only": {"until": DAY_START + 30 * HOUR_MS, "min_sessions": 16},
-    "texts": {"since": "2026-01-12T13:00:00Z", "until": "2026-01-13T00:00:00Z"},
+    "strings": {"since": "2026-01-12T13:00:00Z", "until": "2026-01-13T00:00:00Z"},
     "known sessions": {"known_sessions": ["1"], "min_sessions": 40},
     "nothing known": {"known_sessions": [], "min_sessions": 38},
     "no interval": {"context": make_context(None)},
@@ -112,19 +112,19 @@ HISTORIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("hours", [1, 4, 9])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_poke_and_trigger_agree_on_the_same_history(sim: Simulator, clock: Clock, history: str, hours: int) -> None:
+def test_poke_and_trigger_return_the_same_sessions(sim: Simulator, clock: Clock, history: str, hours: int) -> None:
     arguments = dict(HISTORIES[history])
     context = arguments.pop("context", make_context())
     sensor = UnleashNewSessionsSensor(task_id="wait", poke_interval=INTERVAL, deferrable=True, **arguments)
     trigger = None
     try:
-        there_already = sensor.execute(context)
+        found_at_once = sensor.execute(context)
     except TaskDeferred as deferred:
         trigger = deferred.trigger
     clock.now_ms += hours * HOUR_MS
     poked = UnleashNewSessionsSensor(task_id="poke", **arguments).poke(context)
     if trigger is None:
-        assert there_already
+        assert found_at_once
         return
     event = fire(trigger, 20.0 if poked.is_done else 4 * INTERVAL)
     assert (event is not None) == poked.is_done
@@ -133,7 +133,7 @@ def test_poke_and_trigger_agree_on_the_same_history(sim: Simulator, clock: Clock
         assert sensor.execute_complete(context, event) == poked.xcom_value
 
 
-def test_min_age_means_the_same_in_the_triggerer(serve: Callable[..., Simulator]) -> None:
+def test_min_age_selects_the_same_sessions_in_the_triggerer(serve: Callable[..., Simulator]) -> None:
     now = int(time.time() * 1000)
     sim = serve(sessions_from=now - 2 * 3_600_000, session_period=600.0)
     since, age = now - 3_600_000, timedelta(minutes=30)
@@ -145,13 +145,7 @@ def test_min_age_means_the_same_in_the_triggerer(serve: Callable[..., Simulator]
     assert fire(UnleashNewSessionsTrigger(since=since, min_age=1800.0, poke_interval=INTERVAL))["sessions"] == found
 
 
-def test_what_is_there_already_needs_no_triggerer(sim: Simulator) -> None:
-    sensor = UnleashNewSessionsSensor(task_id="wait", deferrable=True)
-    found = sensor.execute(make_context())
-    assert found == sensor.poke(make_context()).xcom_value
-
-
-def test_the_trigger_has_what_the_sensor_was_given(sim: Simulator) -> None:
+def test_the_trigger_gets_the_arguments_of_the_sensor(sim: Simulator) -> None:
     deferred = defer(since=DAY_START, until=DAY_END, min_sessions=99, timeout=321.0, min_age=timedelta(seconds=1.5))
     assert deferred.timeout == timedelta(seconds=321)
     assert deferred.method_name == "execute_complete"
@@ -175,21 +169,14 @@ def test_the_trigger_has_what_the_sensor_was_given(sim: Simulator) -> None:
         UnleashNewSessionsEventTrigger(since=DAY_START, min_age=0.5, reminder=7.0),
     ],
 )
-def test_a_trigger_comes_back_from_the_database_as_it_was(trigger: Any) -> None:
+def test_a_trigger_survives_serialization_unchanged(trigger: Any) -> None:
     path, arguments = trigger.serialize()
     module, _, name = path.rpartition(".")
     again = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
     assert again.serialize() == trigger.serialize()
 
 
-def test_neither_trigger_nor_event_has_the_key(serve: Callable[..., Simulator]) -> None:
-    sim = serve(key="ul_pat_verysecret")
-    sim.add_fault(Fault("echo_key", times=None))
-    trigger = UnleashNewSessionsTrigger(poke_interval=INTERVAL)
-    assert "verysecret" not in json.dumps([trigger.serialize(), fire(trigger)])
-
-
-def test_the_default_is_that_of_airflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_airflows_setting_is_the_default_of_deferrable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not UnleashNewSessionsSensor(task_id="wait").deferrable
     code = "from airflow_provider_unleash.sensors import *; print(UnleashNewSessionsSensor(task_id='a').deferrable)"
     monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", "true")
@@ -197,7 +184,7 @@ def test_the_default_is_that_of_airflow(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("soft_fail", [False, True])
-def test_a_permanent_error_of_the_triggerer_fails_on_the_first_try(
+def test_a_permanent_error_in_the_triggerer_fails_the_task_without_a_retry(
     sim: Simulator, connect: Callable[..., None], soft_fail: bool
 ) -> None:
     sensor = UnleashNewSessionsSensor(task_id="wait", deferrable=True, soft_fail=soft_fail, min_sessions=99)
@@ -205,24 +192,26 @@ def test_a_permanent_error_of_the_triggerer_fails_on_the_first_try(
     event = fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL))
     assert event["status"] == "error"
     assert event["error"] == "AuthenticationError"
-    with pytest.raises(AirflowFailException, match=r"AuthenticationError: .*Make a new one"):
+    with pytest.raises(AirflowFailException, match=r"AuthenticationError: .*Create a new one"):
         sensor.resume_execution("execute_complete", {"event": event}, make_context())
 
 
-def test_a_passing_error_of_the_triggerer_is_one_that_airflow_retries() -> None:
+def test_a_transient_error_in_the_triggerer_is_left_to_airflows_retries() -> None:
     sensor = UnleashNewSessionsSensor(task_id="wait", deferrable=True)
-    event = {"status": "error", "error": "ServerError", "message": "answered 503"}
-    with pytest.raises(UnleashError, match="ServerError: answered 503") as caught:
+    event = {"status": "error", "error": "ServerError", "message": "returned 503"}
+    with pytest.raises(UnleashError, match="ServerError: returned 503") as caught:
         sensor.execute_complete(make_context(), event)
     assert not isinstance(caught.value, AirflowFailException)
 
 
-@pytest.mark.parametrize("said", ["Trigger timeout", "Trigger/execution timeout"], ids=["3.0", "2.11"])
+@pytest.mark.parametrize("message", ["Trigger timeout", "Trigger/execution timeout"], ids=["3.0", "2.11"])
 @pytest.mark.parametrize(("soft_fail", "expected"), [(False, AirflowSensorTimeout), (True, AirflowSkipException)])
-def test_a_timeout_in_the_triggerer_is_one_of_the_sensor(soft_fail: bool, expected: type[Exception], said: str) -> None:
+def test_a_timeout_in_the_triggerer_is_a_timeout_of_the_sensor(
+    soft_fail: bool, expected: type[Exception], message: str
+) -> None:
     sensor = UnleashNewSessionsSensor(task_id="wait", deferrable=True, soft_fail=soft_fail)
     with pytest.raises(expected):
-        sensor.resume_execution("__fail__", {"error": said}, make_context())
+        sensor.resume_execution("__fail__", {"error": message}, make_context())
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -248,7 +237,7 @@ def test_a_deferred_sensor_in_a_dag_run_returns_the_sessions(
 # ---- polls that fail -----------------------------------------------------------------------------
 
 
-def test_passing_faults_are_waited_out(sim: Simulator) -> None:
+def test_a_poll_that_fails_is_repeated(sim: Simulator) -> None:
     sim.add_fault(Fault("503", times=2))
     sim.add_fault(Fault("html", times=1))
     sim.add_fault(Fault("reset", times=1))
@@ -256,14 +245,16 @@ def test_passing_faults_are_waited_out(sim: Simulator) -> None:
     assert polls(sim) == 5
 
 
-def test_a_fault_that_stays_is_given_up_after_ten_polls(sim: Simulator) -> None:
+def test_a_deferred_task_gives_up_after_ten_failed_polls(sim: Simulator) -> None:
     sim.add_fault(Fault("503", times=None))
     event = fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL))
     assert (event["status"], event["error"]) == ("error", "ServerError")
     assert polls(sim) == triggers.MAX_FAILED_POLLS == 10
 
 
-def test_only_failures_in_a_row_count(sim: Simulator, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_success_resets_the_count_of_failed_polls(
+    sim: Simulator, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(triggers, "MAX_FAILED_POLLS", 3)
     for _ in range(2):
         sim.add_fault(Fault("503", times=2))
@@ -272,48 +263,45 @@ def test_only_failures_in_a_row_count(sim: Simulator, clock: Clock, monkeypatch:
     assert [request.status for request in sim.requests][:6] == [503, 503, 200, 503, 503, 200]
 
 
-def test_failed_polls_are_further_and_further_apart(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pause_grows_with_each_failed_poll(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triggers, "MAX_BACKOFF", 0.4)
     sim.add_fault(Fault("503", times=None))
     fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL), seconds=1.9)
     times = [request.time for request in sim.requests]
     pauses = [after - before for before, after in pairwise(times)]
-    # 0.1, 0.2, 0.4 and 0.4 seconds; each by itself may be shorter at a busy server, which notes one request late.
+    # 0.1, 0.2, 0.4 and 0.4 seconds; a busy server may log a request late, so compare sums.
     assert sum(pauses[2:4]) > sum(pauses[:2])
     assert len(times) <= 7
 
 
-def test_the_api_says_how_long_to_wait(sim: Simulator) -> None:
+def test_polls_obey_retry_after(sim: Simulator) -> None:
     sim.add_fault(Fault("429", retry_after=1, times=1))
     assert fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL))["status"] == "success"
     first, second = (request.time for request in sim.requests)
     assert second - first >= 0.99
 
 
-def test_an_id_that_is_no_start_is_an_error_event(serve: Callable[..., Simulator], answer: Callable[..., None]) -> None:
+def test_a_bad_session_id_or_a_missing_connection_is_an_error_event(answer: Callable[..., None]) -> None:
     answer(b'["not-a-start"]')
     event = fire(UnleashNewSessionsTrigger(since=DAY_START, poke_interval=INTERVAL))
     assert event["error"] == "UnexpectedResponseError"
-
-
-def test_a_connection_that_is_not_there_is_an_error_event_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     event = fire(UnleashNewSessionsTrigger(unleash_conn_id="nowhere", poke_interval=INTERVAL))
     assert event["status"] == "error"
     assert "nowhere" in event["message"]
 
 
-def test_no_count_of_failures_and_no_header_stops_the_polls_for_good() -> None:
+def test_neither_many_failures_nor_a_wrong_header_stop_the_polls_for_good() -> None:
     poll = triggers._SharedPoll("unleash_default", 60.0)
     for failures in (1, 5, 2000):
         assert 60.0 <= poll._backoff(ServerError("", status=503), failures) <= 600.0
         assert poll._backoff(RateLimitError("", status=429, retry_after=1e11), failures) == 3600.0
 
 
-def test_who_waits_goes_on_where_a_poll_is_cancelled_from_below(sim: Simulator, monkeypatch: Any) -> None:
-    times = iter([True])
+def test_triggers_keep_waiting_if_airflow_cancels_a_poll(sim: Simulator, monkeypatch: Any) -> None:
+    first = iter([True])
 
     async def cancelled(conn_id: str) -> Any:
-        if next(times, False):
+        if next(first, False):
             raise asyncio.CancelledError("Reader loop exited")
         return await get_async_connection(conn_id)
 
@@ -322,11 +310,11 @@ def test_who_waits_goes_on_where_a_poll_is_cancelled_from_below(sim: Simulator, 
     assert polls(sim) == 1
 
 
-def test_a_poll_leaves_the_triggerers_talk_with_its_supervisor_in_order(sim: Simulator) -> None:
-    """Masking a connection's extra talks to the supervisor; Airflow 3.0 and 3.1 do so on the event loop they know."""
+def test_a_poll_does_not_disturb_the_triggerers_messages_to_its_supervisor(sim: Simulator) -> None:
+    """Masking a connection's secrets sends a message; Airflow 3.0 and 3.1 send it on the triggerer's event loop."""
     runner = pytest.importorskip("airflow.jobs.triggerer_job_runner")
     if not hasattr(runner, "TriggerCommsDecoder"):
-        pytest.skip("this Airflow has no supervisor of triggers")
+        pytest.skip("in this Airflow, the triggerer has no supervisor")
     done = subprocess.run(
         module_command("triggerer_comms", sim.base_url, sim.api_key),
         env=import_root({**os.environ}),
@@ -336,59 +324,55 @@ def test_a_poll_leaves_the_triggerers_talk_with_its_supervisor_in_order(sim: Sim
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {"sessions": sim.sessions(), "afterwards": "in order"}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"sessions": sim.sessions(), "error": ""}
 
 
-# ---- one poll for many ---------------------------------------------------------------------------
+# ---- shared polls ---------------------------------------------------------------------------------
 
 
-def test_the_first_poll_comes_after_an_interval(sim: Simulator) -> None:
+def test_the_first_poll_comes_after_one_interval(sim: Simulator) -> None:
     began = time.time()
     assert fire(UnleashNewSessionsTrigger(poke_interval=0.5))["status"] == "success"
     assert sim.requests[0].time - began >= 0.49
 
 
-def test_triggers_of_one_connection_and_interval_share_their_polls(sim: Simulator, clock: Clock) -> None:
-    async def wait() -> list[list[Any]]:
-        waiting = [UnleashNewSessionsTrigger(since=clock.now_ms + 1, poke_interval=0.5).run() for _ in range(300)]
-        return await asyncio.gather(*(collect(stream, seconds=2.9) for stream in waiting))
+def fire_all(waiting: Sequence[UnleashNewSessionsTrigger], seconds: float = 20.0) -> list[list[Any]]:
+    """Return the events of triggers that wait at the same time."""
 
-    assert asyncio.run(wait()) == [[]] * 300
+    async def wait() -> list[list[Any]]:
+        return await asyncio.gather(*(collect(trigger.run(), seconds=seconds) for trigger in waiting))
+
+    return asyncio.run(wait())
+
+
+def test_triggers_with_the_same_connection_and_interval_share_their_polls(sim: Simulator, clock: Clock) -> None:
+    waiting = [UnleashNewSessionsTrigger(since=clock.now_ms + 1, poke_interval=0.5) for _ in range(300)]
+    assert fire_all(waiting, 2.9) == [[]] * 300
     assert 4 <= polls(sim) <= 6
 
 
-def test_each_keeps_its_own_predicate(sim: Simulator, clock: Clock) -> None:
+def test_triggers_that_share_a_poll_select_by_their_own_arguments(sim: Simulator) -> None:
     sessions = sim.sessions()
-
-    async def wait() -> list[list[Any]]:
-        waiting = [
-            *(UnleashNewSessionsTrigger(since=int(session), poke_interval=INTERVAL) for session in sessions),
-            UnleashNewSessionsTrigger(known_sessions=sessions[1:], poke_interval=INTERVAL),
-        ]
-        return await asyncio.gather(*(collect(trigger.run()) for trigger in waiting))
-
-    *by_start, by_name = [payload["sessions"] for [payload] in asyncio.run(wait())]
-    assert by_start == [sessions[index:] for index in range(len(sessions))]
-    assert by_name == sessions[:1]
+    waiting = [UnleashNewSessionsTrigger(since=int(session), poke_interval=INTERVAL) for session in sessions]
+    waiting.append(UnleashNewSessionsTrigger(known_sessions=sessions[1:], poke_interval=INTERVAL))
+    expected = [*(sessions[index:] for index in range(len(sessions))), sessions[:1]]
+    assert [payload["sessions"] for [payload] in fire_all(waiting)] == expected
     assert polls(sim) == 1
 
 
-def test_another_interval_or_connection_polls_for_itself(sim: Simulator, connect: Callable[..., None]) -> None:
+def test_another_interval_or_connection_has_its_own_polls(sim: Simulator, connect: Callable[..., None]) -> None:
     connect(conn_id="other", host=sim.base_url, password=sim.api_key)
-
-    async def wait() -> None:
-        waiting = [
+    fire_all(
+        [
             UnleashNewSessionsTrigger(poke_interval=INTERVAL),
             UnleashNewSessionsTrigger(poke_interval=2 * INTERVAL),
             UnleashNewSessionsTrigger(poke_interval=INTERVAL, unleash_conn_id="other"),
         ]
-        await asyncio.gather(*(collect(trigger.run()) for trigger in waiting))
-
-    asyncio.run(wait())
+    )
     assert polls(sim) == 3
 
 
-def test_one_that_is_cancelled_takes_the_poll_from_nobody(sim: Simulator) -> None:
+def test_a_cancelled_trigger_does_not_cancel_the_poll_of_another(sim: Simulator) -> None:
     sim.add_fault(Fault("slow", seconds=0.5, times=1))
 
     async def wait() -> list[Any]:
@@ -404,7 +388,7 @@ def test_one_that_is_cancelled_takes_the_poll_from_nobody(sim: Simulator) -> Non
     assert polls(sim) == 1
 
 
-def test_nobody_waits_and_nothing_is_asked(sim: Simulator, clock: Clock) -> None:
+def test_there_are_no_polls_while_no_trigger_waits(sim: Simulator, clock: Clock) -> None:
     async def wait() -> None:
         task = asyncio.create_task(
             collect(UnleashNewSessionsTrigger(since=clock.now_ms + 1, poke_interval=INTERVAL).run())
@@ -413,15 +397,15 @@ def test_nobody_waits_and_nothing_is_asked(sim: Simulator, clock: Clock) -> None
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        asked = polls(sim)
+        before = polls(sim)
         await asyncio.sleep(0.5)
-        assert polls(sim) == asked > 0
+        assert polls(sim) == before > 0
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(wait())
 
 
-def test_a_new_key_in_the_connection_counts_from_the_next_poll(
+def test_a_changed_connection_is_used_from_the_next_poll_on(
     sim: Simulator, clock: Clock, connect: Callable[..., None]
 ) -> None:
     connect(host=sim.base_url, password="ul_pat_simulator")
@@ -441,28 +425,24 @@ def test_a_new_key_in_the_connection_counts_from_the_next_poll(
     assert last == 403
 
 
-# ---- an asset that is watched --------------------------------------------------------------------
+# ---- a watched asset -----------------------------------------------------------------------------
 
 
 def watch(trigger: UnleashNewSessionsEventTrigger, most: int, seconds: float = 20.0) -> list[Any]:
     return asyncio.run(collect(trigger.run(), most, seconds))
 
 
-def test_new_sessions_are_an_event_and_the_same_ones_are_none(sim: Simulator, clock: Clock) -> None:
+def test_new_sessions_fire_one_event_and_no_other_while_they_stay_the_same(sim: Simulator, clock: Clock) -> None:
     since = DAY_START + 9 * HOUR_MS
     expected = [session for session in sim.sessions() if int(session) >= since]
     trigger = UnleashNewSessionsEventTrigger(since=since, poke_interval=INTERVAL)
     assert watch(trigger, 9, seconds=0.8) == [{"sessions": expected, "truncated": False}]
     assert polls(sim) > 3
+    idle = UnleashNewSessionsEventTrigger(since=clock.now_ms + 1, poke_interval=INTERVAL, reminder=0.0)
+    assert watch(idle, 9, seconds=0.8) == []
 
 
-def test_an_idle_account_starts_no_run(sim: Simulator, clock: Clock) -> None:
-    trigger = UnleashNewSessionsEventTrigger(since=clock.now_ms + 1, poke_interval=INTERVAL, reminder=0.0)
-    assert watch(trigger, 9, seconds=0.8) == []
-    assert polls(sim) > 3
-
-
-def test_each_change_is_one_event(sim: Simulator, clock: Clock) -> None:
+def test_each_change_fires_one_event(sim: Simulator, clock: Clock) -> None:
     since = clock.now_ms + 1
 
     async def wait() -> list[Any]:
@@ -478,23 +458,23 @@ def test_each_change_is_one_event(sim: Simulator, clock: Clock) -> None:
     assert sets[0] < sets[1] < sets[2] == {session for session in sim.sessions() if int(session) >= since}
 
 
-def test_sessions_that_nobody_handles_are_told_of_again(sim: Simulator) -> None:
+def test_sessions_that_stay_unhandled_fire_reminders(sim: Simulator) -> None:
     trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL, reminder=0.5)
     events = watch(trigger, 3)
     assert events[0] == events[1] == events[2]
     assert 10 <= polls(sim) <= 16
 
 
-def test_a_payload_is_bounded_and_says_when_it_was_cut(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_payload_has_only_the_latest_sessions_and_says_if_there_are_more(
+    sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(triggers, "MAX_EVENT_SESSIONS", 3)
     trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL)
-    assert watch(trigger, 1) == [
-        {"sessions": [s for s in sim.sessions() if int(s) >= DAY_START][-3:], "truncated": True}
-    ]
+    assert watch(trigger, 1) == [{"sessions": sim.sessions()[-3:], "truncated": True}]
 
 
 @pytest.mark.parametrize("kind", ["401", "503", "garbage", "wrong_shape", "redirect"])
-def test_an_error_ends_no_stream_and_makes_no_hot_loop(sim: Simulator, kind: str, caplog: Any) -> None:
+def test_an_error_does_not_end_the_events_and_slows_the_polls_down(sim: Simulator, kind: str, caplog: Any) -> None:
     sim.add_fault(Fault(kind, times=4))
     trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL)
     began = time.monotonic()
@@ -504,13 +484,7 @@ def test_an_error_ends_no_stream_and_makes_no_hot_loop(sim: Simulator, kind: str
     assert "Poll failed (4 in a row)" in caplog.text
 
 
-def test_an_id_that_cannot_be_read_ends_no_stream(answer: Callable[..., None], caplog: Any) -> None:
-    answer(b'["not-a-start"]')
-    assert watch(UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL), 1, seconds=0.5) == []
-    assert "No event from this poll: UnexpectedResponseError" in caplog.text
-
-
-def test_watchers_share_a_stream_where_connection_and_interval_are_the_same() -> None:
+def test_watchers_with_the_same_connection_and_interval_share_a_stream() -> None:
     one = UnleashNewSessionsEventTrigger(since=DAY_START)
     assert one.shared_stream_key() == UnleashNewSessionsEventTrigger(since=DAY_END, reminder=5.0).shared_stream_key()
     assert one.shared_stream_key() != UnleashNewSessionsEventTrigger(poke_interval=5.0).shared_stream_key()
@@ -518,7 +492,7 @@ def test_watchers_share_a_stream_where_connection_and_interval_are_the_same() ->
     assert hash(one.shared_stream_key()) is not None
 
 
-def test_the_shared_stream_gives_the_same_events(sim: Simulator) -> None:
+def test_a_shared_stream_fires_the_same_events(sim: Simulator) -> None:
     trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL)
     expected = watch(trigger, 1)
     stream = UnleashNewSessionsEventTrigger.open_shared_stream(trigger.serialize()[1])
@@ -533,20 +507,13 @@ def test_the_shared_stream_gives_the_same_events(sim: Simulator) -> None:
     ],
     ids=str,
 )
-def test_an_argument_that_cannot_be_used_is_an_error_when_the_dag_is_parsed(arguments: dict[str, Any]) -> None:
+def test_an_invalid_argument_is_an_error_when_the_dag_is_parsed(arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match=next(iter(arguments))):
         UnleashNewSessionsEventTrigger(**arguments)
 
 
-def test_since_selects_for_the_watcher_as_it_does_for_a_sensor(sim: Simulator) -> None:
-    for since in (None, DAY_START, DAY_START + 9 * HOUR_MS):
-        sensor = UnleashNewSessionsSensor(task_id="poke", mode="reschedule", since=since or 10**12, until=10**13)
-        [event] = watch(UnleashNewSessionsEventTrigger(since=since, poke_interval=INTERVAL), 1)
-        assert event["sessions"] == sensor.poke(make_context()).xcom_value
-
-
 class Store:
-    """What an asset's state store looks like to a trigger."""
+    """An asset's state store as a trigger sees it."""
 
     def __init__(self, rows: dict[str, Any]) -> None:
         self.rows = rows
@@ -555,7 +522,7 @@ class Store:
         return self.rows.get(key)
 
 
-def test_what_every_consumer_has_handled_is_not_new(sim: Simulator) -> None:
+def test_sessions_that_every_consumer_has_handled_are_not_new(sim: Simulator) -> None:
     sessions = sim.sessions()
     trigger = UnleashNewSessionsEventTrigger(poke_interval=INTERVAL)
     trigger.asset_state_store = Store(
@@ -568,7 +535,7 @@ def test_what_every_consumer_has_handled_is_not_new(sim: Simulator) -> None:
     assert watch(trigger, 1)[0]["sessions"] == sessions[10:]
 
 
-def test_when_all_is_handled_nothing_reminds(sim: Simulator) -> None:
+def test_reminders_end_when_all_sessions_are_handled(sim: Simulator) -> None:
     trigger = UnleashNewSessionsEventTrigger(poke_interval=INTERVAL, reminder=0.2)
     store = Store({})
     trigger.asset_state_store = store
@@ -582,7 +549,7 @@ def test_when_all_is_handled_nothing_reminds(sim: Simulator) -> None:
     assert 2 <= len(asyncio.run(wait())) <= 6
 
 
-def test_the_trigger_of_several_assets_goes_on_without_their_stores(sim: Simulator) -> None:
+def test_a_trigger_of_several_assets_works_without_their_stores(sim: Simulator) -> None:
     context = pytest.importorskip("airflow.sdk.execution_time.context")
     if not has_asset_state_store():
         pytest.skip("this Airflow has no asset state store")
@@ -592,8 +559,13 @@ def test_the_trigger_of_several_assets_goes_on_without_their_stores(sim: Simulat
     assert watch(trigger, 1)[0]["sessions"] == sim.sessions()
 
 
-def test_a_store_that_fails_ends_no_stream(sim: Simulator, caplog: Any) -> None:
+def test_a_bad_session_id_or_a_broken_store_does_not_end_the_events(
+    sim: Simulator, answer: Callable[..., None], caplog: Any
+) -> None:
     trigger = UnleashNewSessionsEventTrigger(poke_interval=INTERVAL)
     trigger.asset_state_store = SimpleNamespace()
     assert watch(trigger, 1, seconds=0.5) == []
-    assert "No event from this poll" in caplog.text
+    assert "No event from this poll: AttributeError" in caplog.text
+    answer(b'["not-a-start"]')
+    assert watch(UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL), 1, seconds=0.5) == []
+    assert "No event from this poll: UnexpectedResponseError" in caplog.text

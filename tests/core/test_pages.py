@@ -30,6 +30,11 @@ def page(number: int, total: int = 6, rows: list[tuple[Any, ...]] | None = None)
     return Page(number, total, KEYS, rows)
 
 
+def parse(number: int, page: Any) -> Page:
+    """Return what the tests' ``fetch`` returns in the place of a response."""
+    return page
+
+
 class Api:
     """
     An API that logs which pages are fetched.
@@ -48,7 +53,7 @@ class Api:
         return self.answer(number, before)
 
     def read(self, concurrency: int = 1, start: int = 1) -> list[int]:
-        with PageReader(self.fetch, self.cancelled.set, concurrency) as reader:
+        with PageReader(self.fetch, parse, self.cancelled.set, concurrency) as reader:
             return [page.number for page in reader.iter_from(start)]
 
 
@@ -104,7 +109,7 @@ def test_pages_come_in_order_whichever_arrives_first_and_both_ends_are_fetched_l
 @pytest.mark.parametrize("concurrency", [1, 2, 4])
 def test_a_slow_consumer_limits_the_pages_read_ahead(concurrency: int) -> None:
     api = Api(lambda number, before: page(number, 40))
-    with PageReader(api.fetch, api.cancelled.set, concurrency) as reader:
+    with PageReader(api.fetch, parse, api.cancelled.set, concurrency) as reader:
         pages = reader.iter_from(1)
         for _ in range(5):
             consumed = next(pages).number
@@ -113,7 +118,7 @@ def test_a_slow_consumer_limits_the_pages_read_ahead(concurrency: int) -> None:
 
 
 def test_the_snapshot_is_the_total_and_the_digests_of_both_ends() -> None:
-    with PageReader(Api().fetch, print, 1) as reader:
+    with PageReader(Api().fetch, parse, print, 1) as reader:
         assert (reader.first, reader.last) == (page(1), page(6))
         assert reader.snapshot == Snapshot(6, page(1).digest, page(6).digest)
 
@@ -208,7 +213,7 @@ def test_pages_from_before_and_after_a_row_is_added_or_removed_are_never_mixed(i
             return Page(number, 5, tuple(NEW), rows)
 
         try:
-            with PageReader(fetch, threading.Event().set, 1) as reader:
+            with PageReader(fetch, parse, threading.Event().set, 1) as reader:
                 read = [record for page in reader.iter_from(1) for record in page.records()]
         except SnapshotChangedError:
             assert changes_at in range(2, 8)

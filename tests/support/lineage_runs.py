@@ -1,7 +1,7 @@
 """
-A DAG run in a process of its own, where OpenLineage's listener is on; its transport is given as environment variable.
+A DAG run in its own process with OpenLineage's listener; an environment variable sets the transport.
 
-The body of the DAG is read from standard input; the states of its tasks go to the file that is named.
+Reads the body of the DAG from standard input and writes the states of its tasks to the given file.
 """
 
 from __future__ import annotations

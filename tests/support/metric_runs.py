@@ -1,7 +1,7 @@
 """
-A DAG run with operators, sensor and hook in a process of its own, whose metrics go where the environment says.
+Run operators, sensor, trigger and hook in their own process, with the metrics that environment variables configure.
 
-The states of its tasks are printed. Without a run there is one task only, which costs less.
+Prints the states of the tasks. The cheaper variant executes one operator without a DAG run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BODY = """
 
 
 def set_up_metrics() -> None:
-    """Set up metrics as Airflow 3.2 and newer do where a task's process and a triggerer begin; older ones always do."""
+    """Set up metrics as Airflow 3.2 does when a task or a triggerer starts; older versions always do."""
     for place in ("airflow.sdk.observability", "airflow.observability"):
         with suppress(ModuleNotFoundError):
             stats = import_module(f"{place}.stats")
@@ -56,8 +56,8 @@ def set_up_metrics() -> None:
 def run_everything(lake: str) -> dict[str, str]:
     """Return the states of the tasks."""
     home = init_database()
-    client = import_module("airflow_provider_unleash.client")
-    client.BACKOFF_BASE = client.BACKOFF_MOST = 0.01
+    throttle = import_module("airflow_provider_unleash.core.throttle")
+    throttle.MIN_BACKOFF = throttle.MAX_BACKOFF = 0.01
     body = BODY.format(
         lake=lake,
         street=STREET,
@@ -70,7 +70,7 @@ def run_everything(lake: str) -> dict[str, str]:
 
 
 def land_once(lake: str) -> dict[str, str]:
-    """Do what a worker does with a task, without a DAG."""
+    """Execute an operator as a worker does, without a DAG run."""
     from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 
     os.environ |= {"AIRFLOW_CTX_DAG_ID": "test_1", "AIRFLOW_CTX_TASK_ID": "land"}
@@ -79,12 +79,12 @@ def land_once(lake: str) -> dict[str, str]:
     return {"land": "success"}
 
 
-def main(what: str, lake: str) -> None:
+def main(variant: str, lake: str) -> None:
     choose_home("AIRFLOW__METRICS__", "AIRFLOW_CONN_")
-    import airflow  # noqa: F401 (reads the settings)
+    import airflow  # noqa: F401 (reads the configuration)
 
     set_up_metrics()
-    states = run_everything(lake) if what == "everything" else land_once(lake)
+    states = run_everything(lake) if variant == "everything" else land_once(lake)
     sys.stdout.write(f"\n{json.dumps(states)}\n")
 
 

@@ -1,4 +1,4 @@
-"""Parts of names that could lead out of a folder."""
+"""Strings in names that could lead out of a folder."""
 
 from __future__ import annotations
 

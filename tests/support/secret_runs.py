@@ -1,8 +1,8 @@
 """
-DAG runs with every operator, the sensor in all modes and the hook in them, in a process of their own.
+DAG runs with every operator, the sensor in all modes and the hook, in their own process.
 
-Airflow's home, log level and connections are given as environment variables. A run is made for each connection that is
-named; the states of its tasks are written to the file that is named first.
+Environment variables set Airflow's home, log level and connections. There is one run for each named connection; the
+states of its tasks are written to the first argument.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tests.support.sample_day import CROWD, STREET
 
 DEFERRING = """
     class Deferring(UnleashNewSessionsSensor):
-        # Defers at once, so that what goes wrong is for the trigger to meet.
-        def _execute_deferred(self, context):
+        # Defers without a poke, so that the trigger meets the fault.
+        def execute(self, context):
             self._defer(context)
 """
 EVERYTHING = """
@@ -101,25 +101,25 @@ BODIES = {"waiting": WAITING, "leaking": LEAKING}
 
 
 def switch_masker_off() -> None:
-    """Let Airflow write the secrets that it knows, so that nothing is hidden because of its masking."""
+    """Turn off Airflow's masking of secrets, which would hide a leak."""
     for place in ("utils.log", "sdk.execution_time", "_shared.secrets_masker", "sdk._shared.secrets_masker"):
-        with suppress(ImportError, AttributeError):  # another Airflow has one there
+        with suppress(ImportError, AttributeError):  # each Airflow has some of them
             masker = import_module(f"airflow.{place}.secrets_masker").SecretsMasker
             masker.redact = lambda self, item, *args, **kwargs: item
 
 
 def log_everything(path: Path) -> None:
-    """Write all records with all that they hold: what dag.test() prints begins at INFO in some versions."""
-    path.parent.mkdir(exist_ok=True)  # Airflow 3.0 makes it with the first log
+    """Log all records with all their attributes; in some versions, dag.test() prints from INFO on only."""
+    path.parent.mkdir(exist_ok=True)  # Airflow 3.0 creates it with the first log
     handler = logging.FileHandler(path)
     handler.addFilter(lambda record: handler.stream.write(f"{record.__dict__!r}\n"))
     for name in ("", "airflow.task"):
-        logging.getLogger(name).setLevel(logging.DEBUG)  # the migrations of the database have set it higher
+        logging.getLogger(name).setLevel(logging.DEBUG)  # the database migrations raised it
         logging.getLogger(name).addHandler(handler)
 
 
 def log_plain_tracebacks() -> None:
-    """Let Airflow 3.0 log tracebacks as others do: with all variables, one takes it 1 to 20 seconds."""
+    """Let Airflow 3.0 log tracebacks without variables, as others do; with them, each takes 1 to 20 seconds."""
     with suppress(ImportError):
         dev = import_module("structlog.dev")
         dev.RichTracebackFormatter.__call__ = lambda self, file, error: dev.plain_traceback(file, error)
@@ -131,9 +131,8 @@ def main(out: str, lake: str, *names: str) -> None:
     switch_masker_off()
     log_plain_tracebacks()
     log_everything(home / "logs" / "records.log")
-    # Tried again as often as it takes, only sooner.
-    client, triggers = (import_module(f"airflow_provider_unleash.{name}") for name in ("client", "triggers"))
-    client.BACKOFF_BASE = client.BACKOFF_MOST = 0.01
+    throttle, triggers = (import_module(f"airflow_provider_unleash.{name}") for name in ("core.throttle", "triggers"))
+    throttle.MIN_BACKOFF = throttle.MAX_BACKOFF = 0.01
     triggers.MAX_FAILED_POLLS = 2
     for name in names:
         body = DEFERRING + BODIES.get(name, EVERYTHING).format(

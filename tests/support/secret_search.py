@@ -1,4 +1,4 @@
-"""A recognisable key, what can go wrong with it under way, and the search for it in whatever was written."""
+"""A recognizable key, the faults of the API that could leak it, and a search for it in everything that was written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from airflow_provider_unleash.simulator import Fault
 
-# Characters that look otherwise in a URL; the second goes as Bearer.
+# The first has characters that are encoded in URLs; the second is sent as Bearer.
 KEYS = ["rEcOgnisable/4711+key=", "ul_pat_rEcOgnisable4711"]
 
 FAULTS = {
@@ -35,7 +35,7 @@ FAULTS = {
 
 
 def spellings(secret: str) -> set[str]:
-    """Return how a secret may stand in a text: as it is, in a URL, as a host, in JSON, Python or base64."""
+    """Return the forms of a secret in text: plain, in a URL, as a host, in JSON, Python or base64."""
     plain = {
         secret,
         secret.lower(),
@@ -48,7 +48,7 @@ def spellings(secret: str) -> set[str]:
 
 
 def _in_base64(secret: str) -> set[str]:
-    """Return the secret's part of the base64 of a text that has it anywhere."""
+    """Return the forms of the secret in the base64 of a longer text, which depend on its position."""
     found = {base64.b64encode(secret.encode()).decode()}
     for before in range(3):
         bits = 8 * before, 8 * (before + len(secret))
@@ -58,7 +58,7 @@ def _in_base64(secret: str) -> set[str]:
 
 
 def leaks(secret: str, texts: Mapping[str, str | bytes]) -> list[str]:
-    """Return the names of the texts that have the secret in any spelling."""
+    """Return the names of the texts that contain the secret, with the form found."""
     found = []
     for name, text in texts.items():
         content = text if isinstance(text, bytes) else text.encode()
@@ -67,14 +67,16 @@ def leaks(secret: str, texts: Mapping[str, str | bytes]) -> list[str]:
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
-    """Return the files of a folder by their paths; compressed ones also as what they hold, a database by columns."""
+    """Return the contents of all files by path; also unpacked if compressed, and by column of a database."""
     texts: dict[str, bytes] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             name, content = str(path), path.read_bytes()
             texts[name] = content
             if content.startswith(b"\x1f\x8b"):
-                texts[f"{name} unpacked"] = zlib.decompressobj(wbits=31).decompress(content)  # a part of one, too
+                texts[f"{name} unpacked"] = zlib.decompressobj(wbits=31).decompress(
+                    content
+                )  # works on a truncated file too
             elif content.startswith(b"PAR1"):
                 texts[f"{name} unpacked"] = _read_parquet(path)
             elif content.startswith(b"SQLite format 3\0"):
@@ -87,14 +89,14 @@ def _read_parquet(path: Path) -> bytes:
         return b""
     import pyarrow.parquet as pq
 
-    with suppress(ValueError):  # a part of one has no end that says where its columns are
+    with suppress(ValueError):  # a truncated file lacks the footer
         table = pq.ParquetFile(path).read()
         return f"{table.schema!r} {table.schema.metadata!r} {table.to_pylist()!r}".encode()
     return b""
 
 
 def _read_database(path: Path) -> dict[str, bytes]:
-    """Return the values by table and column: SQLite cuts long ones into pages, which are not side by side."""
+    """Return the values by table and column; in the file, SQLite splits long ones into pages."""
     texts = {}
     with closing(sqlite3.connect(path)) as database:
         database.text_factory = bytes
@@ -103,7 +105,7 @@ def _read_database(path: Path) -> dict[str, bytes]:
             cursor = database.execute(f'SELECT * FROM "{table}"')
             columns = [column.decode() if isinstance(column, bytes) else column for column, *_ in cursor.description]
             values = zip(*cursor.fetchall(), strict=True)
-            for column, cells in zip(columns, values, strict=False):  # a table without rows has no values
+            for column, cells in zip(columns, values, strict=False):  # an empty table
                 cells = (cell if isinstance(cell, bytes) else str(cell).encode() for cell in cells)
                 texts[f"{table}.{column}"] = b"\n".join(cells)
     return texts

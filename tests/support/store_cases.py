@@ -1,8 +1,7 @@
 """
-What must be true of every object store: an object is there whole, or as it was before.
+Tests for every object store: an object is published whole, or the previous one stays.
 
-The tests of a store derive from :class:`StoreCases` and :class:`ProcessCases`, and give the fixture ``lake``, a store
-that is empty.
+The tests of a store inherit :class:`StoreCases` and :class:`ProcessCases` and have a fixture ``lake``, an empty store.
 """
 
 from __future__ import annotations
@@ -31,21 +30,23 @@ from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.exceptions import EmptyReplacementError, ServerError
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Fault, Simulator
+from tests.support.python_processes import import_root
 from tests.support.sample_day import DAY_END, DAY_START, STREET, make_context
 
 CONN_ID = "lake_conn"
 NAME = f"device={STREET}/start_date=2026-01-12/20260112T000000Z_20260113T000000Z"
 FORMATS = ("jsonl", "json", "csv", "parquet")
-SECONDS = 60  # a busy machine may take for what takes a few; a process that hangs does so for ever
+# A process ends within a few seconds, but a busy machine needs longer.
+SECONDS = 60
 
 
 class Store(Protocol):
     """
-    A store as its own client sees it, an independent reader; all names are below ``dst``.
+    A store seen through its own client, which is an independent reader; all names are relative to ``dst``.
 
-    :ivar scheme: of the URLs that Airflow knows.
-    :ivar url_scheme: of those in the summary, for other readers.
-    :ivar endpoint: where it listens.
+    :ivar scheme: scheme of the URLs for Airflow.
+    :ivar url_scheme: scheme of the URLs in the summary, for other readers.
+    :ivar endpoint: address of the store.
     """
 
     scheme: str
@@ -53,7 +54,7 @@ class Store(Protocol):
     endpoint: str
 
     def connection(self, endpoint: str) -> dict[str, Any]:
-        """Return the fields of an Airflow connection to the store, by this way."""
+        """Return the fields of an Airflow connection to the store at this address."""
 
     def names(self) -> list[str]:
         """Return the names of all objects."""
@@ -63,7 +64,7 @@ class Store(Protocol):
     def put(self, name: str, body: bytes) -> None: ...
 
     def leftovers(self) -> list[str]:
-        """Return the names of what is sent in part and shown to no reader."""
+        """Return the names of incomplete uploads, which no reader sees."""
 
     def clear(self) -> None:
         """Remove all objects."""
@@ -93,11 +94,11 @@ def in_window(sim: Simulator, device_id: str = STREET) -> list[dict[str, Any]]:
 
 
 def page_of(rows: int, text: str = "x") -> Page:
-    return Page(1, 1, ("class_name", "source_file_name"), [["person", text] for _ in range(rows)])
+    return Page(1, 1, ("class_name", "source_file_name"), [("person", text) for _ in range(rows)])
 
 
 def write_megabytes(lake: Store, name: str, number: int) -> int:
-    """Write an object of so many megabytes, and return its size."""
+    """Write an object of this many megabytes and return its size."""
     with open_object(path_of(lake, name), "jsonl") as writer:
         for _ in range(number):
             writer.write_page(page_of(1000, "x" * 1000))
@@ -112,7 +113,7 @@ def rows_of(body: bytes, file_format: str) -> list[Any]:
     return list(json.loads(body)) if file_format == "json" else [json.loads(line) for line in body.splitlines()]
 
 
-# ---- processes that end before they should ------------------------------------------------------
+# ---- processes that are killed -------------------------------------------------------------------
 
 _EXTRACT = """
 import sys
@@ -129,10 +130,10 @@ operator.execute({"dag": SimpleNamespace(timezone=timezone.utc), "dag_run": Simp
 _WRITE = """
 import sys
 from airflow.providers.common.compat.sdk import ObjectStoragePath
-from airflow_provider_unleash.protocol import Page
-from airflow_provider_unleash.writers import open_object
+from airflow_provider_unleash.core.formats import open_object
+from airflow_provider_unleash.core.protocol import Page
 
-page = Page(1, 1, ("source_file_name",), [["x" * 1000] for _ in range(1000)])
+page = Page(1, 1, ("source_file_name",), [("x" * 1000,) for _ in range(1000)])
 with open_object(ObjectStoragePath(sys.argv[1]) / "large.jsonl", "jsonl") as writer:
     for _ in range(int(sys.argv[2])):
         writer.write_page(page)
@@ -142,10 +143,11 @@ with open_object(ObjectStoragePath(sys.argv[1]) / "large.jsonl", "jsonl") as wri
 
 @contextmanager
 def running(program: str, *arguments: object, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program of its own in this environment; ends with ``kill -9`` if it still runs."""
-    # Nobody reads what it says, so it must not wait for a reader.
+    """Run a program in this environment; if it still runs when the block ends, kill it."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, **variables}) as process:
+    environment = import_root({**os.environ, **variables})
+    # Not a pipe, because a full one would block the program.
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
         try:
             yield process
         finally:
@@ -155,16 +157,16 @@ def running(program: str, *arguments: object, **variables: str) -> Iterator[subp
 def wait_until(happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + SECONDS
     while not happened():
-        assert process.poll() is None, f"It ended with {process.returncode} before"
-        assert time.monotonic() < until, "It did not happen"
+        assert process.poll() is None, f"The process ended too early with {process.returncode}"
+        assert time.monotonic() < until, f"Timeout after {SECONDS} seconds"
         time.sleep(0.02)
 
 
 class StallingProxy:
     """
-    A way to a server that lets so many bytes pass, and then lets everybody wait.
+    A proxy that passes on this many bytes and then stalls.
 
-    :ivar stalled: tells that it does.
+    :ivar stalled: set when it stalls.
     """
 
     def __init__(self, endpoint: str, after: int) -> None:
@@ -218,10 +220,10 @@ class _Connected:
 
 
 class StoreCases(_Connected):
-    """What happens in this process; seconds."""
+    """Tests within this process; they take seconds."""
 
     @pytest.mark.parametrize(("file_format", "compression"), [("jsonl", None), ("jsonl", "gzip"), ("json", None)])
-    def test_json_lands_as_it_came(
+    def test_json_has_the_rows_of_the_api(
         self, serve: Callable[..., Simulator], lake: Store, file_format: str, compression: Any
     ) -> None:
         sim = serve()
@@ -230,13 +232,13 @@ class StoreCases(_Connected):
         assert name == f"{NAME}.{file_format}" + (".gz" if compression else "")
         assert rows_of(gzip.decompress(body) if compression else body, file_format) == in_window(sim)
 
-    def test_csv_lands_with_its_header(self, serve: Callable[..., Simulator], lake: Store) -> None:
+    def test_csv_has_a_header_and_all_rows(self, serve: Callable[..., Simulator], lake: Store) -> None:
         sim = serve()
         extract(lake, file_format="csv")
         [body] = objects(lake).values()
         assert [row["timestamp"] for row in rows_of(body, "csv")] == [row["timestamp"] for row in in_window(sim)]
 
-    def test_parquet_lands_typed_and_the_summary_names_it_twice(
+    def test_parquet_has_all_rows_and_the_summary_names_its_path_and_url(
         self, serve: Callable[..., Simulator], lake: Store
     ) -> None:
         sim = serve()
@@ -249,7 +251,7 @@ class StoreCases(_Connected):
         assert written["url"] == f"{lake.url_scheme}://lake/unleash/{NAME}.parquet"
         assert written["bytes"] == len(body)
 
-    def test_an_id_with_reserved_characters_lands_under_its_quoted_name(
+    def test_a_device_id_with_reserved_characters_is_percent_encoded_in_the_name(
         self, serve: Callable[..., Simulator], lake: Store
     ) -> None:
         device_id = "a b?versionid=1#c%20d+ü"
@@ -290,7 +292,7 @@ class StoreCases(_Connected):
         assert objects(lake) != before
 
     @pytest.mark.parametrize("file_format", FORMATS)
-    def test_an_empty_window_lands_as_an_empty_object(
+    def test_an_empty_window_becomes_an_empty_object(
         self, serve: Callable[..., Simulator], lake: Store, file_format: str
     ) -> None:
         serve(rows={STREET: []})
@@ -301,7 +303,7 @@ class StoreCases(_Connected):
         assert rows_of(body, file_format) == []
 
     @pytest.mark.parametrize("file_format", FORMATS)
-    def test_an_extraction_that_fails_half_way_leaves_nothing(
+    def test_a_failed_extraction_leaves_nothing(
         self, serve: Callable[..., Simulator], lake: Store, quick_retries: None, file_format: str
     ) -> None:
         serve().add_fault(Fault("500", page=7, times=None))
@@ -310,7 +312,7 @@ class StoreCases(_Connected):
         gc.collect()  # fsspec publishes abandoned handles when they are collected
         assert lake.names() == lake.leftovers() == []
 
-    def test_an_extraction_that_fails_half_way_leaves_the_old_object_and_nothing_else(
+    def test_a_failed_extraction_keeps_the_previous_object(
         self, serve: Callable[..., Simulator], lake: Store, quick_retries: None
     ) -> None:
         sim = serve()
@@ -324,7 +326,7 @@ class StoreCases(_Connected):
         assert lake.leftovers() == []
 
     @pytest.mark.parametrize("root", [False, True], ids=["folder", "root"])
-    def test_a_retry_goes_on_with_the_pages_that_lie_in_the_store(
+    def test_a_retry_resumes_with_the_staged_pages(
         self, serve: Callable[..., Simulator], lake: Store, quick_retries: None, root: bool
     ) -> None:
         where = {"dst": dst(lake).removesuffix("/unleash")} if root else {}
@@ -337,14 +339,14 @@ class StoreCases(_Connected):
         sim.clear_faults()
         sim.clear_requests()
         summary = extract(lake, checkpoint_pages=2, **where)
-        assert summary["resumed_pages"] == 2 * len(staged) - 1
+        assert summary["resumed_pages"] == 2 * len(staged)
         assert summary["requests"] == len(sim.requests) == summary["pages"] + 2 - summary["resumed_pages"]
         assert lake.names() == [f"{NAME}.jsonl"]
         assert root or rows_of(lake.read(f"{NAME}.jsonl"), "jsonl") == in_window(sim)
 
     @pytest.mark.parametrize("old", [{}, {"large.jsonl": b"old"}], ids=["new", "old"])
-    def test_a_large_object_that_fails_leaves_what_was_there(self, lake: Store, old: dict[str, bytes]) -> None:
-        def fail_half_way() -> None:
+    def test_a_failed_write_of_a_large_object_keeps_the_previous_one(self, lake: Store, old: dict[str, bytes]) -> None:
+        def fail() -> None:
             with open_object(path_of(lake, "large.jsonl"), "jsonl") as writer:
                 for _ in range(20):
                     writer.write_page(page_of(1000, "x" * 1000))
@@ -353,13 +355,13 @@ class StoreCases(_Connected):
         for name, body in old.items():
             lake.put(name, body)
         with pytest.raises(ZeroDivisionError):
-            fail_half_way()
+            fail()
         gc.collect()
         assert objects(lake) == old
         assert lake.leftovers() == []
 
-    @pytest.mark.parametrize("size", [20, 80])  # Azure's client sends up to 64 MiB in one piece
-    def test_a_large_object_appears_whole_and_only_at_the_end(self, lake: Store, size: int) -> None:
+    @pytest.mark.parametrize("size", [20, 80])  # Azure's client sends up to 64 MiB in one request
+    def test_a_large_object_is_published_whole_at_the_end(self, lake: Store, size: int) -> None:
         lake.put("large.jsonl", b"old")
         with open_object(path_of(lake, "large.jsonl"), "jsonl") as writer:
             for _ in range(size):
@@ -373,22 +375,22 @@ class StoreCases(_Connected):
 
 
 class ProcessCases(_Connected):
-    """What a process leaves that ends before it should; a minute, because each has to import Airflow."""
+    """Tests of processes that are killed; they take a minute, because each process imports Airflow."""
 
     @pytest.mark.parametrize("last", ["raise ZeroDivisionError", "raise KeyboardInterrupt", "sys.exit(1)"])
-    def test_a_program_that_is_left_by_an_exception_ends_and_publishes_nothing(self, lake: Store, last: str) -> None:
+    def test_an_exception_ends_the_process_and_publishes_nothing(self, lake: Store, last: str) -> None:
         lake.put("large.jsonl", b"old")
         with running(_WRITE.replace("LAST", last), dst(lake), 20) as process:
             assert process.wait(SECONDS) not in (0, None)
         assert objects(lake) == {"large.jsonl": b"old"}
         assert lake.leftovers() == []
 
-    @pytest.mark.parametrize("is_there", [False, True], ids=["new", "old"])
-    def test_a_kill_between_pages_leaves_what_was_there_and_a_rerun_replaces_it(
-        self, serve: Callable[..., Simulator], lake: Store, is_there: bool
+    @pytest.mark.parametrize("has_object", [False, True], ids=["new", "old"])
+    def test_a_kill_between_pages_keeps_the_previous_object_and_a_rerun_replaces_it(
+        self, serve: Callable[..., Simulator], lake: Store, has_object: bool
     ) -> None:
         sim = serve()
-        if is_there:
+        if has_object:
             lake.put(f"{NAME}.jsonl", b"old")
         before = objects(lake)
         sim.add_fault(Fault("slow", page=7, seconds=SECONDS))
@@ -404,13 +406,13 @@ class ProcessCases(_Connected):
 
     @pytest.mark.parametrize("old", [{}, {"large.jsonl": b"old"}], ids=["new", "old"])
     @pytest.mark.parametrize("size", [20, 80])
-    def test_a_kill_while_the_object_is_sent_leaves_what_was_there_and_a_rerun_replaces_it(
+    def test_a_kill_during_an_upload_keeps_the_previous_object_and_a_rerun_replaces_it(
         self, lake: Store, size: int, old: dict[str, bytes]
     ) -> None:
         for name, body in old.items():
             lake.put(name, body)
         with StallingProxy(lake.endpoint, after=size * 500_000) as proxy:
-            # Through the proxy goes this process alone.
+            # Only this process uses the proxy.
             by_proxy = {f"AIRFLOW_CONN_{CONN_ID.upper()}": json.dumps(lake.connection(proxy.endpoint))}
             with running(_WRITE.replace("LAST", ""), dst(lake), size, **by_proxy) as process:
                 wait_until(proxy.stalled.is_set, process)

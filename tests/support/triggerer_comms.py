@@ -1,7 +1,7 @@
 """
-One poll beside a triggerer's own talk with its supervisor, on one event loop as in a triggerer; prints what came of it.
+Poll for sessions on the event loop on which a triggerer talks to its supervisor, and print whether both work.
 
-Runs in a process of its own, because the talk is global to a process and its end is not clean.
+Runs in its own process, because that connection is global to a process and does not close cleanly.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from airflow_provider_unleash import triggers
 
 
 class StateChanges:
-    """What a triggerer tells its supervisor each second."""
+    """The message that a triggerer sends each second."""
 
     def model_dump(self) -> dict[str, str]:
         return {"type": "TriggerStateChanges"}
 
 
 def supervise(side: socket.socket) -> None:
-    """Answer each request with nothing, a little later."""
+    """Answer each request with an empty response after a short delay."""
     stream = side.makefile("rb")
     while head := stream.read(4):
         request = msgspec.msgpack.decode(stream.read(int.from_bytes(head, "big")))
@@ -61,10 +61,10 @@ async def main(url: str, key: str) -> None:
         sessions = event.payload.get("sessions", event.payload)
     try:
         await asyncio.wait_for(decoder.asend(StateChanges()), 5)
-        afterwards = "in order"
-    except Exception as error:
-        afterwards = repr(error)
-    sys.stdout.write(json.dumps({"sessions": sessions, "afterwards": afterwards}) + "\n")
+        error = ""
+    except Exception as caught:
+        error = repr(caught)
+    sys.stdout.write(json.dumps({"sessions": sessions, "error": error}) + "\n")
     sys.stdout.flush()
     os._exit(0)
 

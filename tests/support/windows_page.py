@@ -18,7 +18,7 @@ RULES = {
     "the task's start and end": "start_end",
     "the run's data interval": "data_interval",
     "the run's partition date and window": "partition_date",
-    "window, up to the moment of the run": "window",
+    "window, counted back from the run": "window",
 }
 
 _INTRODUCTION = """\
