@@ -91,7 +91,7 @@ def test_code_by_its_indent_alone_has_no_language_and_a_list_is_no_code(tmp_path
 
 @pytest.mark.parametrize("path", sorted(EXAMPLE_DAGS.rglob("*.sql")), ids=lambda path: path.name)
 def test_a_test_or_an_example_names_every_query_that_is_a_file(path: Path) -> None:
-    tests = [test for test in TESTS.glob("**/test_*.py") if test != Path(__file__)]
+    tests = [test for test in TESTS.glob("**/*.py") if test != Path(__file__)]
     runners = [*(test.read_text() for test in tests), *EXAMPLES.values()]
     assert any(re.search(rf"""["'/]{re.escape(path.name)}["']""", runner) for runner in runners)
 

@@ -11,6 +11,7 @@ import ast
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
@@ -18,8 +19,6 @@ from functools import cache
 from io import StringIO
 from pathlib import Path
 from textwrap import dedent
-
-import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 # Blocks and spans of code, in which a link is none.

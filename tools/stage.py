@@ -51,6 +51,8 @@ class Stage:
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            # By default, Airflow ignores changes of a DAG file within 30 seconds.
+            "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "UNLEASH_LAKE": f"file://{self.lake}",

@@ -111,6 +111,7 @@ def test_daily_lands_the_days_rows_of_every_device_and_lets_a_silent_one_be_sile
         assert table.column("frame_number").to_pylist() == [record["frame_number"] for record in records]
 
 
+@pytest.mark.slow
 def test_daily_lands_what_the_query_of_the_readme_reads(run_example, sim, lake):
     run_example("daily")
     query = (EXAMPLES[0].parent / "sql" / "rows_by_class.sql").read_text()
@@ -123,6 +124,7 @@ def test_daily_lands_what_the_query_of_the_readme_reads(run_example, sim, lake):
     assert {(device, name): count for device, name, count in counted} == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_daily_run_again_changes_nothing(run_example, sim, lake):
     rows = run_example("daily").xcoms["report"]
     before = {name: (lake / name).read_bytes() for name in files_in(lake)}
@@ -130,6 +132,7 @@ def test_daily_run_again_changes_nothing(run_example, sim, lake):
     assert {name: (lake / name).read_bytes() for name in files_in(lake)} == before
 
 
+@pytest.mark.slow
 def test_late_data_lands_three_days_and_replaces_them_the_night_after(run_example, serve, lake):
     sim = serve(devices=(STREET, SILENT))
     run_example("late_data")
@@ -147,6 +150,7 @@ def test_late_data_lands_three_days_and_replaces_them_the_night_after(run_exampl
     assert rows[0] != expected[0]  # three days back is no more
 
 
+@pytest.mark.slow
 def test_aggregate_counts_the_last_hour_by_class(run_example, sim):
     run = run_example("aggregate", moment=NEXT_DAY - timedelta(hours=12))
     noon = DAY_START + 12 * HOUR_MS
@@ -158,12 +162,14 @@ def test_aggregate_counts_the_last_hour_by_class(run_example, sim):
     assert run.xcoms == {"get_rows": records, "count_by_class": dict(counts)}
 
 
+@pytest.mark.slow
 def test_hook_counts_the_rows_of_each_device_and_names_the_silent_ones(run_example, sim):
     run = run_example("hook")
     assert run.xcoms["count_rows"] == rows_by_device(sim, DAY_START, DAY_END)
     assert run.xcoms["report_silent"] == [SILENT]
 
 
+@pytest.mark.slow
 def test_data_frame_counts_the_classes_of_the_busiest_hour_of_each_device(run_example, sim):
     run = run_example("data_frame")
     for index, device in enumerate(sim.devices):
@@ -175,6 +181,7 @@ def test_data_frame_counts_the_classes_of_the_busiest_hour_of_each_device(run_ex
     assert len(run.xcoms["busiest_hour", 0]) > 1
 
 
+@pytest.mark.slow
 def test_wait_for_sessions_waits_and_then_lands_every_device(run_example, sim, lake):
     run = run_example("wait_for_sessions")
     assert run.xcoms["wait_for_sessions"] == [session for session in sim.sessions() if int(session) < DAY_END]
@@ -186,6 +193,7 @@ def test_wait_for_sessions_waits_and_then_lands_every_device(run_example, sim, l
         assert [json.loads(line) for line in lines] == sim.rows(device, DAY_START, DAY_END - 1)
 
 
+@pytest.mark.slow
 def test_backfill_lands_each_step_of_a_span_of_each_device_in_a_tree_of_that_step(run_example, serve, lake, tmp_path):
     sim = serve(devices=(STREET, SILENT))
     for every, days in (("day", [11, 12, 13]), ("month", [11])):
@@ -209,6 +217,7 @@ def test_backfill_lands_each_step_of_a_span_of_each_device_in_a_tree_of_that_ste
     assert files_in(lake) == []
 
 
+@pytest.mark.slow
 def test_backfill_of_another_span_doubles_no_row_of_the_first(run_example, serve, tmp_path):
     serve(devices=(STREET,))
     for end in ("2026-01-13", "2026-01-14"):
@@ -216,6 +225,7 @@ def test_backfill_of_another_span_doubles_no_row_of_the_first(run_example, serve
         assert len(files_in(tmp_path / f"lake_months_2026-01-11_{end}")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["daily", "backfill"])
 def test_daily_and_backfill_report_nothing_where_all_cameras_are_silent(run_example, serve, name):
     serve(devices=(SILENT,))
@@ -236,6 +246,7 @@ def test_backfill_plans_a_year_of_all_devices_by_default_and_no_more_than_airflo
     assert (windows[0]["start"], windows[-1]["end"]) == ("2025-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_asset_state_store(), reason="this Airflow has no asset state store")
 def test_event_driven_lands_what_is_new_once_and_goes_on_from_there(run_example, serve, lake):
     now = int(time.time() * 1000)
@@ -264,6 +275,7 @@ def warehouse(tmp_path: Path, connect: Callable[..., None]) -> Path:
     return tmp_path / "warehouse"
 
 
+@pytest.mark.slow
 def test_assets_loads_each_file_that_an_event_names_once_and_again_when_it_is_written_anew(
     run_example, serve, lake, warehouse
 ):
@@ -282,6 +294,7 @@ def test_assets_loads_each_file_that_an_event_names_once_and_again_when_it_is_wr
         assert dict(counted) == expected
 
 
+@pytest.mark.slow
 def test_assets_fails_and_loads_nothing_where_a_file_has_other_rows_than_its_event_said(
     run_example, airflow_home, serve, lake, warehouse
 ):

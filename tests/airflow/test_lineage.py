@@ -95,6 +95,7 @@ def columns(dataset: dict[str, Any]) -> dict[str, str]:
 # ---- runs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stored_extraction_goes_from_the_device_to_the_folder(ends, sim, lake):
     [event] = ends["csv"]
     assert event["eventType"] == "COMPLETE"
@@ -104,6 +105,7 @@ def test_a_stored_extraction_goes_from_the_device_to_the_folder(ends, sim, lake)
     assert columns(event["outputs"][0]) == columns_of({"confidence": "float64"})
 
 
+@pytest.mark.slow
 def test_the_statistics_are_those_of_the_file(ends, sim, lake):
     [event] = ends["csv"]
     [file] = (lake / "csv").rglob("*.csv")
@@ -112,29 +114,34 @@ def test_the_statistics_are_those_of_the_file(ends, sim, lake):
     assert statistics["size"] == file.stat().st_size
 
 
+@pytest.mark.slow
 def test_rows_that_go_to_xcom_have_an_input_only(ends):
     [event] = ends["rows"]
     assert [name for _, name in names(event["inputs"])] == [f"analytics/{STREET}"]
     assert event["outputs"] == []
 
 
+@pytest.mark.slow
 def test_each_mapped_task_tells_of_its_own_device(ends, lake):
     inputs = {name for event in ends["mapped"] for _, name in names(event["inputs"])}
     assert inputs == {f"analytics/{CROWD}", f"analytics/{STREET}"}
     assert [names(event["outputs"]) for event in ends["mapped"]] == [[("file", f"{lake}/mapped")]] * 2
 
 
+@pytest.mark.slow
 def test_an_empty_file_is_an_output_of_no_rows(ends):
     [event] = ends["empty"]
     assert event["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["unknown", "unread", "skipped"])
 def test_what_wrote_nothing_claims_no_output(ends, task):
     assert [event["outputs"] for event in ends.get(task, [])] == [[]] * len(ends.get(task, []))
     assert task == "skipped" or ends[task][0]["eventType"] == "FAIL"  # of what is skipped, not all versions tell
 
 
+@pytest.mark.slow
 def test_every_event_is_what_openlineages_own_classes_make(events):
     """They refuse keys that they do not know and lack none that is required; what they make is what was read."""
     from openlineage.client import event_v2
@@ -179,6 +186,7 @@ def test_every_event_is_what_openlineages_own_classes_make(events):
         assert written["schemaURL"] == event["schemaURL"]
 
 
+@pytest.mark.slow
 def test_every_event_fits_openlineages_json_schema(events):
     """No package has the schema; a clone of github.com/OpenLineage/OpenLineage does, in ``spec``."""
     if not (spec := os.environ.get("OPENLINEAGE_SPEC")):

@@ -37,6 +37,8 @@ KINDS: dict[str, dict[str, str]] = {
     "plain": {},
     "datadog": {"STATSD_DATADOG_ENABLED": "True", "STATSD_DATADOG_METRICS_TAGS": "True"},
 }
+# The one with a DAG run of everything is slow.
+REPORTS = [pytest.param("influxdb", marks=pytest.mark.slow), "plain", "datadog"]
 METRIC = re.compile(r"airflow\.unleash\.([a-z_.]+)((?:,\w+=[^,:]*)*):([\d.]+)\|(c|ms)(?:\|#(\S*))?")
 
 
@@ -139,7 +141,7 @@ def make_run(kind: str, folder: Path) -> Reported:
 # ---- what is reported --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", REPORTS)
 def test_the_requests_of_all_tasks_are_those_that_the_api_got(report: Callable[[str], Reported], kind: str) -> None:
     reported = report(kind)
     requests = {name: number for name, number in reported.totals().items() if name.startswith("requests.")}
@@ -149,7 +151,7 @@ def test_the_requests_of_all_tasks_are_those_that_the_api_got(report: Callable[[
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", REPORTS)
 def test_a_task_is_told_by_its_tags_and_a_device_is_none(report: Callable[[str], Reported], kind: str) -> None:
     reported = report(kind)
     task = "" if kind == "plain" else "land"
@@ -170,6 +172,7 @@ def test_a_task_is_told_by_its_tags_and_a_device_is_none(report: Callable[[str],
     assert 900 <= reported.timings["extraction.duration"][task] <= 60_000
 
 
+@pytest.mark.slow
 def test_sensor_and_hook_report_what_they_asked(report: Callable[[str], Reported]) -> None:
     reported = report("influxdb")
     assert reported.of("own") == {"requests.ok": 3}  # the first page, the last one, the version
@@ -179,6 +182,7 @@ def test_sensor_and_hook_report_what_they_asked(report: Callable[[str], Reported
     assert reported.totals()["polls"] == asked >= 2
 
 
+@pytest.mark.slow
 def test_what_fails_has_reported_its_requests_too(report: Callable[[str], Reported]) -> None:
     reported = report("influxdb")
     failed = reported.of("fails")
@@ -189,12 +193,14 @@ def test_what_fails_has_reported_its_requests_too(report: Callable[[str], Report
     assert reported.of("refused") == {"requests.client_error": 1}
 
 
+@pytest.mark.slow
 def test_a_trigger_reports_its_polls_and_belongs_to_no_task(report: Callable[[str], Reported]) -> None:
     reported = report("influxdb")
     assert "deferred" not in reported.counters["polls"]
     assert reported.of("") == {"polls": 1, "requests.ok": 1}
 
 
+@pytest.mark.slow
 def test_the_document_lists_what_is_reported_and_nothing_else(report: Callable[[str], Reported]) -> None:
     documented = set(re.findall(r"^\| `unleash\.([a-z_.]+)` \|", DOCUMENT.read_text(), re.MULTILINE))
     reported = report("influxdb")

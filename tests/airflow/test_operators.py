@@ -1244,6 +1244,7 @@ def test_unset_does_not_warn_where_no_tokens_are(serve, caplog):
 RETRIES = "retries=2, retry_delay=timedelta(0)"
 
 
+@pytest.mark.slow
 def test_a_second_try_of_a_run_goes_on_where_the_first_ended(airflow_home, serve, lake):
     sim = serve(extra={"max_attempts": 1, "page_concurrency": 1}, faults=[Fault("500", page=9)])
     run = run_dag(

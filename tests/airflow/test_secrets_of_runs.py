@@ -25,6 +25,8 @@ from tests.support.python_processes import import_root, module_command
 from tests.support.sample_day import DAY_END, DAY_START, STREET
 from tests.support.secret_search import FAULTS, KEYS, files_under, leaks
 
+pytestmark = pytest.mark.slow
+
 KEY, BEARER = KEYS
 LEAKED_KEY = "LeAk/4711+key="
 # Where a leaking task puts a secret, and a text that it must be found in then.
@@ -137,7 +139,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
                 cwd=folder / "user",
                 stdout=stdout,
                 stderr=stderr,
-                timeout=900,
+                timeout=840,
             )
     assert ended.returncode == 0, (folder / "stderr").read_text()[-3000:]
     texts = {name.removeprefix(f"{folder}/"): text for name, text in files_under(folder).items()}
