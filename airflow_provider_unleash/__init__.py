@@ -6,9 +6,53 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# The connection's extra fields, in the format of `conn-fields`. The hook builds the form of Airflow before 3.2 from
+# the same table. Empty means the default.
+_CONNECTION_FIELDS: dict[str, Any] = {
+    "auth": {
+        "label": "Authentication",
+        "description": "auto: a key that starts with ul_pat_ is sent as Bearer, any other as x-api-key.",
+        "schema": {"type": ["string", "null"], "enum": ["auto", "api_key", "bearer"], "default": "auto"},
+    },
+    "timeout": {
+        "label": "Timeout (seconds)",
+        "description": "For connecting and for each read. Default 30.",
+        "schema": {"type": ["number", "null"], "minimum": 0.1},
+    },
+    "max_attempts": {
+        "label": "Attempts",
+        "description": "Attempts per request. Default 5.",
+        "schema": {"type": ["integer", "null"], "minimum": 1},
+    },
+    "page_concurrency": {
+        "label": "Page concurrency",
+        "description": "Requests in flight at once for one extraction. Default 4.",
+        "schema": {"type": ["integer", "null"], "minimum": 1},
+    },
+    "mask_stream_tokens": {
+        "label": "Mask stream tokens",
+        "description": "1: ?token=... in source_file_name, the credential of a live stream, becomes ?token=***. "
+        "0: keep rows as the API returns them. Empty: same as 0, with a warning.",
+        # Numbers, because Airflow masks strings in fields with "token" in their name: the form would not show the
+        # value again, and "false" would become *** in every log. The form's select does not support booleans, and
+        # its switch has no empty state.
+        "schema": {"type": ["integer", "null"], "enum": [1, 0], "values_display": {"1": "1: mask", "0": "0: keep"}},
+    },
+    "verify": {
+        "label": "TLS CA bundle",
+        "description": "Path of a CA bundle, if a proxy or a private CA signs the certificate.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "allow_http": {
+        "label": "Allow http",
+        "description": "Send the key unencrypted to a host that is not this machine.",
+        "schema": {"type": ["boolean", "null"], "default": False},
+    },
+}
+
 
 def get_provider_info() -> dict[str, Any]:
-    """Return what Airflow discovers through the entry point ``apache_airflow_provider``."""
+    """Return the provider's metadata, which Airflow reads through the entry point ``apache_airflow_provider``."""
     name = "Unleash live"
     modules = {kind: f"airflow_provider_unleash.{kind}" for kind in ("hooks", "operators", "sensors", "triggers")}
     return {
@@ -32,53 +76,9 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": {
                     "hidden-fields": ["login", "schema"],
                     "relabeling": {"password": "API key or personal access token"},
-                    "placeholders": {"host": "https://api.unleashlive.com", "password": "ul_pat_…"},
+                    "placeholders": {"host": "https://api.unleashlive.com", "password": "ul_pat_..."},
                 },
                 "conn-fields": _CONNECTION_FIELDS,
             }
         ],
     }
-
-
-# The extras of a connection, in the form of the provider info's ``conn-fields``; the hook builds the form that
-# Airflow before 3.2 shows from the same table. All are text or numbers that may be empty, which means the default.
-_CONNECTION_FIELDS: dict[str, Any] = {
-    "auth": {
-        "label": "Authentication",
-        "description": "auto: a key that starts with ul_pat_ goes as Bearer, any other as x-api-key.",
-        "schema": {"type": ["string", "null"], "enum": ["auto", "api_key", "bearer"], "default": "auto"},
-    },
-    "timeout": {
-        "label": "Timeout (seconds)",
-        "description": "For the connect and for each read. Default 30.",
-        "schema": {"type": ["number", "null"], "minimum": 0.1},
-    },
-    "max_attempts": {
-        "label": "Attempts",
-        "description": "Tries of one request. Default 5.",
-        "schema": {"type": ["integer", "null"], "minimum": 1},
-    },
-    "page_concurrency": {
-        "label": "Page concurrency",
-        "description": "Requests under way at once for one extraction. Default 4.",
-        "schema": {"type": ["integer", "null"], "minimum": 1},
-    },
-    "mask_stream_tokens": {
-        "label": "Mask stream tokens",
-        "description": "1: ?token=… in source_file_name, the credential of a live stream, becomes ?token=***. "
-        "0: rows stay as the API gives them. Empty: as 0, with a warning.",
-        # Numbers: Airflow takes a text under a name with «token» in it for a secret. The form would not show it again,
-        # and «false» would be *** in every log. Its select shows no booleans, and its switch has no empty state.
-        "schema": {"type": ["integer", "null"], "enum": [1, 0], "values_display": {"1": "1: mask", "0": "0: keep"}},
-    },
-    "verify": {
-        "label": "TLS CA bundle",
-        "description": "Path of a CA bundle, where a proxy or an own CA signs the certificate.",
-        "schema": {"type": ["string", "null"]},
-    },
-    "allow_http": {
-        "label": "Allow http",
-        "description": "Send the key unencrypted to a host that is not this machine.",
-        "schema": {"type": ["boolean", "null"], "default": False},
-    },
-}

@@ -1,22 +1,22 @@
 """
-What can go wrong, as types: catch the branch that your policy needs.
+Errors that this package raises. Catch the branch that your policy needs.
 
 .. code-block:: text
 
     UnleashError
     ├── TransientError               the same request may succeed later
-    │   ├── TransportError           no answer, one cut short, or one that is not JSON
+    │   ├── TransportError           no response, a truncated one, or one that is not JSON
     │   ├── RateLimitError           429
     │   ├── ServerError              5xx, 408, 425
     │   ├── EmptyResultError         on_empty="fail"
-    │   └── SnapshotChangedError     pages changed under the reader
+    │   └── SnapshotChangedError     pages changed while they were read
     └── PermanentError               repeating cannot help
         ├── AuthenticationError      401, 403
         ├── NotFoundError            404, or a device that the account does not have
         ├── BadRequestError          any other 4xx, and a redirect
         ├── UnexpectedResponseError  JSON, but not this API's
         ├── InvalidArgumentError     also a ValueError
-        │   └── WindowError          a run that means no window
+        │   └── WindowError          the run has no usable window
         ├── EmptyReplacementError    no rows would replace rows
         └── ResultTooLargeError      too much for XCom
 """
@@ -28,53 +28,55 @@ from typing import Any
 
 class UnleashError(Exception):
     """
-    Anything that this package raises of its own accord.
+    Base class of all errors that this package raises. Each keeps the facts about itself as attributes.
 
     :param message: what happened and what to do; never contains the API key.
-    :param status: HTTP status of the answer, None where there was none.
-    :param url: address of the request.
+    :param facts: values of the attributes.
+    :ivar status: HTTP status of the response; None if there was no response.
+    :ivar url: URL of the request.
     """
 
-    def __init__(self, message: str, *, status: int | None = None, url: str | None = None) -> None:
+    status: int | None = None
+    url: str | None = None
+
+    def __init__(self, message: str, **facts: Any) -> None:
         super().__init__(message)
-        self.status = status
-        self.url = url
+        for name, value in facts.items():
+            if not hasattr(type(self), name):
+                raise TypeError(f"{type(self).__name__} has no attribute {name}")
+            setattr(self, name, value)
 
 
 class TransientError(UnleashError):
     """
-    The same request may succeed later: retried inside, then raised, so that Airflow's retries go on.
+    The same request may succeed later: retried here first, then raised so that Airflow's retries continue.
 
-    :param retry_after: seconds that the server asked to wait, None where it did not.
+    :ivar retry_after: seconds that the server asked to wait, if it did.
     """
 
-    def __init__(self, message: str, *, retry_after: float | None = None, **facts: Any) -> None:
-        super().__init__(message, **facts)
-        self.retry_after = retry_after
+    retry_after: float | None = None
 
 
 class TransportError(TransientError):
     """
-    No answer, one cut short, or one that is not JSON (a proxy's maintenance page).
+    No response, a truncated one, or one that is not JSON (a proxy's maintenance page).
 
-    :param reason: ``tls``, ``timeout``, ``connection``, ``truncated`` or ``not_json``.
+    :ivar reason: ``tls``, ``timeout``, ``connection``, ``truncated`` or ``not_json``.
     """
 
-    def __init__(self, message: str, *, reason: str = "connection", **facts: Any) -> None:
-        super().__init__(message, **facts)
-        self.reason = reason
+    reason: str = "connection"
 
 
 class RateLimitError(TransientError):
-    """The API answered 429; ``retry_after`` carries the seconds it asked for."""
+    """The API responded with 429; ``retry_after`` has the seconds it asked for."""
 
 
 class ServerError(TransientError):
-    """The API answered 5xx, 408 or 425."""
+    """The API responded with 5xx, 408 or 425."""
 
 
 class EmptyResultError(TransientError):
-    """The window has no rows and ``on_empty="fail"``; the data may only be late."""
+    """The window has no rows and ``on_empty="fail"``; the data may be late."""
 
 
 class SnapshotChangedError(TransientError):
@@ -82,7 +84,7 @@ class SnapshotChangedError(TransientError):
 
 
 class PermanentError(UnleashError):
-    """Repeating the same thing cannot help: a task fails on its first try."""
+    """Repeating cannot help: the task fails on its first try."""
 
 
 class AuthenticationError(PermanentError):
@@ -91,90 +93,69 @@ class AuthenticationError(PermanentError):
 
 class NotFoundError(PermanentError):
     """
-    The API answered 404, or the account does not have the device.
+    The API responded with 404, or the account does not have the device.
 
-    :param device_id: the device that was asked for, where it is known.
+    :ivar device_id: the requested device, if known.
     """
 
-    def __init__(self, message: str, *, device_id: str | None = None, **facts: Any) -> None:
-        super().__init__(message, **facts)
-        self.device_id = device_id
+    device_id: str | None = None
 
 
 class BadRequestError(PermanentError):
     """
-    The API answered another 4xx, or a redirect, which is never followed: it would carry the key along.
+    The API responded with another 4xx, or with a redirect, which is not followed because it would send the key along.
 
-    :param location: where a redirect pointed.
+    :ivar location: target of the redirect.
     """
 
-    def __init__(self, message: str, *, location: str | None = None, **facts: Any) -> None:
-        super().__init__(message, **facts)
-        self.location = location
+    location: str | None = None
 
 
 class UnexpectedResponseError(PermanentError):
     """
-    The answer is JSON, but not as this API documents it.
+    The response is JSON, but not as this API documents it.
 
-    :param page: number of the page, from 1.
-    :param row: index of the row in its page, from 0.
-    :param field: name of the field.
-    :param value: what stood there.
+    :ivar page: number of the page, from 1.
+    :ivar row: index of the row in its page, from 0.
+    :ivar field: name of the field.
+    :ivar value: its value.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        page: int | None = None,
-        row: int | None = None,
-        field: str | None = None,
-        value: object = None,
-        **facts: Any,
-    ) -> None:
-        super().__init__(message, **facts)
-        self.page = page
-        self.row = row
-        self.field = field
-        self.value = value
+    page: int | None = None
+    row: int | None = None
+    field: str | None = None
+    value: object = None
 
 
 class InvalidArgumentError(PermanentError, ValueError):
     """
-    A parameter or a connection field that cannot be used.
+    A parameter or connection field is invalid.
 
-    :param argument: name of the parameter or field.
+    :ivar argument: name of the parameter or field.
     """
 
-    def __init__(self, message: str, *, argument: str | None = None, **facts: Any) -> None:
-        super().__init__(message, **facts)
-        self.argument = argument
+    argument: str | None = None
 
 
 class WindowError(InvalidArgumentError):
-    """The run means no window, or one that ends before it starts."""
+    """The run has no usable window, or the window ends before it starts."""
 
 
 class EmptyReplacementError(PermanentError):
     """
-    An answer without rows would have replaced an object that has rows.
+    A response without rows would have replaced an object that has rows.
 
-    :param path: the object, which is as it was.
+    :ivar path: the object, which is unchanged.
     """
 
-    def __init__(self, message: str, *, path: str | None = None, **facts: Any) -> None:
-        super().__init__(message, **facts)
-        self.path = path
+    path: str | None = None
 
 
 class ResultTooLargeError(PermanentError):
     """
-    The rows are more than fits into an XCom, or one body more than may be read.
+    The rows do not fit into an XCom, or a response body is too large.
 
-    :param limit: the limit that was passed, bytes.
+    :ivar limit: the limit that was exceeded, in bytes.
     """
 
-    def __init__(self, message: str, *, limit: int | None = None, **facts: Any) -> None:
-        super().__init__(message, **facts)
-        self.limit = limit
+    limit: int | None = None

@@ -1,64 +1,61 @@
-"""Operators: the lists, windows planned for a backfill, and the rows of a run's window to XCom or object storage."""
+"""Operators: list devices and sessions, plan windows, and extract the rows of a run's window."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import asdict
 from datetime import datetime, timedelta, tzinfo
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
-from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator, ObjectStoragePath, conf
 
-from airflow_provider_unleash.exceptions import (
-    EmptyReplacementError,
-    EmptyResultError,
-    InvalidArgumentError,
-    NotFoundError,
-    ResultTooLargeError,
-    WindowError,
+from airflow_provider_unleash.assets import add_to_events
+from airflow_provider_unleash.core.columns import COLUMNS, columns_of
+from airflow_provider_unleash.core.extract import Landed, OnEmpty, fetch_records, land
+from airflow_provider_unleash.core.formats import Compression, FileFormat, check_file_format
+from airflow_provider_unleash.core.moments import format_ms, parse_duration, parse_moment, parse_timezone
+from airflow_provider_unleash.core.planning import DeviceWindow, plan_steps, split_by_size
+from airflow_provider_unleash.core.protocol import ENDPOINT_PATHS, Endpoint, check_device_id
+from airflow_provider_unleash.core.sessions import select_sessions, session_bounds
+from airflow_provider_unleash.core.staging import check_checkpoint_pages
+from airflow_provider_unleash.core.stores import check_dst, url_of
+from airflow_provider_unleash.core.windows import RowCounts, Window, given_window, parse_step, resolve_window
+from airflow_provider_unleash.exceptions import InvalidArgumentError, WindowError
+from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, UnleashHook
+from airflow_provider_unleash.lineage import Extraction, Written, lineage_of
+from airflow_provider_unleash.metrics import report_extraction
+from airflow_provider_unleash.tasks import (
+    check_arguments,
+    check_choice,
+    check_literal_bounds,
+    is_final,
+    is_literal,
+    no_retry,
+    no_retry_in_constructor,
+    retry_arguments,
+    run_times,
 )
-from airflow_provider_unleash.hooks import (
-    DEFAULT_CONN_ID,
-    UnleashHook,
-    check_visible_bounds,
-    failing_for_good,
-    failing_for_good_when_mapped,
-    is_visible,
-    moments_of,
-)
-from airflow_provider_unleash.retries import retry_arguments
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath, RetryPolicy, XComArg
+    from airflow.providers.common.compat.sdk import Context, RetryPolicy, XComArg
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_unleash.client import UnleashClient
-    from airflow_provider_unleash.lineage import Extraction
-    from airflow_provider_unleash.planning import DeviceWindow
-    from airflow_provider_unleash.protocol import Endpoint, Page
-    from airflow_provider_unleash.staging import FolderPath, Staging
-    from airflow_provider_unleash.window import HalfOpen, RowCounts, Window
-    from airflow_provider_unleash.writers import Compression, FileFormat
-
-PROGRESS_SECONDS = 10.0
-OnEmpty = Literal["succeed", "skip", "fail"]
 
 
 class _UnleashOperator(BaseOperator):
     """
-    What all operators share: the connection, and that an error which repeating cannot help fails the task at once.
+    Base of all operators: the connection, and no retries after a permanent error.
 
-    :param unleash_conn_id: connection of type «Unleash live» (templated).
-    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
+    :param unleash_conn_id: connection of type "Unleash live" (templated).
+    :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
     """
 
     template_fields: Sequence[str] = ("unleash_conn_id",)
     ui_color = "#d8e8f6"
 
-    # By its name, so that default_args reach it.
+    # retry_policy is a named argument so that default_args can set it.
     def __init__(
         self, *, unleash_conn_id: str = DEFAULT_CONN_ID, retry_policy: RetryPolicy | None = None, **kwargs: Any
     ) -> None:
@@ -70,7 +67,7 @@ class _UnleashOperator(BaseOperator):
         return UnleashHook(self.unleash_conn_id)
 
     def execute(self, context: Context) -> Any:
-        with failing_for_good():
+        with no_retry():
             return self._execute(context)
 
     def _execute(self, context: Context) -> Any:
@@ -79,27 +76,28 @@ class _UnleashOperator(BaseOperator):
 
 class UnleashListDevicesOperator(_UnleashOperator):
     """
-    Return the ids of all devices of the account, ``list[str]``, ready for ``.expand(device_id=devices.output)``.
+    Return the ids of all devices of the account, ``list[str]``, for ``.expand(device_id=devices.output)``.
 
-    :param unleash_conn_id: connection of type «Unleash live» (templated).
-    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
+    :param unleash_conn_id: connection of type "Unleash live" (templated).
+    :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
     """
 
     def _execute(self, context: Context) -> list[str]:
         devices = self.hook.list_devices()
-        self.log.info("The account has %d devices", len(devices))
+        self.log.info("Devices of the account: %d", len(devices))
         return devices
 
 
 class UnleashListSessionsOperator(_UnleashOperator):
     """
-    Return the ids of the account's sessions, ``list[str]``, in the order of the API; filtered only by what is given.
+    Return the ids of the account's sessions, ``list[str]``, in the API's order.
 
-    :param since: only sessions that start at or after this: datetime, ISO 8601 text or epoch milliseconds (templated).
+    :param since: only sessions that start at or after this: datetime, ISO 8601 string or epoch milliseconds
+        (templated).
     :param until: only sessions that start before this (templated).
-    :param unleash_conn_id: connection of type «Unleash live» (templated).
-    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
-    :raises UnexpectedResponseError: a bound is given, and an id does not read as a start in epoch milliseconds.
+    :param unleash_conn_id: connection of type "Unleash live" (templated).
+    :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
+    :raises UnexpectedResponseError: if there is a bound and an id is not in epoch milliseconds.
     """
 
     template_fields: Sequence[str] = (*_UnleashOperator.template_fields, "since", "until")
@@ -110,47 +108,45 @@ class UnleashListSessionsOperator(_UnleashOperator):
         super().__init__(**kwargs)
         self.since = since
         self.until = until
-        check_visible_bounds(since, until)
+        check_literal_bounds(since, until)
 
     def _execute(self, context: Context) -> list[str]:
-        from airflow_provider_unleash.window import select_sessions, session_bounds
-
         since_ms, until_ms = session_bounds(self.since, self.until)
         sessions = self.hook.list_sessions()
         selected = set(select_sessions(sessions, since_ms=since_ms, until_ms=until_ms))
-        self.log.info("The account has %d sessions, %d of them between the bounds", len(sessions), len(selected))
+        self.log.info("Sessions of the account: %d, selected: %d", len(sessions), len(selected))
         return [session for session in sessions if session in selected]
 
 
 class UnleashPlanWindowsOperator(_UnleashOperator):
     """
-    Return devices × a span as a bounded list of windows, ready for ``.expand_kwargs(plan.output)`` of a fetch operator.
+    Return devices × a span as a bounded list of windows, for ``.expand_kwargs(plan.output)`` of a fetch operator.
 
-    The span is ``start`` and ``end`` where they are given, else the run's data interval, else ``window``. Each item is
-    ``{"device_id": …, "start": …, "end": …}``, device by device, start and end as ISO 8601 text in ``timezone``. The
-    windows of a device cover the span without a gap and without an overlap.
+    The span is ``start`` and ``end`` if given, else the run's data interval, else ``window``. Each item is
+    ``{"device_id": ..., "start": ..., "end": ...}``, device by device, with ISO 8601 strings in ``timezone``. The
+    windows of a device cover the span without gaps or overlaps.
 
-    By calendar steps (``every``) the same span gives the same windows each time. By size (``max_pages``) they depend
-    on what the API has when the task runs: planned again later, they may be cut elsewhere, and so be other objects.
+    With calendar steps (``every``), the same span always gives the same windows. By size (``max_pages``), the windows
+    depend on the data that the API has when the task runs, so a later plan may cut elsewhere and give other objects.
 
-    :param device_ids: the account's devices, or some: a list, or e.g. ``devices.output`` (templated).
-    :param every: a step: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, ``timedelta``, pendulum
-        duration or ISO 8601 text as ``P1D``; counted from the start of the span, whole days by the calendar of
-        ``timezone``; None makes the span one window, to be cut by size (templated).
-    :param start: start of the span: datetime, ISO 8601 text or epoch milliseconds; naive is UTC (templated).
-    :param end: end of the span, not part of it (templated).
-    :param window: length of the span of a run that has no data interval (templated).
-    :param timezone: whose calendar it is, e.g. ``Europe/Berlin``; the DAG's where None (templated).
-    :param max_pages: cut a window of more pages in halves until none has more, or is shorter than two minutes: one
-        request a window, and two more each cut; None cuts none.
-    :param max_windows: the most windows that the task returns; ``[core] max_map_length`` where None, above which
-        Airflow does not map.
+    :param device_ids: devices of the account: a list, or for example ``devices.output`` (templated).
+    :param every: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, ``timedelta``, pendulum duration or ISO
+        8601 duration such as ``P1D``. Steps count from the start of the span, whole days by the calendar of
+        ``timezone``. None makes the span one window, to be cut by size (templated).
+    :param start: start of the span: datetime, ISO 8601 string or epoch milliseconds; naive is UTC (templated).
+    :param end: end of the span, exclusive (templated).
+    :param window: length of the span for runs without a data interval (templated).
+    :param timezone: time zone of the calendar, such as ``Europe/Berlin``; by default the DAG's (templated).
+    :param max_pages: cut windows with more pages in halves, down to two minutes. Costs one request per window and two
+        per cut. None does not cut.
+    :param max_windows: upper limit of the number of windows; by default ``[core] max_map_length``, above which Airflow
+        does not map.
     :param endpoint: ``compact`` or ``tableau``, to count pages (templated).
-    :param unleash_conn_id: connection of type «Unleash live» (templated).
-    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
-    :raises InvalidArgumentError: they would be more than ``max_windows``; says which step would fit.
-    :raises NotFoundError: the account does not have a device, and the API says so when it is asked for pages.
-    :raises WindowError: the run means no span.
+    :param unleash_conn_id: connection of type "Unleash live" (templated).
+    :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
+    :raises InvalidArgumentError: if there are more than ``max_windows``; says which step would fit.
+    :raises NotFoundError: if the API knows that it lacks a device whose pages are counted.
+    :raises WindowError: if the run has no span.
     """
 
     template_fields: Sequence[str] = (
@@ -179,7 +175,7 @@ class UnleashPlanWindowsOperator(_UnleashOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.device_ids: Any = device_ids  # the output of a task is its value when the task runs
+        self.device_ids: Any = device_ids  # the output of a task becomes a list when this task runs
         self.every = every
         self.start = start
         self.end = end
@@ -188,58 +184,36 @@ class UnleashPlanWindowsOperator(_UnleashOperator):
         self.max_pages = max_pages
         self.max_windows = max_windows
         self.endpoint = endpoint
-        with failing_for_good_when_mapped():
-            self._check_arguments(is_visible)
+        with no_retry_in_constructor():
+            self._check_arguments(is_literal)
 
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
-        from airflow_provider_unleash.protocol import ENDPOINT_PATHS
-        from airflow_provider_unleash.window import (
-            given_window,
-            parse_duration,
-            parse_moment,
-            parse_step,
-            parse_timezone,
-        )
-
         checks: dict[str, Callable[[Any], object]] = {
+            **_WINDOW_CHECKS,
             "device_ids": _check_device_ids,
             "every": parse_step,
-            "start": lambda value: parse_moment(value, "start"),
-            "end": lambda value: parse_moment(value, "end"),
-            "window": parse_duration,
             "timezone": parse_timezone,
-            "max_pages": lambda value: _check_count("max_pages", value),
-            "max_windows": lambda value: _check_count("max_windows", value),
-            "endpoint": lambda value: _check_choice("endpoint", value, tuple(ENDPOINT_PATHS)),
+            "max_pages": lambda value: _check_positive("max_pages", value),
+            "max_windows": lambda value: _check_positive("max_windows", value),
         }
-        _check_each(self, checks, is_known)
-        if is_known(self.start) and is_known(self.end):
-            given_window(self.start, self.end)
+        check_arguments(self, checks, is_known)
+        _check_start_before_end(self, is_known)
         if is_known(self.every) and parse_step(self.every) is None and self.max_pages is None:
-            raise InvalidArgumentError(
-                'Give every, e.g. every="day", or max_pages, or both: without, there is nothing to plan by',
-                argument="every",
-            )
+            raise InvalidArgumentError('every (such as every="day") or max_pages is required', argument="every")
 
     def _execute(self, context: Context) -> list[dict[str, str]]:
-        from airflow.providers.common.compat.sdk import conf
-
-        from airflow_provider_unleash.planning import plan_steps
-        from airflow_provider_unleash.window import parse_step, parse_timezone, resolve_window
-
-        self._check_arguments(lambda value: True)
-        moments = moments_of(context)
-        zone = moments["dag_timezone"] = parse_timezone(self.timezone) or moments["dag_timezone"]
-        span = resolve_window(start=self.start, end=self.end, window=self.window, **moments)
+        self._check_arguments(is_final)
+        times = run_times(context)
+        zone = times["dag_timezone"] = parse_timezone(self.timezone) or times["dag_timezone"]
+        span = resolve_window(start=self.start, end=self.end, window=self.window, **times)
         if span.start_ms == span.end_ms:
-            raise WindowError(f"start and end are both {span.start}: there is nothing between them", argument="start")
+            raise WindowError(f"start and end are both {span.start}: the span is empty", argument="start")
         device_ids = list(dict.fromkeys(self.device_ids))
         max_windows = self.max_windows or conf.getint("core", "max_map_length", fallback=1024)
-        step = parse_step(self.every)
-        planned = plan_steps(device_ids, span, step, zone, max_windows=max_windows)
+        planned = plan_steps(device_ids, span, parse_step(self.every), zone, max_windows=max_windows)
         if self.max_pages is not None:
             planned = self._split(planned, self.max_pages, max_windows)
-        self.log.info("%d windows of %d devices; the span is %s", len(planned), len(device_ids), span)
+        self.log.info("Planned %d windows of %d devices; the span is %s", len(planned), len(device_ids), span)
         return [
             {
                 "device_id": one.device_id,
@@ -250,49 +224,50 @@ class UnleashPlanWindowsOperator(_UnleashOperator):
         ]
 
     def _split(self, planned: list[DeviceWindow], max_pages: int, max_windows: int) -> list[DeviceWindow]:
-        from airflow_provider_unleash.planning import split_by_size
-
         with self.hook.get_conn() as client:
 
             def count_pages(windows: Sequence[DeviceWindow]) -> Generator[int, None, None]:
-                asked = [(one.device_id, one.window.start_ms, one.window.end_ms) for one in windows]
-                return client.iter_page_counts(asked, endpoint=self.endpoint)
+                requested = [(one.device_id, one.window.start_ms, one.window.end_ms) for one in windows]
+                return client.iter_page_counts(requested, endpoint=self.endpoint)
 
             return split_by_size(planned, count_pages, max_pages=max_pages, max_windows=max_windows)
 
 
-def _check_device_ids(device_ids: Any) -> None:
-    from airflow_provider_unleash.protocol import check_device_id
+_WINDOW_CHECKS: dict[str, Callable[[Any], object]] = {
+    "start": lambda value: parse_moment(value, "start"),
+    "end": lambda value: parse_moment(value, "end"),
+    "window": parse_duration,
+    "endpoint": lambda value: check_choice("endpoint", value, tuple(ENDPOINT_PATHS)),
+}
 
-    # A text is iterable, too. Airflow's outputs of mapped tasks are sequences, and no lists.
+
+def _check_start_before_end(task: Any, is_known: Callable[[Any], bool]) -> None:
+    if is_known(task.start) and is_known(task.end):
+        given_window(task.start, task.end)
+
+
+def _check_device_ids(device_ids: Any) -> None:
+    # A string is a sequence too; the outputs of mapped tasks are sequences, but not lists.
     if isinstance(device_ids, (str, bytes, Mapping)) or not isinstance(device_ids, (Sequence, Set)):
         raise InvalidArgumentError(
-            f"device_ids={device_ids!r} is no list of device ids; a template gives one only in a DAG with "
-            "render_template_as_native_obj=True, the output of a task always: device_ids=devices.output",
+            f"device_ids={device_ids!r} must be a list of device ids. Pass the output of a task, "
+            "device_ids=devices.output; a template gives a list only if the DAG has render_template_as_native_obj=True",
             argument="device_ids",
         )
     for device_id in device_ids:
         check_device_id(device_id)
 
 
-def _check_count(argument: str, value: Any) -> None:
+def _check_positive(argument: str, value: Any) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise InvalidArgumentError(f"{argument}={value!r} must be a whole number above zero", argument=argument)
 
 
-class _FetchOperator(_UnleashOperator):
-    """
-    What both fetch operators share: the device, the window, and what no rows mean.
+# ---- extraction ----------------------------------------------------------------------------------
 
-    :param device_id: one of the account's devices (templated).
-    :param start: start of the window; with ``end`` it wins over the run's own (templated).
-    :param end: end of the window, not part of it (templated).
-    :param window: length of the window of a run that has no data interval (templated).
-    :param endpoint: ``compact`` or ``tableau``; both give the same rows (templated).
-    :param on_empty: ``succeed``, ``skip`` or ``fail`` when the window has no rows (templated).
-    :param unleash_conn_id: connection of type «Unleash live» (templated).
-    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
-    """
+
+class _FetchOperator(_UnleashOperator):
+    """Base of the fetch operators: the device, the window, lineage, and what happens without rows."""
 
     template_fields: Sequence[str] = (
         *_UnleashOperator.template_fields,
@@ -324,153 +299,73 @@ class _FetchOperator(_UnleashOperator):
         self.window = window
         self.endpoint = endpoint
         self.on_empty = on_empty
-        with failing_for_good_when_mapped():
-            self._check_arguments(is_visible)
+        with no_retry_in_constructor():
+            self._check_arguments(is_literal)
 
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
-        """Check the arguments whose value is known: at parse time the literal ones, before the first request all."""
-        from airflow_provider_unleash.protocol import ENDPOINT_PATHS, check_device_id
-        from airflow_provider_unleash.window import given_window, parse_duration, parse_moment
-
         checks: dict[str, Callable[[Any], object]] = {
+            **_WINDOW_CHECKS,
             "device_id": check_device_id,
-            "start": lambda value: parse_moment(value, "start"),
-            "end": lambda value: parse_moment(value, "end"),
-            "window": parse_duration,
-            "endpoint": lambda value: _check_choice("endpoint", value, tuple(ENDPOINT_PATHS)),
-            "on_empty": lambda value: _check_choice("on_empty", value, get_args(OnEmpty)),
+            "on_empty": lambda value: check_choice("on_empty", value, get_args(OnEmpty)),
         }
-        _check_each(self, checks, is_known)
-        if is_known(self.start) and is_known(self.end):
-            given_window(self.start, self.end)
+        check_arguments(self, checks, is_known)
+        _check_start_before_end(self, is_known)
 
     def _execute(self, context: Context) -> Any:
-        from airflow_provider_unleash.client import restart_on_change
-        from airflow_provider_unleash.lineage import Extraction
-        from airflow_provider_unleash.window import resolve_window
-
         self._extraction = None
-        self._check_arguments(lambda value: True)
-        window = resolve_window(start=self.start, end=self.end, window=self.window, **moments_of(context))
+        self._check_arguments(is_final)
+        window = resolve_window(start=self.start, end=self.end, window=self.window, **run_times(context))
         self.log.info("The window is %s", window)
         with self.hook.get_conn() as client:
             began = time.monotonic()
             self._extraction = Extraction(client.base_url, self.device_id, window)
-            return restart_on_change(lambda: self._fetch(client, window, began))
-
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
-        """Return what OpenLineage is told of this try, however it ended; asks nobody."""
-        from airflow_provider_unleash.lineage import lineage_of
-
-        return lineage_of(self._extraction)
+            return self._fetch(client, window, began)
 
     def _fetch(self, client: UnleashClient, window: Window, began: float) -> Any:
         raise NotImplementedError
 
-    @contextmanager
-    def _open_pages(
-        self, client: UnleashClient, window: Window, staging: Staging | None = None
-    ) -> Iterator[tuple[Iterator[Page], RowCounts]]:
-        """Yield the window's pages and what is counted of them; end the requests under way however the block ends."""
-        from airflow_provider_unleash.window import HalfOpen
-
-        resume = staging.resume if staging else None
-        asked = client.iter_pages(self.device_id, window.start, window.end, endpoint=self.endpoint, resume=resume)
-        with ExitStack() as stack:
-            pages = stack.enter_context(closing(asked))
-            if staging:
-                pages = stack.enter_context(closing(staging.keep(pages)))
-            half_open = HalfOpen(window, pages)
-            yield self._report_progress(half_open), half_open.counts
-
-    def _report_progress(self, pages: HalfOpen) -> Iterator[Page]:
-        """Yield the pages, and log how far it is, at most every ten seconds."""
-        began = reported = time.monotonic()
-        for page in pages:
-            number, total = page.number, max(page.number, page.total_pages)  # of no rows, there may be 0 pages
-            yield page
-            del page  # as the client does
-            now = time.monotonic()
-            if now - reported >= PROGRESS_SECONDS:
-                reported = now
-                rows, seconds = pages.counts.rows, now - began
-                self.log.info(
-                    "%d of %d pages (%.0f %%), %d rows, %.0f rows/s, about %.0f s left",
-                    *(number, total, 100 * number / total, rows, rows / seconds),
-                    seconds * (total / number - 1),
-                )
-
-    def _report_effort(
-        self, did: str, counts: RowCounts, size: int, receiver: object, effort: Mapping[str, float]
-    ) -> None:
-        from airflow_provider_unleash.metrics import report_extraction
-
-        report_extraction(rows=counts.rows, size=size, seconds=effort["seconds"])
+    def _report(
+        self, verb: str, counts: RowCounts, size: int, destination: object, client: UnleashClient, began: float
+    ) -> dict[str, float]:
+        """Log and report the statistics of an extraction, and return them."""
+        traffic = client.traffic
+        statistics = {
+            "seconds": round(time.monotonic() - began, 3),
+            "requests": traffic.requests,
+            "retries": traffic.retries,
+            "throttled_seconds": round(traffic.throttled_seconds, 3),
+        }
+        report_extraction(rows=counts.rows, size=size, seconds=statistics["seconds"])
         self.log.info(
-            "%s %d rows of %d pages, %d bytes, in %.1f s with %d requests, %d retries, %.1f s throttled, to %s",
-            *(did, counts.rows, counts.pages, size, *effort.values(), receiver),
+            "%s %d rows to %s. Pages: %d, bytes: %d, seconds: %.1f, requests: %d, retries: %d, throttled seconds: %.1f",
+            *(verb, counts.rows, destination, counts.pages, size, *statistics.values()),
         )
+        return statistics
 
-    def _check_empty(self, client: UnleashClient, counts: RowCounts) -> bool:
-        """Tell whether there are no rows and the task goes on nevertheless; raise where it does not."""
-        if counts.rows:
-            return False
-        # The API may answer an unknown device like a silent one.
-        if not counts.rows_at_end and self.device_id not in client.list_devices():
-            raise NotFoundError(
-                f"The account has no device {self.device_id!r}; UnleashListDevicesOperator lists those it has",
-                device_id=self.device_id,
-            )
-        said = f"Device {self.device_id} has no rows in the window"
-        if self.on_empty == "fail":
-            raise EmptyResultError(f"{said}; data may be late, so this is retried")
-        if self.on_empty == "skip":
-            raise AirflowSkipException(said)
-        self.log.info(said)
-        return True
-
-
-def _effort_of(client: UnleashClient, began: float) -> dict[str, float]:
-    """Return ``seconds, requests, retries, throttled_seconds``."""
-    traffic = client.traffic
-    return {
-        "seconds": round(time.monotonic() - began, 3),
-        "requests": traffic.requests,
-        "retries": traffic.retries,
-        "throttled_seconds": round(traffic.throttled_seconds, 3),
-    }
-
-
-def _check_each(task: Any, checks: Mapping[str, Callable[[Any], object]], is_known: Callable[[Any], bool]) -> None:
-    for name, check in checks.items():
-        if is_known(getattr(task, name)):
-            check(getattr(task, name))
-
-
-def _check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InvalidArgumentError(f"{argument}={value!r} is none of {', '.join(choices)}", argument=argument)
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
+        """Return the lineage of this try, successful or not; makes no requests."""
+        return lineage_of(self._extraction)
 
 
 class UnleashGetAnalyticsOperator(_FetchOperator):
     """
-    Return the rows of a device in the run's window, ``list[dict]``, through XCom; for small windows.
+    Return the rows of a device in the run's window through XCom, ``list[dict]``; for small windows.
 
-    The window is ``start`` and ``end`` where they are given, else the run's data interval, else ``window``.
+    The window is ``start`` and ``end`` if given, else the run's data interval, else ``window``.
 
-    :param device_id: one of the account's devices (templated).
-    :param start: start of the window: datetime, ISO 8601 text or epoch milliseconds (templated).
-    :param end: end of the window, not part of it (templated).
-    :param window: length of the window of a run that has no data interval (templated).
+    :param device_id: a device of the account (templated).
+    :param start: start of the window: datetime, ISO 8601 string or epoch milliseconds (templated).
+    :param end: end of the window, exclusive (templated).
+    :param window: length of the window for runs without a data interval (templated).
     :param endpoint: ``compact`` or ``tableau``; both give the same rows (templated).
-    :param on_empty: when there are no rows: ``succeed`` returns ``[]``, ``skip`` skips, ``fail`` fails (templated).
-    :param max_xcom_bytes: the most that the rows may take as JSON, bytes.
-    :param unleash_conn_id: connection of type «Unleash live» (templated).
-    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
-    :raises ResultTooLargeError: the rows are larger than ``max_xcom_bytes``.
-    :raises EmptyResultError: no rows, and ``on_empty="fail"``.
-    :raises NotFoundError: the account does not have the device.
-    :raises WindowError: the run means no window.
+    :param on_empty: without rows, ``succeed`` returns ``[]``, ``skip`` skips the task, ``fail`` fails it (templated).
+    :param max_xcom_bytes: the most that the rows may take as JSON, in bytes.
+    :param unleash_conn_id: connection of type "Unleash live" (templated).
+    :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
+    :raises ResultTooLargeError: if the rows take more than ``max_xcom_bytes``.
+    :raises EmptyResultError: if there are no rows and ``on_empty="fail"``.
+    :raises NotFoundError: if the account does not have the device.
+    :raises WindowError: if the run has no window.
     """
 
     def __init__(self, *, max_xcom_bytes: int = 1_048_576, **kwargs: Any) -> None:
@@ -478,22 +373,17 @@ class UnleashGetAnalyticsOperator(_FetchOperator):
         self.max_xcom_bytes = max_xcom_bytes
 
     def _fetch(self, client: UnleashClient, window: Window, began: float) -> list[dict[str, Any]]:
-        records: list[dict[str, Any]] = []
-        size = 0
-        with self._open_pages(client, window) as (pages, counts):
-            for page in pages:
-                new = page.records()
-                size += len(json.dumps(new))
-                if size > self.max_xcom_bytes:
-                    raise ResultTooLargeError(
-                        f"The rows of {self.device_id} are more than max_xcom_bytes={self.max_xcom_bytes} already "
-                        f"at page {page.number} of {page.total_pages}: use UnleashToObjectStorageOperator, which "
-                        "writes them to object storage, or a shorter window",
-                        limit=self.max_xcom_bytes,
-                    )
-                records += new
-            self._check_empty(client, counts)
-        self._report_effort("Returned", counts, size, "XCom", _effort_of(client, began))
+        records, counts, size = fetch_records(
+            client,
+            self.device_id,
+            window,
+            endpoint=self.endpoint,
+            on_empty=self.on_empty,
+            max_bytes=self.max_xcom_bytes,
+        )
+        if not records and self.on_empty == "skip":
+            raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")
+        self._report("Returned", counts, size, "XCom", client, began)
         return records
 
 
@@ -501,38 +391,40 @@ class UnleashToObjectStorageOperator(_FetchOperator):
     """
     Write the rows of a device in the run's window as one object, and return a small summary.
 
-    The object is ``<dst>/device=<id>/start_date=<YYYY-MM-DD>/<start>_<end>.<ext>``. Its name is a function of device,
-    window and format alone: a re-run or a backfill replaces its own object and nothing else. It appears whole or not
-    at all. The summary has ``device_id, start, end, window_rule, endpoint, file_format, pages, rows,
-    rows_before_start, rows_after_end, rows_at_end, files: [{path, url, rows, bytes}]``, and what it took: ``seconds,
-    requests, retries, throttled_seconds``, and of ``pages`` the ``resumed_pages`` that an earlier try had read.
-    The events of assets in ``outlets``, e.g. of :func:`~airflow_provider_unleash.assets.asset_of`, have ``device_id,
-    start, end, rows, pages, bytes, files`` in their extra; of several mapped tasks, each has one of its own.
+    The object is ``<dst>/device=<id>/start_date=<YYYY-MM-DD>/<start>_<end>.<ext>``. Its name depends on device, window
+    and format alone: a rerun or a backfill replaces its own object and nothing else. It is published whole or not at
+    all. The window is ``start`` and ``end`` if given, else the run's data interval, else ``window``.
 
-    :param device_id: one of the account's devices (templated).
-    :param dst: folder URL with the Airflow connection in it, e.g. ``s3://aws_default@lake/unleash`` (templated).
+    The summary has ``device_id, start, end, window_rule, endpoint, file_format, pages, rows, rows_before_start,
+    rows_after_end, rows_at_end, files: [{path, url, rows, bytes}]`` and the statistics ``seconds, requests, retries,
+    throttled_seconds, resumed_pages`` (pages that an earlier try had read). The events of assets in ``outlets``, such
+    as from :func:`~airflow_provider_unleash.assets.asset_of`, have ``device_id, start, end, rows, pages, bytes, files``
+    in their extra; each mapped task emits its own event.
+
+    :param device_id: a device of the account (templated).
+    :param dst: folder URL with the Airflow connection in it, such as ``s3://aws_default@lake/unleash`` (templated).
     :param file_format: ``jsonl``, ``json`` (one array), ``csv`` or ``parquet`` (needs pyarrow) (templated).
-    :param compression: ``gzip`` or None; Parquet is compressed inside (templated).
-    :param column_types: further columns of Parquet and CSV, e.g. ``{"confidence": "float64"}``; types are string,
-        int64, float64, bool, timestamp (templated).
-    :param replace_with_empty: let an answer without rows replace an object that has rows.
-    :param checkpoint_pages: of an extraction of more pages than this, each run of so many is put aside under
-        ``<dst>/_staging`` until the object is there, and a retry asks the API only for the rest; None does not.
-    :param resume_within: how long pages that were put aside are used: ``timedelta`` or ISO 8601 text as ``P1D``;
-        None does not use any (templated).
-    :param start: start of the window: datetime, ISO 8601 text or epoch milliseconds (templated).
-    :param end: end of the window, not part of it (templated).
-    :param window: length of the window of a run that has no data interval (templated).
+    :param compression: ``gzip`` or None; Parquet is compressed internally (templated).
+    :param column_types: additional columns of Parquet and CSV, such as ``{"confidence": "float64"}``; the types are
+        string, int64, float64, bool and timestamp (templated).
+    :param replace_with_empty: let a response without rows replace an object that has rows.
+    :param checkpoint_pages: an extraction of more pages stages each so many pages under ``<dst>/_staging`` until the
+        object is published, and a retry requests only the rest; None stages nothing.
+    :param resume_within: maximum age of staged pages: ``timedelta`` or ISO 8601 duration such as ``P1D``; None uses
+        none (templated).
+    :param start: start of the window: datetime, ISO 8601 string or epoch milliseconds (templated).
+    :param end: end of the window, exclusive (templated).
+    :param window: length of the window for runs without a data interval (templated).
     :param endpoint: ``compact`` or ``tableau``; both give the same rows (templated).
-    :param on_empty: when there are no rows: ``succeed`` writes an empty object, ``skip`` skips the task and writes
-        nothing, ``fail`` fails (templated).
-    :param unleash_conn_id: connection of type «Unleash live» (templated).
-    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
-    :raises EmptyReplacementError: no rows would replace an object that has rows.
-    :raises UnexpectedResponseError: a value does not fit its column (Parquet, CSV).
-    :raises EmptyResultError: no rows, and ``on_empty="fail"``.
-    :raises NotFoundError: the account does not have the device.
-    :raises WindowError: the run means no window.
+    :param on_empty: without rows, ``succeed`` writes an empty object, ``skip`` skips the task and writes nothing,
+        ``fail`` fails it (templated).
+    :param unleash_conn_id: connection of type "Unleash live" (templated).
+    :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
+    :raises EmptyReplacementError: if no rows would replace an object that has rows.
+    :raises UnexpectedResponseError: if a value does not fit its column (Parquet, CSV).
+    :raises EmptyResultError: if there are no rows and ``on_empty="fail"``.
+    :raises NotFoundError: if the account does not have the device.
+    :raises WindowError: if the run has no window.
     """
 
     template_fields: Sequence[str] = (
@@ -567,10 +459,6 @@ class UnleashToObjectStorageOperator(_FetchOperator):
         super().__init__(**kwargs)
 
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
-        from airflow_provider_unleash.staging import check_checkpoint_pages
-        from airflow_provider_unleash.window import parse_duration
-        from airflow_provider_unleash.writers import check_dst, check_file_format
-
         super()._check_arguments(is_known)
         check_checkpoint_pages(self.checkpoint_pages)
         if is_known(self.resume_within):
@@ -580,82 +468,41 @@ class UnleashToObjectStorageOperator(_FetchOperator):
         if is_known(self.dst):
             check_dst(str(self.dst))
 
-    def _fetch(self, client: UnleashClient, window: Window, began: float) -> dict[str, Any]:
-        from airflow.providers.common.compat.sdk import ObjectStoragePath
-
-        from airflow_provider_unleash.stores import url_of
-        from airflow_provider_unleash.writers import object_name
-
-        name = object_name(self.device_id, window.start_ms, window.end_ms, self.file_format, self.compression)
-        dst = ObjectStoragePath(self.dst)
-        path = dst / name
-        with self._stage(client, window, dst, name) as staging:
-            counts, size = self._write(client, window, path, staging)
-        self._keep_lineage(path, counts, size)
-        url = url_of(path)
-        with_connection = str(path) if "://" in str(path) else url  # a plain folder has neither
-        written = {"path": with_connection, "url": url, "rows": counts.rows, "bytes": size}
-        effort = _effort_of(client, began)
-        self._report_effort("Wrote", counts, size, path, effort)
-        effort["resumed_pages"] = staging.resumed_pages
-        return self._summarize(window, counts, effort, written)
-
     def _execute(self, context: Context) -> dict[str, Any]:
         summary: dict[str, Any] = super()._execute(context)
-        if self.outlets:
-            from airflow_provider_unleash.assets import add_to_events
-
-            add_to_events(context, self.outlets, summary)
+        add_to_events(context, self.outlets, summary)
         return summary
 
-    def _keep_lineage(self, path: ObjectStoragePath, counts: RowCounts, size: int) -> None:
-        from airflow_provider_unleash.lineage import Written
-        from airflow_provider_unleash.writers import COLUMNS, columns_of
+    def _fetch(self, client: UnleashClient, window: Window, began: float) -> dict[str, Any]:
+        landed = land(
+            client,
+            self.device_id,
+            window,
+            ObjectStoragePath(self.dst),
+            file_format=self.file_format,
+            compression=self.compression,
+            column_types=self.column_types,
+            endpoint=self.endpoint,
+            on_empty=self.on_empty,
+            replace_with_empty=self.replace_with_empty,
+            checkpoint_pages=self.checkpoint_pages,
+            resume_within=parse_duration(self.resume_within, "resume_within"),
+        )
+        if landed.is_skipped:
+            raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")
+        self._keep_lineage(landed)
+        statistics = self._report("Wrote", landed.counts, landed.size, landed.path, client, began)
+        return self._summarize(window, landed, statistics)
 
+    def _keep_lineage(self, landed: Landed) -> None:
         if self._extraction:
             columns = columns_of(self.column_types) if self.file_format in ("csv", "parquet") else COLUMNS
-            account = getattr(path.fs, "account_name", None)  # Azure's have one
-            self._extraction.written = Written(str(self.dst), columns, counts.rows, size, account)
+            account = getattr(landed.path.fs, "account_name", None)  # Azure's file system has it
+            self._extraction.written = Written(str(self.dst), columns, landed.counts.rows, landed.size, account)
 
-    def _stage(self, client: UnleashClient, window: Window, dst: FolderPath, name: str) -> Staging:
-        from airflow_provider_unleash.staging import Staging
-        from airflow_provider_unleash.window import parse_duration
-
-        resume_within = parse_duration(self.resume_within, "resume_within")
-        checkpoint_pages = self.checkpoint_pages if resume_within else None
-        masks = client.mask_stream_tokens is True
-        source = [client.base_url, self.device_id, window.start_ms, window.end_ms, self.endpoint, masks]
-        return Staging(
-            dst, name, source, checkpoint_pages=checkpoint_pages, resume_within=resume_within or timedelta(0)
-        )
-
-    def _write(
-        self, client: UnleashClient, window: Window, path: ObjectStoragePath, staging: Staging
-    ) -> tuple[RowCounts, int]:
-        """Write the object and return what was counted of its rows, and its bytes."""
-        from airflow_provider_unleash.writers import has_rows, open_object
-
-        with (
-            open_object(path, self.file_format, compression=self.compression, column_types=self.column_types) as writer,
-            self._open_pages(client, window, staging) as (pages, counts),
-        ):
-            for page in pages:
-                writer.write_page(page)
-                del page  # as the client does
-            empty = self._check_empty(client, counts)
-            if empty and not self.replace_with_empty and has_rows(path, self.file_format, self.compression):
-                raise EmptyReplacementError(
-                    f"{path} has rows and the API now answers none for its window: it stays as it was. "
-                    "replace_with_empty=True replaces it",
-                    path=str(path),
-                )
-        return counts, writer.size
-
-    def _summarize(
-        self, window: Window, counts: RowCounts, effort: dict[str, float], written: dict[str, Any]
-    ) -> dict[str, Any]:
-        from airflow_provider_unleash.protocol import format_ms
-
+    def _summarize(self, window: Window, landed: Landed, statistics: dict[str, float]) -> dict[str, Any]:
+        url = url_of(landed.path)
+        path = str(landed.path) if "://" in str(landed.path) else url  # a local path is not a URL
         return {
             "device_id": self.device_id,
             "start": format_ms(window.start_ms),
@@ -663,7 +510,8 @@ class UnleashToObjectStorageOperator(_FetchOperator):
             "window_rule": window.rule,
             "endpoint": self.endpoint,
             "file_format": self.file_format,
-            **asdict(counts),
-            **effort,
-            "files": [written],
+            **asdict(landed.counts),
+            **statistics,
+            "resumed_pages": landed.resumed_pages,
+            "files": [{"path": path, "url": url, "rows": landed.counts.rows, "bytes": landed.size}],
         }

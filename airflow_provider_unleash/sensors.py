@@ -1,4 +1,4 @@
-"""A sensor that waits for new sessions."""
+"""Sensor that waits for new sessions."""
 
 from __future__ import annotations
 
@@ -18,45 +18,46 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_unleash import exceptions
+from airflow_provider_unleash.core.sessions import select_sessions, session_bounds
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, UnleashError
-from airflow_provider_unleash.hooks import (
-    DEFAULT_CONN_ID,
-    UnleashHook,
-    check_visible_bounds,
-    failing_for_good,
-    failing_for_good_when_mapped,
-    is_visible,
-    moments_of,
+from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, UnleashHook
+from airflow_provider_unleash.metrics import report_poll
+from airflow_provider_unleash.tasks import (
+    check_literal_bounds,
+    is_literal,
+    no_retry,
+    no_retry_in_constructor,
+    retry_arguments,
+    run_times,
 )
-from airflow_provider_unleash.retries import retry_arguments
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, RetryPolicy
 
-# How Airflow 3 and 2.11 say that a trigger had no event in time.
-_TIMEOUTS = ("Trigger timeout", "Trigger/execution timeout")
+# Airflow 3's and 2.11's error of a trigger that fired no event in time.
+_TRIGGER_TIMEOUTS = ("Trigger timeout", "Trigger/execution timeout")
 
 
 class UnleashNewSessionsSensor(BaseSensorOperator):
     """
-    Wait until there are new sessions, and return their ids, ``list[str]``, oldest first.
+    Wait for new sessions, and return their ids, ``list[str]``, oldest first.
 
-    New are the sessions that are not in ``known_sessions`` where that is given; else those with
-    ``since <= start < until``. Both bounds default to the run's data interval where that is longer than zero, so that
-    a backfill looks at its own day; else ``since`` is the run's ``run_after`` and there is no ``until``. A session's
+    If ``known_sessions`` is given, all other sessions are new. Otherwise, sessions with ``since <= start < until`` are
+    new. Both bounds default to the run's data interval if it is longer than zero, so that a backfill looks at its own
+    day. Without a data interval, ``since`` defaults to the run's ``run_after``, and there is no ``until``. A session's
     start is its id, read as epoch milliseconds.
 
-    :param since: earliest start: datetime, ISO 8601 text or epoch milliseconds (templated).
-    :param until: end of the starts, not part of them (templated).
-    :param known_sessions: ids that are not new; an empty list makes every session new (templated).
-    :param min_sessions: how many new ones to wait for.
-    :param min_age: a session counts once its start lies this far back: the API tells no end of a session, and the data
-        of a fresh one is just arriving.
-    :param deferrable: wait in the triggerer, without a worker slot, sharing polls with all that wait on the same
-        connection; as ``[operators] default_deferrable`` has it where not given. It wins over ``mode``.
-    :param unleash_conn_id: connection of type «Unleash live» (templated).
-    :param retry_policy: when to try the task again (Airflow 3.3); by default as late as the API asked for.
-    :raises UnexpectedResponseError: an id does not read as a start.
+    :param since: earliest start: datetime, ISO 8601 string or epoch milliseconds (templated).
+    :param until: end of the starts, exclusive (templated).
+    :param known_sessions: ids that are not new; with an empty list, every session is new (templated).
+    :param min_sessions: number of new sessions to wait for.
+    :param min_age: a session counts once its start lies this far back. The API does not report when a session ends,
+        and the data of a recent one is still arriving.
+    :param deferrable: wait in the triggerer, without a worker slot, and share polls with all sensors that wait on the
+        same connection; defaults to ``[operators] default_deferrable``. Overrides ``mode``.
+    :param unleash_conn_id: connection of type "Unleash live" (templated).
+    :param retry_policy: when to retry the task (Airflow 3.3); by default after the time that the API asks for.
+    :raises UnexpectedResponseError: a session id is not a start in epoch milliseconds.
     :raises WindowError: ``since`` is not before ``until``.
     """
 
@@ -84,7 +85,7 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
         self.min_sessions = min_sessions
         self.min_age = min_age
         self.unleash_conn_id = unleash_conn_id
-        with failing_for_good_when_mapped():
+        with no_retry_in_constructor():
             self._check_arguments()
 
     def _check_arguments(self) -> None:
@@ -92,22 +93,21 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
             raise InvalidArgumentError(f"min_sessions={self.min_sessions} must be at least 1", argument="min_sessions")
         if self.min_age < timedelta(0):
             raise InvalidArgumentError(f"min_age={self.min_age} must not be negative", argument="min_age")
-        check_visible_bounds(self.since, self.until)
-        if is_visible(self.known_sessions):
+        check_literal_bounds(self.since, self.until)
+        if is_literal(self.known_sessions):
             self._read_known_sessions()
 
     def execute(self, context: Context) -> Any:
-        with self._failing_permanently():
-            return self._execute_deferred(context) if self.deferrable else super().execute(context)
-
-    def _execute_deferred(self, context: Context) -> list[str]:
-        """Look once, as there may be nothing to wait for; then leave the rest to the trigger."""
-        look = self.poke(context)
-        if not look.is_done:
-            self._defer(context)
-        return look.xcom_value or []
+        with self._never_skipping_permanent_errors():
+            if not self.deferrable:
+                return super().execute(context)
+            result = self.poke(context)  # there may already be enough sessions
+            if not result.is_done:
+                self._defer(context)
+            return result.xcom_value
 
     def _defer(self, context: Context) -> None:
+        # Imported here, so that parsing a DAG does not load asgiref and Airflow's triggers.
         from airflow_provider_unleash.triggers import UnleashNewSessionsTrigger
 
         known, since_ms, until_ms = self._read_bounds(context)
@@ -129,64 +129,59 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
         """
         Return the sessions of the trigger's event.
 
-        :raises AirflowFailException: the trigger met an error that repeating cannot help.
-        :raises UnleashError: it met another one too often.
+        :raises AirflowFailException: the trigger met a permanent error.
+        :raises UnleashError: the trigger gave up after repeated transient errors.
         """
         if event["status"] == "success":
-            found: list[str] = event["sessions"]
-            self.log.info("%d new sessions", len(found))
-            return found
-        said = f"{event['error']}: {event['message']}"
-        kind = getattr(exceptions, event["error"], UnleashError)
-        raise AirflowFailException(said) if issubclass(kind, PermanentError) else UnleashError(said)
+            sessions: list[str] = event["sessions"]
+            self._log_sessions(sessions)
+            return sessions
+        message = f"{event['error']}: {event['message']}"
+        is_permanent = issubclass(getattr(exceptions, event["error"], UnleashError), PermanentError)
+        raise AirflowFailException(message) if is_permanent else UnleashError(message)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        # Some Airflows fail here where they skip in another mode, others retry where they fail for good.
-        if next_method == "__fail__" and (next_kwargs or {}).get("error") in _TIMEOUTS:
-            said = f"No new sessions in {self.timeout:.0f} s"
-            raise AirflowSkipException(said) if self.soft_fail else AirflowSensorTimeout(said)
-        with self._failing_permanently():
+        # Left to Airflow, a timeout fails the task despite soft_fail in some versions, and is retried in others.
+        if next_method == "__fail__" and (next_kwargs or {}).get("error") in _TRIGGER_TIMEOUTS:
+            message = f"Not enough new sessions within {self.timeout:.0f} s (min_sessions={self.min_sessions})"
+            raise AirflowSkipException(message) if self.soft_fail else AirflowSensorTimeout(message)
+        with self._never_skipping_permanent_errors():
             return super().resume_execution(next_method, next_kwargs, context)
 
     @contextmanager
-    def _failing_permanently(self) -> Iterator[None]:
-        """Let a permanent error fail the task, ``soft_fail`` or not: that is for a day without sessions."""
+    def _never_skipping_permanent_errors(self) -> Iterator[None]:
+        """Fail the task on a permanent error even with ``soft_fail``, which is for a day without sessions."""
         try:
             yield
-        except AirflowSkipException as skipped:
-            if self.soft_fail and isinstance(skipped.__cause__, AirflowFailException):
-                raise skipped.__cause__ from skipped.__cause__.__cause__
+        except AirflowSkipException as skip:
+            if self.soft_fail and isinstance(skip.__cause__, AirflowFailException):
+                raise skip.__cause__ from skip.__cause__.__cause__
             raise
 
     def poke(self, context: Context) -> PokeReturnValue:
-        with failing_for_good():
-            new = self._list_new_sessions(context)
-        self.log.info("%d new sessions; waiting for %d", len(new), self.min_sessions)
-        return PokeReturnValue(is_done=len(new) >= self.min_sessions, xcom_value=new)
+        with no_retry():
+            known, since_ms, until_ms = self._read_bounds(context)
+            report_poll()
+            sessions = select_sessions(
+                UnleashHook(self.unleash_conn_id).list_sessions(),
+                since_ms=since_ms,
+                until_ms=until_ms,
+                known_sessions=known,
+                min_age_ms=self.min_age // timedelta(milliseconds=1),
+                now_ms=time.time_ns() // 1_000_000,
+            )
+        self._log_sessions(sessions)
+        return PokeReturnValue(is_done=len(sessions) >= self.min_sessions, xcom_value=sessions)
 
-    def _list_new_sessions(self, context: Context) -> list[str]:
-        from airflow_provider_unleash.metrics import report_poll
-        from airflow_provider_unleash.window import select_sessions
-
-        known, since_ms, until_ms = self._read_bounds(context)
-        report_poll()
-        return select_sessions(
-            UnleashHook(self.unleash_conn_id).list_sessions(),
-            since_ms=since_ms,
-            until_ms=until_ms,
-            known_sessions=known,
-            min_age_ms=self.min_age // timedelta(milliseconds=1),
-            now_ms=time.time_ns() // 1_000_000,
-        )
+    def _log_sessions(self, sessions: list[str]) -> None:
+        self.log.info("New sessions: %d (min_sessions=%d)", len(sessions), self.min_sessions)
 
     def _read_bounds(self, context: Context) -> tuple[Collection[str] | None, int | None, int | None]:
-        """Return the known sessions, or between which starts new ones lie."""
-        from airflow_provider_unleash.window import session_bounds
-
+        """Return the known sessions, or the bounds of new sessions' starts."""
         known = self._read_known_sessions()
         if known is not None:
             return known, None, None
-        return (None, *session_bounds(self.since, self.until, **moments_of(context)))
+        return (None, *session_bounds(self.since, self.until, **run_times(context)))
 
     def _read_known_sessions(self) -> Collection[str] | None:
         known = self.known_sessions
@@ -194,8 +189,8 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
             return None
         if isinstance(known, str):
             raise InvalidArgumentError(
-                f"known_sessions={known!r} is a text, not a list of ids; a template gives a list with "
-                "render_template_as_native_obj=True, the output of a task always does",
+                f"known_sessions={known!r} is a string, not a list of ids. A template returns a list only with "
+                "render_template_as_native_obj=True; the output of a task is always a list",
                 argument="known_sessions",
             )
         return known

@@ -1,4 +1,4 @@
-"""Triggers: wait for new sessions in the triggerer, where a thousand that wait cost the API what one costs."""
+"""Triggers that wait for new sessions in the triggerer, with one poll for all that wait on the same connection."""
 
 from __future__ import annotations
 
@@ -17,44 +17,45 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
+from airflow_provider_unleash.core.moments import to_epoch_ms
+from airflow_provider_unleash.core.sessions import SessionList
 from airflow_provider_unleash.cursor import list_pending
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError, UnleashError
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, open_client
 from airflow_provider_unleash.metrics import report_poll, report_traffic
-from airflow_provider_unleash.protocol import to_epoch_ms
-from airflow_provider_unleash.window import SessionList
 
 try:
     from airflow.triggers.base import BaseEventTrigger
-except ImportError:  # Airflow 2.11, which has no watchers either
+except ImportError:  # Airflow 2.11, which does not have watchers either
     BaseEventTrigger = BaseTrigger  # type: ignore[misc, assignment]
 
 log = logging.getLogger(__name__)
 
-# A deferred task gives up after so many failed polls in a row; the seconds between them grow up to the most.
-FAILED_POLLS = 10
-BACKOFF_MOST = 600.0
-# The API may ask for longer, but a bad header must not stop everybody's polls for good.
-LONGEST_PAUSE = 3600.0
-# What an event carries at most; its receiver asks the API and its cursor for the rest.
-MOST_SESSIONS = 500
-# Seconds: no loop of these goes round faster, whatever interval it was given.
-_LEAST_INTERVAL = 0.1
-# Seconds: a thousand who wait for the same moment and go on in it would hold up the event loop.
-_MOST_SPREAD = 1.0
+# A deferred task fails after this many failed polls in a row.
+MAX_FAILED_POLLS = 10
+# The longest backoff after a failed poll, seconds.
+MAX_BACKOFF = 600.0
+# The longest Retry-After that polls obey, seconds: a wrong header must not stop all polls for good.
+MAX_RETRY_AFTER = 3600.0
+# An event carries up to this many sessions; its consumer gets the others from the API and its cursor.
+MAX_EVENT_SESSIONS = 500
+# The shortest interval between polls, seconds, whatever poke_interval says.
+_MIN_INTERVAL = 0.1
+# The most jitter, seconds. Without jitter, a thousand triggers that resume at once would block the event loop.
+_MAX_JITTER = 1.0
 
 
-# ---- one poll for many ---------------------------------------------------------------------------
+# ---- shared polls --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Listing:
+class PollResult:
     """
-    What one poll brought: the sessions that the API lists, or why it brought none.
+    The sessions that the API lists, or the error of a failed poll.
 
-    :param asked_at: when, on the event loop's clock.
+    :param asked_at: time of the poll on the event loop's clock.
     :param failures: failed polls in a row.
-    :param pause: seconds until the next poll at the earliest.
+    :param pause: seconds until the next poll.
     """
 
     asked_at: float
@@ -63,48 +64,48 @@ class Listing:
     failures: int = 0
     pause: float = 0.0
 
-    def __str__(self) -> str:
-        error = self.error
-        return (
-            f"Failed poll {self.failures} in a row: {type(error).__name__}: {error}; the next one in {self.pause:.1f} s"
+    def log_error(self) -> None:
+        log.warning(
+            "Poll failed (%d in a row): %s: %s; next poll in %.1f s",
+            *(self.failures, type(self.error).__name__, self.error, self.pause),
         )
 
 
 class _SharedPoll:
     """
-    Asks for the sessions once an interval, whoever and how many wait for them.
+    Lists the sessions once per interval for all that wait; makes no requests if nothing waits.
 
-    Nothing runs while nobody waits. Failed polls are further apart from each other, or as far as the API asks for.
+    After failed polls the pause grows, or is as long as the API asks for.
     """
 
     def __init__(self, conn_id: str, interval: float) -> None:
         self._conn_id = conn_id
         self._interval = interval
-        self._latest = Listing(-math.inf, SessionList([]))
+        self._latest = PollResult(-math.inf, SessionList([]))
         self._due = -math.inf
         self._waiting = 0
-        self._flight: asyncio.Task[None] | None = None
-        self._landed = asyncio.Event()
+        self._in_flight: asyncio.Task[None] | None = None
+        self._done = asyncio.Event()
 
-    async def after(self, moment: float) -> Listing:
-        """Return what the API lists at some time after that moment of the loop's clock."""
+    async def after(self, moment: float) -> PollResult:
+        """Return the latest poll if it began after this time of the event loop's clock, else wait for the next one."""
         self._waiting += 1
         try:
             while self._latest.asked_at <= moment:
                 pause = self._due - asyncio.get_running_loop().time()
                 if pause > 0:
-                    await asyncio.sleep(pause + (_spread(self._interval) if self._waiting > 1 else 0.0))
+                    await asyncio.sleep(pause + (_jitter(self._interval) if self._waiting > 1 else 0.0))
                 else:
-                    if self._flight is None:
-                        self._landed.clear()
-                        self._flight = asyncio.create_task(self._poll())
-                    await self._landed.wait()
+                    if self._in_flight is None:
+                        self._done.clear()
+                        self._in_flight = asyncio.create_task(self._poll())
+                    await self._done.wait()
             return self._latest
         finally:
             self._waiting -= 1
-            if not self._waiting and self._flight is not None:
-                self._flight.cancel()
-                self._flight = None
+            if not self._waiting and self._in_flight is not None:
+                self._in_flight.cancel()
+                self._in_flight = None
 
     async def _poll(self) -> None:
         asked_at = asyncio.get_running_loop().time()
@@ -112,31 +113,31 @@ class _SharedPoll:
         error: Exception | None = RuntimeError("The poll was cancelled")
         try:
             connection = await get_async_connection(self._conn_id)
-            # Not asyncio.to_thread: only asgiref's threads find back to the loop that Airflow 3.0 and 3.1 talk to
-            # their supervisor on, which masking a connection's secrets does.
+            # Not asyncio.to_thread: masking a connection's secrets talks to the supervisor, which Airflow 3.0 and 3.1
+            # do on the triggerer's event loop. Only asgiref's threads can call back into that loop.
             sessions = await sync_to_async(_list_sessions, thread_sensitive=False)(connection)
             error = None
-        except Exception as caught:  # whatever it is, it is for those who wait
+        except Exception as caught:  # of any kind: each waiting trigger decides what to do with it
             error = caught
         finally:
-            # They go on after a cancellation, too; unless it was because nobody waits.
-            if self._flight is asyncio.current_task():
+            # Wake the waiting triggers even if this poll was cancelled, unless it was because none is left.
+            if self._in_flight is asyncio.current_task():
                 failures = 0 if error is None else self._latest.failures + 1
                 pause = self._interval if error is None else self._backoff(error, failures)
-                self._latest = Listing(asked_at, sessions, error, failures, pause)
+                self._latest = PollResult(asked_at, sessions, error, failures, pause)
                 self._due = asked_at + pause
-                self._flight = None
-                self._landed.set()
+                self._in_flight = None
+                self._done.set()
 
     def _backoff(self, error: Exception, failures: int) -> float:
-        asked_for = error.retry_after if isinstance(error, TransientError) else None
-        grown = min(BACKOFF_MOST, self._interval * 2.0 ** min(failures - 1, 30))
-        return max(self._interval, grown, min(LONGEST_PAUSE, asked_for or 0.0))
+        retry_after = error.retry_after if isinstance(error, TransientError) else None
+        backoff = min(MAX_BACKOFF, self._interval * 2.0 ** min(failures - 1, 30))
+        return max(self._interval, backoff, min(MAX_RETRY_AFTER, retry_after or 0.0))
 
 
 def _list_sessions(connection: Any) -> SessionList:
     report_poll(in_triggerer=True)
-    # One attempt: between attempts a thread would only sleep, which an event loop does without one.
+    # One attempt: between attempts a thread would only sleep, and the event loop can wait without one.
     with open_client(connection, max_attempts=1, on_close=partial(report_traffic, in_triggerer=True)) as client:
         return SessionList(client.list_sessions())
 
@@ -146,50 +147,56 @@ _polls: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[tuple[s
 )
 
 
-def _shared_poll(conn_id: str, interval: float) -> _SharedPoll:
-    polls = _polls.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
-    return polls.setdefault((conn_id, interval), _SharedPoll(conn_id, interval))
-
-
-async def _listings(conn_id: str, poke_interval: float, *, sleep_first: bool) -> AsyncIterator[Listing]:
-    """Yield what the API lists, once an interval for ever; errors are yielded, too."""
-    interval = max(_LEAST_INTERVAL, poke_interval)
-    poll = _shared_poll(conn_id, interval)
+async def _iter_polls(conn_id: str, poke_interval: float, *, sleep_first: bool) -> AsyncIterator[PollResult]:
+    """Yield a poll's result once per interval, forever, errors included."""
+    interval = max(_MIN_INTERVAL, poke_interval)
+    loop = asyncio.get_running_loop()
+    polls = _polls.setdefault(loop, WeakValueDictionary())
+    poll = polls.setdefault((conn_id, interval), _SharedPoll(conn_id, interval))
     moment = -math.inf
     if sleep_first:
-        moment = asyncio.get_running_loop().time()
-        await asyncio.sleep(interval + _spread(interval))
+        moment = loop.time()
+        await asyncio.sleep(interval + _jitter(interval))
     while True:
-        listing = await poll.after(moment)
-        moment = listing.asked_at
-        yield listing
+        result = await poll.after(moment)
+        moment = result.asked_at
+        yield result
 
 
-def _spread(interval: float) -> float:
-    return random.uniform(0.0, min(_MOST_SPREAD, interval / 10))
+def _jitter(interval: float) -> float:
+    return random.uniform(0.0, min(_MAX_JITTER, interval / 10))
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-# ---- a task that waits ---------------------------------------------------------------------------
+def _path_of(trigger: BaseTrigger) -> str:
+    return f"{type(trigger).__module__}.{type(trigger).__qualname__}"
+
+
+def _serialize(trigger: BaseTrigger, *names: str) -> tuple[str, dict[str, Any]]:
+    return _path_of(trigger), {name: getattr(trigger, name) for name in names}
+
+
+# ---- a deferred task -----------------------------------------------------------------------------
 
 
 class UnleashNewSessionsTrigger(BaseTrigger):
     """
-    Fire once there are new sessions; what :class:`.UnleashNewSessionsSensor` defers to.
+    Fire once there are new sessions; :class:`.UnleashNewSessionsSensor` defers to it.
 
-    Its one event is ``{"status": "success", "sessions": [...]}``, ids oldest first, or ``{"status": "error",
-    "error": "<class name>", "message": "..."}`` after an error that repeating cannot help, or ten failed polls in a
-    row. The first poll comes after one interval: an event that arrives before the worker has let go of the task would
-    fail it (apache/airflow's scheduler takes it for a task that ended without having run).
+    The event is ``{"status": "success", "sessions": [...]}``, ids oldest first. After a permanent error or ten failed
+    polls in a row, it is ``{"status": "error", "error": "<class name>", "message": "..."}``.
 
-    :param unleash_conn_id: connection of type «Unleash live».
+    The first poll comes after one interval. If an event arrived before the worker has released the task, the scheduler
+    would fail the task, as one that ended without having run.
+
+    :param unleash_conn_id: connection of type "Unleash live".
     :param since: earliest start of a new session, epoch milliseconds.
-    :param until: end of the starts, not part of them, epoch milliseconds.
-    :param known_sessions: ids that are not new; the bounds don't matter then.
-    :param min_sessions: how many new ones to wait for.
+    :param until: end of the starts, exclusive, epoch milliseconds.
+    :param known_sessions: ids that are not new; if given, ``since`` and ``until`` are ignored.
+    :param min_sessions: number of new sessions to wait for.
     :param min_age: a session counts once its start lies this far back, seconds.
     :param poke_interval: seconds between polls, which all triggers of the same connection and interval share.
     """
@@ -205,7 +212,7 @@ class UnleashNewSessionsTrigger(BaseTrigger):
         min_age: float = 0.0,
         poke_interval: float = 60.0,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow gives it no types
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in Airflow
         self.unleash_conn_id = unleash_conn_id
         self.since = since
         self.until = until
@@ -215,31 +222,31 @@ class UnleashNewSessionsTrigger(BaseTrigger):
         self.poke_interval = poke_interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what makes it again in the triggerer; the connection by its id only."""
+        """Return the class path and the arguments; of the connection, only its id."""
         bounds = ("since", "until", "known_sessions", "min_sessions", "min_age")
         return _serialize(self, "unleash_conn_id", *bounds, "poke_interval")
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield the one event."""
-        failures = 0
-        async for listing in _listings(self.unleash_conn_id, self.poke_interval, sleep_first=True):
-            error = listing.error
+        """Yield one event."""
+        failures = 0  # since this trigger started, unlike those of a shared poll
+        async for result in _iter_polls(self.unleash_conn_id, self.poke_interval, sleep_first=True):
+            error = result.error
             if error is None:
                 failures = 0
                 try:
-                    new = self._select(listing.sessions)
-                except UnleashError as misfit:
-                    yield _error_event(misfit)
+                    sessions = self._select(result.sessions)
+                except UnleashError as unexpected:
+                    yield _error_event(unexpected)
                     return
-                if len(new) >= self.min_sessions:
-                    yield TriggerEvent({"status": "success", "sessions": new})
+                if len(sessions) >= self.min_sessions:
+                    yield TriggerEvent({"status": "success", "sessions": sessions})
                     return
             else:
                 failures += 1
-                if isinstance(error, PermanentError) or failures >= FAILED_POLLS:
+                if isinstance(error, PermanentError) or failures >= MAX_FAILED_POLLS:
                     yield _error_event(error)
                     return
-                log.warning("%s", listing)
+                result.log_error()
 
     def _select(self, sessions: SessionList) -> list[str]:
         return sessions.select(
@@ -255,36 +262,28 @@ def _error_event(error: Exception) -> TriggerEvent:
     return TriggerEvent({"status": "error", "error": type(error).__name__, "message": str(error)})
 
 
-def _path_of(trigger: BaseTrigger) -> str:
-    return f"{type(trigger).__module__}.{type(trigger).__qualname__}"
-
-
-def _serialize(trigger: BaseTrigger, *names: str) -> tuple[str, dict[str, Any]]:
-    return _path_of(trigger), {name: getattr(trigger, name) for name in names}
-
-
-# ---- an asset that is watched --------------------------------------------------------------------
+# ---- a watched asset -----------------------------------------------------------------------------
 
 
 class UnleashNewSessionsEventTrigger(BaseEventTrigger):
     """
-    Emit an event for each change in the set of new sessions; for an ``AssetWatcher`` (Airflow 3.0 and newer).
+    Fire an event each time the set of new sessions changes; for an ``AssetWatcher`` (Airflow 3.0 and newer).
 
-    New are the sessions since ``since`` that at least one consumer has not handled yet, as the consumers'
-    :class:`.SessionCursor` say (Airflow 3.3); before there is one, and below 3.3, all since ``since``. There is an
-    event where they differ from those of the last one, and again each ``reminder`` seconds while there are any, because
-    Airflow can lose an event. So the event is a nudge, delivered at least once: what to do is what the cursor says.
+    New are the sessions since ``since`` that at least one consumer's :class:`.SessionCursor` has not handled yet
+    (Airflow 3.3). Without a cursor, and below 3.3, all sessions since ``since`` are new. An event fires when they
+    differ from those of the last poll, and again every ``reminder`` seconds while there are any, because Airflow can
+    lose an event. Events are delivered at least once. Treat an event as a signal only: the cursor says what to do.
 
-    The payload is ``{"sessions": [...], "truncated": false}``: ids oldest first, the latest 500 at most; ``truncated``
-    says that there are more. An error is logged and the next poll waits longer, for ever: a watcher has nobody to fail
-    for.
+    The payload is ``{"sessions": [...], "truncated": false}``: ids oldest first, only the latest 500. ``truncated`` is
+    true if there are more. Errors are logged and the next poll waits longer; a watcher never ends, because it has no
+    task to fail.
 
-    :param unleash_conn_id: connection of type «Unleash live».
-    :param since: earliest start of a new session, epoch milliseconds; without, all that the API lists are new.
+    :param unleash_conn_id: connection of type "Unleash live".
+    :param since: earliest start of a new session, epoch milliseconds; if not given, all listed sessions are new.
     :param min_age: a session counts once its start lies this far back, seconds.
     :param poke_interval: seconds between polls, which all triggers of the same connection and interval share.
-    :param reminder: seconds until new sessions that nobody has handled are told of again.
-    :raises InvalidArgumentError: an argument cannot be used; when the DAG is parsed.
+    :param reminder: seconds until the event fires again for sessions that are not handled yet.
+    :raises InvalidArgumentError: an argument cannot be used; raised when the DAG is parsed.
     """
 
     def __init__(
@@ -296,69 +295,65 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
         poke_interval: float = 60.0,
         reminder: float = 3600.0,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow gives it no types
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in Airflow
         self.unleash_conn_id = unleash_conn_id
         self.since = since
         self.min_age = min_age
         self.poke_interval = poke_interval
         self.reminder = reminder
-        self._check_arguments()
-
-    def _check_arguments(self) -> None:
-        if self.since:
-            to_epoch_ms(self.since, "since")
-        for name in ("min_age", "poke_interval", "reminder"):
-            value = getattr(self, name)
+        if since:
+            to_epoch_ms(since, "since")
+        for name, value in {"min_age": min_age, "poke_interval": poke_interval, "reminder": reminder}.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise InvalidArgumentError(f"{name}={value!r} must be a number of seconds", argument=name)
+                raise InvalidArgumentError(f"{name}={value!r} must be a finite number of seconds >= 0", argument=name)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what makes it again in the triggerer; the connection by its id only."""
+        """Return the class path and the arguments; of the connection, only its id."""
         return _serialize(self, "unleash_conn_id", "since", "min_age", "poke_interval", "reminder")
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield events for ever."""
-        async for event in self._watch(_listings(self.unleash_conn_id, self.poke_interval, sleep_first=False)):
+        """Yield events forever."""
+        async for event in self._watch(_iter_polls(self.unleash_conn_id, self.poke_interval, sleep_first=False)):
             yield event
 
-    # Airflow 3.3 polls once for all watchers whose key is the same, and calls these instead of run().
+    # From 3.3 on, Airflow polls once for all watchers with the same key, and calls these methods instead of run().
 
     def shared_stream_key(self) -> Hashable:
-        """Return what the watchers that share a poll have in common."""
+        """Return the key of the watchers that share a poll."""
         return (_path_of(self), self.unleash_conn_id, self.poke_interval)
 
     @classmethod
-    async def open_shared_stream(cls, kwargs: Mapping[str, Any]) -> AsyncIterator[Listing]:
-        """Yield what the API lists, for ever; a full list each time, so that who comes late misses nothing."""
-        async for listing in _listings(kwargs["unleash_conn_id"], kwargs["poke_interval"], sleep_first=False):
-            yield listing
+    async def open_shared_stream(cls, kwargs: Mapping[str, Any]) -> AsyncIterator[PollResult]:
+        """Yield poll results forever; each lists all sessions, so that a watcher that joins late misses none."""
+        async for result in _iter_polls(kwargs["unleash_conn_id"], kwargs["poke_interval"], sleep_first=False):
+            yield result
 
-    async def filter_shared_stream(self, shared_stream: AsyncIterator[Listing]) -> AsyncIterator[TriggerEvent]:
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[PollResult]) -> AsyncIterator[TriggerEvent]:
         """Yield this watcher's events."""
         async for event in self._watch(shared_stream):
             yield event
 
-    async def _watch(self, listings: AsyncIterator[Listing]) -> AsyncIterator[TriggerEvent]:
-        emitted: frozenset[str] = frozenset()
+    async def _watch(self, results: AsyncIterator[PollResult]) -> AsyncIterator[TriggerEvent]:
+        previous: list[str] = []
         emitted_at = -math.inf
-        async for listing in listings:
-            if listing.error is not None:
-                log.warning("%s", listing)
+        async for result in results:
+            if result.error is not None:
+                result.log_error()
                 continue
             try:
-                new = await self._list_new(listing.sessions)
-            except Exception as error:  # the stream goes on: raised here, it would be opened again every other second
+                sessions = await self._list_new(result.sessions)
+            except Exception as error:  # of any kind: if raised, Airflow would reopen the stream every two seconds
                 log.warning("No event from this poll: %s: %s", type(error).__name__, error)
                 continue
-            is_reminder = listing.asked_at - emitted_at >= self.reminder
-            if new and (frozenset(new) != emitted or is_reminder):
-                emitted_at = listing.asked_at
-                yield TriggerEvent({"sessions": new[-MOST_SESSIONS:], "truncated": len(new) > MOST_SESSIONS})
-            emitted = frozenset(new)
+            if sessions and (sessions != previous or result.asked_at - emitted_at >= self.reminder):
+                emitted_at = result.asked_at
+                is_truncated = len(sessions) > MAX_EVENT_SESSIONS
+                yield TriggerEvent({"sessions": sessions[-MAX_EVENT_SESSIONS:], "truncated": is_truncated})
+            previous = sessions
 
     async def _list_new(self, sessions: SessionList) -> list[str]:
         try:
             pending = await list_pending(getattr(self, "asset_state_store", None), sessions)
-        except ValueError:  # the trigger of several assets has a store for each, and cannot tell which they are
+        except ValueError:  # a trigger of several assets has several stores, and cannot tell them apart
             pending = sessions
         return pending.select(since_ms=self.since, min_age_ms=round(self.min_age * 1000), now_ms=_now_ms())

@@ -1,4 +1,4 @@
-"""The last hour of one camera through XCom, counted by class in a TaskFlow task."""
+"""Pass the last hour of one camera through XCom and count it by class in a TaskFlow task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ with DAG(
 
     @task
     def count_by_class(records) -> dict[str, float]:
-        """Return how much of each class the camera counted."""
+        """Return the sum of the counts per class."""
         counts: Counter[str] = Counter()
         for record in records:
             counts[record["class_name"]] += record["count"] or 0

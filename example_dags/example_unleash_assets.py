@@ -1,9 +1,9 @@
 """
-Each night's files make events of the lake's asset, and a second DAG loads the files that the events name into DuckDB.
+Write files every night and load them into DuckDB from a second DAG, which asset events start.
 
-The connection ``duckdb_default`` names DuckDB's file as its host. DuckDB reads the files itself: of a lake on S3 with
-its extension httpfs and a secret, for which the Amazon provider has connections of type ``duckdb_aws``. Needs pyarrow
-and apache-airflow-providers-duckdb.
+The host of the connection ``duckdb_default`` is DuckDB's file. DuckDB reads the files itself. To read a lake on S3, it
+needs its httpfs extension and a secret, which a connection of type ``duckdb_aws`` (Amazon provider) supplies. Needs
+pyarrow and apache-airflow-providers-duckdb.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ WAREHOUSE = "duckdb_default"
 RETRIES = {"retries": 3, "retry_delay": timedelta(minutes=5)}
 
 # [START assets]
-MAKE_TABLES = """
-CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, told DOUBLE);
+CREATE_TABLES = """
+CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, event_time DOUBLE);
 CREATE TABLE IF NOT EXISTS analytics (
     class_name TEXT, count DOUBLE, device_id TEXT, frame_number BIGINT, model_id TEXT, session_id TEXT,
     source_file_name TEXT, "timestamp" TIMESTAMPTZ, extra TEXT, path TEXT
 );
 """
 
-# A file's rows are replaced in one transaction, and not at all where they are not as many as its event said.
+# Replace the rows of each file in one transaction. Roll back if the file's row count differs from its event.
 LOAD_FILES = """
 {%- for file in ti.xcom_pull(task_ids='new_files') %}
 {%- set path = "'" + file.path.replace("'", "''") + "'" %}
@@ -41,15 +41,15 @@ LOAD_FILES = """
 BEGIN TRANSACTION;
 DELETE FROM analytics WHERE path = {{ path }};
 INSERT INTO analytics SELECT *, {{ path }} FROM read_parquet({{ url }}, hive_partitioning = false);
-SELECT if(count(*) = {{ rows }}, 'ok', error(format('{} rows, and its event said {{ rows }}', count(*))))
+SELECT if(count(*) = {{ rows }}, 'ok', error(format('{} rows, but the event says {{ rows }}', count(*))))
 FROM analytics WHERE path = {{ path }};
-INSERT OR REPLACE INTO files VALUES ({{ path }}, {{ file.told | float }});
+INSERT OR REPLACE INTO files VALUES ({{ path }}, {{ file.event_time | float }});
 COMMIT;
 {%- endfor %}
 SELECT count(*) FROM files;
 """
 
-lake = asset_of(LAKE)  # s3://lake/unleash: the connection is no part of it
+lake = asset_of(LAKE)  # s3://lake/unleash, without the connection
 
 with DAG(
     dag_id="example_unleash_assets",
@@ -64,7 +64,7 @@ with DAG(
         dst=LAKE,
         file_format="parquet",
         on_empty="skip",  # no file, no event
-        outlets=[lake],  # each task's event says which file it wrote, and how many rows are in it
+        outlets=[lake],  # each task's event names its file and the number of rows
         max_active_tis_per_dagrun=4,
     ).expand(device_id=devices.output)
 
@@ -73,30 +73,30 @@ with DAG(
     schedule=[lake],
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,
-    max_active_runs=1,  # DuckDB lets one write at a time
+    max_active_runs=1,  # DuckDB allows one writer at a time
     default_args=RETRIES,
 ) as load_dag:
-    # Common SQL's operator: another warehouse needs another connection, and its own words for reading a file.
-    tables = SQLExecuteQueryOperator(task_id="make_tables", conn_id=WAREHOUSE, sql=MAKE_TABLES)
+    # The common SQL operator: for another warehouse, change the connection and the SQL that reads a file.
+    create_tables = SQLExecuteQueryOperator(task_id="create_tables", conn_id=WAREHOUSE, sql=CREATE_TABLES)
 
     @task(inlets=[lake])
     def new_files(**context: Any) -> list[dict[str, Any]]:
         """
-        Return the files that are new, or written anew, each with the rows that its event said and the event's time.
+        Return the files that are new or rewritten, each with the row count and the time of its event.
 
-        It reads all events of the asset, not those that started the run: of events that come at the same time, as those
-        of mapped tasks do, Airflow hands some over only when the next one comes.
+        Read all events of the asset, not only those that started this run: if events arrive together, as those of
+        mapped tasks do, Airflow delivers some of them only with the next event.
         """
-        # Of a file that was written twice, only the last event is still true.
+        # If a file was written more than once, only its last event is current.
         events = sorted(context["inlet_events"][lake], key=lambda event: event.timestamp)
         newest = {
-            file["path"]: {**file, "told": event.timestamp.timestamp()}
+            file["path"]: {**file, "event_time": event.timestamp.timestamp()}
             for event in events
-            for file in event.extra.get("files", ())  # an event that somebody made by hand has none
+            for file in event.extra.get("files", ())  # an event that was created manually has no files
         }
-        known = set(BaseHook.get_hook(WAREHOUSE).get_records("SELECT path, told FROM files"))
-        return [file for file in newest.values() if (file["path"], file["told"]) not in known]
+        known = set(BaseHook.get_hook(WAREHOUSE).get_records("SELECT path, event_time FROM files"))
+        return [file for file in newest.values() if (file["path"], file["event_time"]) not in known]
 
     load = SQLExecuteQueryOperator(task_id="load", conn_id=WAREHOUSE, sql=LOAD_FILES, split_statements=True)
-    tables >> new_files() >> load
+    create_tables >> new_files() >> load
 # [END assets]

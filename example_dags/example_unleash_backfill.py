@@ -1,7 +1,7 @@
 """
-A past year of every device, one mapped task a device and month; started by hand, with another span or step if wanted.
+Backfill a past year of every device with one mapped task per device and month. Trigger it manually.
 
-Each span and step has a tree of its own: files of two grids of windows in one tree would have rows twice.
+Each time span and step writes to its own tree: two grids of windows in one tree would contain rows twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ with DAG(
     catchup=False,
     params={
         "start": Param("2025-01-01", type="string", format="date"),
-        "end": Param("2026-01-01", type="string", format="date", description="not part of it"),
+        "end": Param("2026-01-01", type="string", format="date", description="exclusive"),
         "every": Param("month", enum=["hour", "day", "week", "month", "quarter"]),
     },
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
@@ -44,17 +44,17 @@ with DAG(
 
     extract = UnleashToObjectStorageOperator.partial(
         task_id="extract",
-        dst=LAKE + "_{{ params.every }}s_{{ params.start }}_{{ params.end }}",  # a tree of its own for each grid
+        dst=LAKE + "_{{ params.every }}s_{{ params.start }}_{{ params.end }}",  # one tree per grid of windows
         file_format="parquet",
         on_empty="skip",
-        max_active_tis_per_dag=4,  # of all runs together, as the API's limit is
+        max_active_tis_per_dag=4,  # across all runs, like the API's limit
         map_index_template="{{ task.device_id }} {{ task.start[:10] }}",
     ).expand_kwargs(plan.output)
     # [END backfill]
 
     @task(trigger_rule="none_failed")
     def report(summaries) -> int:
-        """Return the rows of all windows."""
+        """Return the number of rows of all windows."""
         return sum(summary["rows"] for summary in summaries or ())
 
     report(extract.output)

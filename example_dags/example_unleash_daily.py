@@ -1,8 +1,8 @@
 """
-Every day, the analytics of every device as Parquet in the lake.
+Write the analytics of every device to the lake as Parquet, once a day.
 
-One mapped task a device; a run covers its own data interval, so a backfill or a re-run writes the same files again.
-``UNLEASH_LAKE`` is the folder: any URL that Airflow's ObjectStoragePath can reach.
+One mapped task per device. Each run covers its own data interval, so a rerun or a backfill replaces the same files.
+``UNLEASH_LAKE`` is the folder to write to: any URL that Airflow's ObjectStoragePath supports.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
 
 with DAG(
     dag_id="example_unleash_daily",
-    # Not "@daily": on Airflow 3 that gives runs an empty data interval.
+    # Not "@daily": on Airflow 3, it gives runs an empty data interval.
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,
-    # 5 minutes later, then twice as long each time: two hours without the API cost nothing.
+    # The first retry waits 5 minutes, each later one twice as long: enough for an outage of two hours.
     default_args={"retries": 5, "retry_delay": timedelta(minutes=5), "retry_exponential_backoff": True},
 ) as dag:
     devices = UnleashListDevicesOperator(task_id="list_devices")
@@ -33,13 +33,13 @@ with DAG(
         task_id="extract",
         dst=LAKE,
         file_format="parquet",
-        on_empty="skip",  # a silent camera writes nothing and fails nothing
+        on_empty="skip",  # a camera without rows skips its task and writes no file
         max_active_tis_per_dagrun=4,
     ).expand(device_id=devices.output)
 
-    @task(trigger_rule="none_failed")  # skipped cameras are fine, failed ones are not
+    @task(trigger_rule="none_failed")  # runs if cameras were skipped, but not if one failed
     def report(summaries) -> int:
-        """Return the day's rows; the place for what comes after the extraction."""
+        """Return the number of rows of the day; put your next step here."""
         return sum(summary["rows"] for summary in summaries or ())
 
     report(extract.output)

@@ -1,4 +1,4 @@
-"""Extract as soon as there are sessions: an event starts the DAG, a cursor says what is new. Needs Airflow 3.3."""
+"""Extract when new sessions appear: an event starts the DAG, a cursor tracks what is new. Needs Airflow 3.3."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash_sessions")
 
 # [START event_driven]
 SINCE = int(datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp() * 1000)
-MIN_AGE = timedelta(minutes=30)  # the data of a fresh session is just arriving
+MIN_AGE = timedelta(minutes=30)  # give the data of a new session time to arrive
 
 sessions = Asset(
     name="unleash_sessions",
@@ -35,20 +35,20 @@ with DAG(
     dag_id="example_unleash_event_driven",
     schedule=[sessions],
     catchup=False,
-    max_active_runs=1,  # one at a time moves the cursor
+    max_active_runs=1,  # only one run at a time may move the cursor
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
 ) as dag:
 
-    @task(inlets=[sessions])  # which gives the task the asset's state store
+    @task(inlets=[sessions])  # gives the task access to the asset's state store
     def begin(**context: Any) -> list[dict[str, Any]]:
-        """Return the window from where the last one ended, for every device."""
+        """Return the window that follows the last one, for every device."""
         hook = UnleashHook()
         end = datetime.now(timezone.utc) - MIN_AGE
         window = SessionCursor(context, sessions, since=SINCE).begin_window(
             hook.list_sessions(), int(end.timestamp() * 1000)
         )
         if window is None:
-            raise AirflowSkipException("No new sessions: an event came twice")
+            raise AirflowSkipException("No new sessions: this event is a duplicate")
         return [{"device_id": device, "start": window["start"], "end": window["end"]} for device in hook.list_devices()]
 
     windows = begin()
@@ -58,7 +58,7 @@ with DAG(
 
     @task(inlets=[sessions])
     def finish(windows: Any, **context: Any) -> None:
-        """Move the cursor, now that every device's rows lie in the lake."""
+        """Move the cursor once the rows of every device are in the lake."""
         SessionCursor(context, sessions).finish_window(windows[0], UnleashHook().list_sessions())
 
     extract >> finish(windows)

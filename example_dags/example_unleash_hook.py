@@ -1,4 +1,4 @@
-"""The hook in a task of your own: which devices were seen at all, page by page, whatever the number of pages."""
+"""Use the hook in your own task to find devices without rows. It reads page by page, so memory use stays small."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ with DAG(
 
     @task
     def count_rows(data_interval_start=None, data_interval_end=None) -> dict[str, int]:
-        """Return the rows of each device; Airflow fills the two parameters, and few pages are in memory at a time."""
+        """Return the number of rows per device. Airflow fills in both parameters."""
         hook = UnleashHook()
-        # The API's «to» is part of what it returns: without the last millisecond, two days share no row.
+        # The API includes the end of the interval. One millisecond less, and no row is in two days.
         end = data_interval_end - timedelta(milliseconds=1)
         return {
             device: sum(len(page.rows) for page in hook.iter_pages(device, data_interval_start, end))
@@ -30,7 +30,7 @@ with DAG(
 
     @task
     def report_silent(rows) -> list[str]:
-        """Return the cameras without a row: the place for an alert."""
+        """Return the devices without rows. Put an alert here."""
         return [device for device, count in rows.items() if count == 0]
 
     report_silent(count_rows())

@@ -1,7 +1,8 @@
 """
-Every night, the last three days of every device again, for data that arrives late.
+Extract the last three days of every device again each night, for data that arrives late.
 
-A window's file is named by device and window alone, so extracting a day again replaces its file: no row is doubled.
+A file's name depends only on device, window and format, so extracting a day again replaces its file: no row is
+duplicated.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ with DAG(
     schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,
-    max_active_runs=1,  # two nights share two days: one after the other
+    max_active_runs=1,  # two consecutive nights write the same days
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
 ) as dag:
     devices = UnleashListDevicesOperator(task_id="list_devices")
@@ -41,7 +42,7 @@ with DAG(
 
     @task(trigger_rule="none_failed")
     def done() -> None:
-        """Run when every camera that had rows has landed them."""
+        """Run once the rows of every device have landed."""
 
     extractions >> done()
 # [END late_data]

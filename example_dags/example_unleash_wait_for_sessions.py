@@ -23,11 +23,11 @@ with DAG(
 ) as dag:
     wait = UnleashNewSessionsSensor(
         task_id="wait_for_sessions",
-        min_age=timedelta(minutes=30),  # the data of a fresh session is just arriving
-        deferrable=True,  # waits in the triggerer, without a worker slot; polls once for all who wait
+        min_age=timedelta(minutes=30),  # give the data of a new session time to arrive
+        deferrable=True,  # waits in the triggerer without a worker slot, and shares its polls
         poke_interval=300,
         timeout=6 * 60 * 60,
-        soft_fail=True,  # a day without sessions is skipped, not failed
+        soft_fail=True,  # skip a day without sessions instead of failing
     )
     devices = UnleashListDevicesOperator(task_id="list_devices")
     extract = UnleashToObjectStorageOperator.partial(

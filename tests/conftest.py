@@ -50,8 +50,8 @@ def airflow_home() -> Path:
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the client retry almost without waiting."""
-    monkeypatch.setattr("airflow_provider_unleash.client.BACKOFF_BASE", 0.01)
-    monkeypatch.setattr("airflow_provider_unleash.client.BACKOFF_MOST", 0.01)
+    monkeypatch.setattr("airflow_provider_unleash.core.throttle.MIN_BACKOFF", 0.01)
+    monkeypatch.setattr("airflow_provider_unleash.core.throttle.MAX_BACKOFF", 0.01)
 
 
 @pytest.fixture

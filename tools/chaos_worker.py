@@ -18,9 +18,8 @@ import airflow.providers.amazon.aws.fs.s3  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 import s3fs  # noqa: F401
 
-from airflow_provider_unleash import client
+from airflow_provider_unleash.core import throttle
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
-from airflow_provider_unleash.writers import open_object  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def run_try(job: Job, supervisor: Connection) -> None:
     log = os.open(f"{job.folder}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    client.BACKOFF_BASE = client.BACKOFF_MOST = 0.01
+    throttle.MIN_BACKOFF = throttle.MAX_BACKOFF = 0.01
     for conn_id, connection in job.connections.items():
         os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"] = json.dumps(connection)
     operator = UnleashToObjectStorageOperator(task_id="extract", **job.arguments)

@@ -1,8 +1,8 @@
 """
-An Airflow with CeleryExecutor on loopback: PostgreSQL, Redis, an S3 store, a simulated API, and workers of their own.
+Airflow with CeleryExecutor on loopback: PostgreSQL, Redis, an S3 store, a simulated API, and separate workers.
 
-``make cluster`` runs it until Ctrl-C; ``--check`` ends it as soon as all parts are healthy. The proof and the
-measurements of ``make test-cluster`` and ``make bench-cluster`` take place on the same.
+``make cluster`` runs it until Ctrl-C; ``--check`` exits as soon as all components are healthy. ``make test-cluster``
+and ``make bench-cluster`` use the same cluster.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from tools.stage import ROOT, Stage, ask, kill_processes_in, run, stopping
 
 DAG_ID = "cluster_backfill"
 POOL = "unleash_api"
-# Four slots in workers that could take six tasks at once: what bounds the requests is the pool.
+# The pool has four slots and the workers could run six tasks at once, so the pool limits the requests.
 POOL_SLOTS, PAGE_CONCURRENCY = 4, 2
 WORKERS, WORKER_CONCURRENCY = ("one", "two"), 3
-# Seconds after which a lost worker's tasks are taken for lost, where the defaults are minutes and a day.
+# Seconds until the tasks of a lost worker count as lost. The defaults are minutes, and a day.
 HEARTBEAT_TIMEOUT, VISIBILITY_TIMEOUT, QUEUED_TIMEOUT = 30, 90, 60
 
 _SETTINGS = {
@@ -43,11 +43,11 @@ _SETTINGS = {
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": str(QUEUED_TIMEOUT),
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
     "AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT": str(VISIBILITY_TIMEOUT),
-    # A busy machine must not use up tries of tasks.
+    # Tasks must not use up tries because the machine is busy.
     "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
     "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",
     "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "180",
-    # The DAG's file does not change, and parsing it again and again takes time of two cores.
+    # The DAG file does not change, and parsing it repeatedly would load the two cores.
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
     "NO_PROXY": "127.0.0.1,localhost",
     "no_proxy": "127.0.0.1,localhost",
@@ -55,16 +55,16 @@ _SETTINGS = {
 
 
 def device_ids(number: int) -> tuple[str, ...]:
-    """Return so many devices: those of the simulator, one of them silent, and street cameras."""
+    """Return that many device ids: first the simulator's, one of which is silent, then street cameras."""
     return (*PROFILES, *(f"W{index:015x}" for index in range(number)))[:number]
 
 
 class Cluster(Stage):
     """
-    The parts of an Airflow with CeleryExecutor.
+    The components of Airflow with CeleryExecutor.
 
-    :param folder: of everything but the services, which have folders of their own.
-    :param services: where they are entered.
+    :param folder: for everything except the services, which have their own folders.
+    :param services: the stack that the services are entered into.
     """
 
     def __init__(self, folder: Path, services: ExitStack) -> None:
@@ -76,7 +76,7 @@ class Cluster(Stage):
         self.database_url = database.url
         broker = services.enter_context(Redis())
         store = services.enter_context(SeaweedFS())
-        # Of all that it started, even of those parts that leave theirs.
+        # The folders of everything that it starts, including components that leave theirs behind.
         self.folders = [folder, database.folder, broker.folder, store.folder]
         self.lake = S3Lake(store)  # type: ignore[assignment]
         self.requests_log = folder / "requests.jsonl"
@@ -95,33 +95,33 @@ class Cluster(Stage):
             "conn_type": "unleash",
             "host": self.api,
             "password": DEFAULT_KEYS[0],
-            # Set, so that rows with stream tokens do not warn.
+            # Set explicitly, so that rows with stream tokens cause no warning.
             "extra": {"page_concurrency": PAGE_CONCURRENCY, "mask_stream_tokens": False, **extra},
         }
         self.environ["AIRFLOW_CONN_UNLEASH_DEFAULT"] = json.dumps(connection)
 
     def start_parts(self, slots: int = POOL_SLOTS) -> None:
-        """Start everything but the workers, and return when it is healthy."""
+        """Start everything except the workers, and return when it is healthy."""
         self.run_airflow("db", "migrate")
-        self.run_airflow("pools", "set", POOL, str(slots), "one slot for each extraction under way")
+        self.run_airflow("pools", "set", POOL, str(slots), "one slot per running extraction")
         self.start_api_server()
         self.start_airflow("dag-processor")
-        # -s: else they serve logs on all interfaces.
+        # -s: otherwise they serve logs on all interfaces.
         self.start_airflow("scheduler", "-s")
         self.start_airflow("triggerer", "-s")
         wait_until_ready(self, {DAG_ID})
 
     def start_celery_worker(self, name: str, concurrency: int = WORKER_CONCURRENCY) -> None:
-        """Start a worker of that name; it takes seconds until it takes tasks."""
+        """Start a worker with that name. It needs several seconds before it accepts tasks."""
         self.workers[name] = self.start_airflow(
             *("celery", "worker", "--celery-hostname", f"{name}@127.0.0.1", "--concurrency", str(concurrency)),
-            # As -s of the others.
+            # The same as -s for the others.
             *("--pid", str(self.home / f"{name}.pid"), "--skip-serve-logs"),
             *("--without-mingle", "--without-gossip"),
         )
 
     def kill_celery_worker(self, name: str) -> None:
-        """Kill a worker with the tasks that it runs."""
+        """Kill a worker together with its running tasks."""
         self.kill(self.workers.pop(name))
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
@@ -132,7 +132,7 @@ class Cluster(Stage):
         return rows
 
     def trigger(self, run_id: str, **conf: Any) -> None:
-        """Start a run of the DAG."""
+        """Trigger a run of the DAG."""
         body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
         ask(f"{self.url}/api/v2/dags/{DAG_ID}/dagRuns", json.dumps(body))
 
@@ -148,7 +148,7 @@ class Cluster(Stage):
 
 @contextmanager
 def open_cluster() -> Iterator[Cluster]:
-    """Yield a cluster of which only the services run, and stop all of it however the block ends."""
+    """Yield a cluster with only its services running, and stop all of it when the block ends, however it ends."""
     with temporary_folder() as folder, ExitStack() as services:
         cluster = Cluster(folder, services)
         with stopping(cluster):
@@ -156,9 +156,9 @@ def open_cluster() -> Iterator[Cluster]:
 
 
 def show(check: bool) -> None:
-    """Start everything, say where it is, and wait for the end."""
+    """Start everything, print the addresses, and wait for Ctrl-C."""
     with open_cluster() as cluster:
-        print("Starting PostgreSQL, Redis, SeaweedFS, a simulator, and Airflow with two Celery workers …", flush=True)
+        print("Starting PostgreSQL, Redis, SeaweedFS, a simulator, and Airflow with two Celery workers ...", flush=True)
         cluster.start_simulator("--devices", ",".join(device_ids(40)))
         for name in WORKERS:
             cluster.start_celery_worker(name)
@@ -166,24 +166,24 @@ def show(check: bool) -> None:
         print(_GREETING.format(cluster=cluster, pool=POOL, slots=POOL_SLOTS, dag=DAG_ID, log=cluster.log), flush=True)
         if not check:
             wait_for_the_end(cluster)
-        print("Stopping …", flush=True)
+        print("Stopping ...", flush=True)
 
 
 _GREETING = """
-  Airflow      {cluster.url}   (no password; only this machine gets there)
+  Airflow      {cluster.url}   (no password; reachable from this machine only)
   simulator    {cluster.api}   (connection unleash_default, 40 devices)
   lake         s3://lake/tree at {cluster.lake.client.meta.endpoint_url}   (connection lake)
   pool         {pool}, {slots} slots
   workers      one, two
   log          {log}
 
-Trigger {dag}: a week of 40 devices, 280 mapped tasks. Ctrl-C ends it all, and removes what it wrote.
+Trigger {dag}: a week of 40 devices, 280 mapped tasks. Ctrl-C stops everything and deletes its files.
 """
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="end when all is healthy, with exit code 0")
+    parser.add_argument("--check", action="store_true", help="exit with code 0 as soon as all components are healthy")
     return run(partial(show, parser.parse_args().check))
 
 

@@ -184,12 +184,12 @@ def _check_module(arguments: list[str]) -> Iterator[str]:
     if arguments[:2] != ["-m", "airflow_provider_unleash.simulator"]:
         yield f"no test tries python {' '.join(arguments)}"
         return
-    from airflow_provider_unleash.simulator import _build_parser
+    from airflow_provider_unleash.simulator.__main__ import build_parser
 
     said = StringIO()
     try:
         with redirect_stderr(said):
-            _build_parser().parse_args(arguments[2:])
+            build_parser().parse_args(arguments[2:])
     except SystemExit:
         yield said.getvalue().strip().splitlines()[-1]
 

@@ -1,4 +1,4 @@
-"""Where the figures of a cluster stand in the documentation."""
+"""Write the figures of the cluster runs to docs/scale.md."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ PICTURE = PAGE.with_suffix(".svg")
 
 
 def write_figures(target: str, lines: Iterable[str]) -> None:
-    """Put lines between the comment that names a make target and the next end."""
+    """Replace the lines between the comment that names a make target and the next end comment."""
     between = re.compile(rf"(<!-- made by {re.escape(target)} -->\n).*?(<!-- end -->)", re.DOTALL)
     text, number = between.subn(lambda found: f"{found[1]}\n{chr(10).join(lines)}\n\n{found[2]}", PAGE.read_text())
-    assert number == 1, f"{PAGE.name} has no place for {target}"
+    assert number == 1, f"{PAGE.name} has no section for {target}"
     PAGE.write_text(text)
 
 
 def table_lines(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """Return a table of two columns without heads."""
+    """Return a table of two columns without headings."""
     return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
 
 
 def wrap(text: str) -> list[str]:
-    """Return a paragraph in lines as long as those of the page."""
+    """Wrap a paragraph at the line length of the page."""
     return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)

@@ -1,7 +1,7 @@
 """
-The same backfill with 1, 2 and 4 workers on one cluster, as ratios in one run.
+Measure the same backfill with 1, 2 and 4 workers on one cluster, and report ratios.
 
-``make bench-cluster`` runs it; ``make bench-cluster ARGS=--page`` writes docs/scale.md and its picture from the run.
+``make bench-cluster`` runs it; ``make bench-cluster ARGS=--page`` also updates docs/scale.md and its picture.
 """
 
 from __future__ import annotations
@@ -41,21 +41,22 @@ class Size:
 
     @property
     def seconds_of_waiting(self) -> float:
-        """How long one extraction waits for the API at least."""
+        """Minimum seconds that one extraction waits for the API."""
         return self.pages * LATENCY / PAGE_CONCURRENCY
 
 
 @dataclass(frozen=True)
 class Measured:
     """
-    One run.
+    The measurements of one run.
 
     :param seconds: from the start of the first extraction to the end of the last.
-    :param task_seconds: of the middle one.
-    :param in_flight: requests that the API had to answer at once, at most.
-    :param refused: its answers 429.
-    :param load: of the machine in the run's end, over five minutes; the workers alone make up a part of it.
-    :param rss: MiB of the largest task at its largest, and how much of it is not shared.
+    :param task_seconds: median duration of an extraction.
+    :param in_flight: maximum number of requests in flight at the API.
+    :param refused: number of responses with status 429.
+    :param load: five-minute load of the machine at the end of the run; the workers cause only part of it.
+    :param rss: peak memory of the largest task, in MiB.
+    :param uss: peak memory of a task without shared pages, in MiB.
     """
 
     workers: int
@@ -69,19 +70,19 @@ class Measured:
 
 
 def measure(size: Size, say: Callable[[str], None]) -> list[Measured]:
-    """Run the backfill with each number of workers, each of which takes one task at once."""
+    """Run the backfill with each number of workers. Each worker runs one task at a time."""
     with open_cluster() as cluster:
         cluster.start_simulator(
             *("--devices", ",".join(_devices(size)), "--latency", str(LATENCY)),
             *("--fixed-pages", str(size.pages), "--page-size", str(size.rows_a_page)),
         )
-        say("Starting …")
+        say("Starting ...")
         cluster.start_parts(slots=max(WORKERS))
         return [_measure(cluster, size, number, say) for number in WORKERS]
 
 
 def _devices(size: Size) -> tuple[str, ...]:
-    # Without those of the simulator, one of which has no rows.
+    # Skip the simulator's own devices, one of which has no rows.
     return device_ids(size.extractions + 6)[6:]
 
 
@@ -90,7 +91,7 @@ def _measure(cluster: Cluster, size: Size, number: int, say: Callable[[str], Non
     for name in names:
         cluster.start_celery_worker(name, concurrency=1)
     _wait_for_workers(cluster, number)
-    say(f"{number} workers …")
+    say(f"Workers: {number}")
     ask(f"{cluster.api}/_simulator/requests", method="DELETE")
     run_id = f"workers-{number}"
     cluster.trigger(run_id, start="2026-01-12", end="2026-01-13", tree=f"_{number}")
@@ -102,7 +103,7 @@ def _measure(cluster: Cluster, size: Size, number: int, say: Callable[[str], Non
         f" FROM task_instance WHERE task_id = 'extract' AND run_id = '{run_id}'"
     )
     if [(state, tries) for state, tries, *_ in rows] != [("success", 1)] * size.extractions:
-        raise cluster.failure(f"Not every extraction succeeded at once: {rows}")
+        raise cluster.failure(f"Not every extraction succeeded on its first try: {rows}")
     seen = ask(f"{cluster.api}/_simulator/requests")
     return Measured(
         number,
@@ -126,13 +127,13 @@ def _wait_for_workers(cluster: Cluster, number: int) -> None:
 
 
 def _watch(cluster: Cluster, run_id: str) -> tuple[int, int]:
-    """Wait for the end of a run, and return the most bytes that a task of it had: RSS, and what is its own."""
+    """Wait for the end of a run, and return the peak RSS and USS of its tasks in bytes."""
     rss = uss = 0
     deadline = time.monotonic() + SECONDS_OF_A_RUN
     while (state := cluster.run_state(run_id)) not in ("success", "failed"):
         cluster.check_alive()
         if time.monotonic() > deadline:
-            raise cluster.failure(f"Not over after {SECONDS_OF_A_RUN} seconds")
+            raise cluster.failure(f"The run did not end within {SECONDS_OF_A_RUN} seconds")
         running = cluster.query("SELECT pid FROM task_instance WHERE task_id = 'extract' AND state = 'running'")
         for (pid,) in running:
             with suppress(psutil.NoSuchProcess):
@@ -144,19 +145,19 @@ def _watch(cluster: Cluster, run_id: str) -> tuple[int, int]:
     return rss, uss
 
 
-# ---- what comes of it --------------------------------------------------------------------------
+# ---- results -----------------------------------------------------------------------------------
 
 
 def lines(size: Size, measured: Sequence[Measured]) -> Iterator[str]:
-    """Yield what stands in the documentation."""
+    """Yield the lines for the documentation."""
     alone = measured[0]
     yield from wrap(
-        f"{size.extractions} extractions of {size.pages} pages each, from an API that takes {LATENCY * 1000:.0f} ms for"
-        f" a page, `page_concurrency` {PAGE_CONCURRENCY}: each waits {size.seconds_of_waiting:.0f} s for the API at"
-        " least. Workers are processes with one slot each."
+        f"{size.extractions} extractions of {size.pages} pages each from an API that takes {LATENCY * 1000:.0f} ms per"
+        f" page, with `page_concurrency` {PAGE_CONCURRENCY}: each waits at least {size.seconds_of_waiting:.0f} s for"
+        " the API. Workers are processes with one slot each."
     )
     yield ""
-    yield "| workers | times as fast as one | seconds | of one task | requests in flight | answers 429 | load |"
+    yield "| workers | speedup | seconds | seconds per task | requests in flight | 429 responses | load |"
     yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for one in measured:
         cells = f"{one.seconds:.0f} | {one.task_seconds:.1f} | {one.in_flight} | {one.refused} | {one.load:.1f}"
@@ -165,8 +166,9 @@ def lines(size: Size, measured: Sequence[Measured]) -> Iterator[str]:
     met = "met" if ratio >= GOAL else "**missed**"
     yield ""
     yield from wrap(
-        f"Goal: at least {GOAL} times from one to two: {ratio:.2f}, {met}. Peak memory of one task:"
-        f" {max(one.rss for one in measured):.0f} MiB, {max(one.uss for one in measured):.0f} MiB of them its own."
+        f"Goal: a speedup of at least {GOAL} from one worker to two: {ratio:.2f}, {met}. Peak memory of a task:"
+        f" {max(one.rss for one in measured):.0f} MiB, of which {max(one.uss for one in measured):.0f} MiB are not"
+        " shared with other processes."
     )
     yield ""
     yield "![Speed and requests in flight by workers](scale.svg)"
@@ -174,12 +176,13 @@ def lines(size: Size, measured: Sequence[Measured]) -> Iterator[str]:
     yield from wrap(
         f"Measured on {os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python"
         f" {platform.python_version()}, Airflow {version('apache-airflow')}, Celery {version('celery')}. All parts of"
-        " the cluster share these cores, and other work may have, too: a ratio is as good as the loads are alike."
+        " the cluster share these cores, possibly with other work, so the ratios are only as reliable as the loads are"
+        " similar."
     )
 
 
 def draw(measured: Sequence[Measured]) -> None:
-    """Draw speed and requests in flight over the number of workers."""
+    """Draw speedup and requests in flight by number of workers."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -190,11 +193,11 @@ def draw(measured: Sequence[Measured]) -> None:
     numbers = [one.workers for one in measured]
     left.plot(numbers, [measured[0].seconds / one.seconds for one in measured], "o-", color="#1f6fb2", label="measured")
     left.plot(numbers, numbers, "--", color="#888888", label="workers")
-    left.set(xlabel="workers", ylabel="times as fast as one")
+    left.set(xlabel="workers", ylabel="speedup")
     right.plot(numbers, [one.in_flight for one in measured], "o-", color="#2a9d5c", label="measured")
     bound = [number * PAGE_CONCURRENCY for number in numbers]
-    right.plot(numbers, bound, "--", color="#888888", label="workers × page_concurrency")
-    right.set(xlabel="workers", ylabel="requests in flight, at most")
+    right.plot(numbers, bound, "--", color="#888888", label="limit (workers times page_concurrency)")
+    right.set(xlabel="workers", ylabel="maximum requests in flight")
     for axes in (left, right):
         axes.set_xticks(numbers)
         axes.set_ylim(bottom=0)
@@ -205,14 +208,14 @@ def draw(measured: Sequence[Measured]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", action="store_true", help="write docs/scale.md and its picture")
-    parser.add_argument("--extractions", type=int, default=Size.extractions, help="of each run (default: %(default)s)")
-    parser.add_argument("--pages", type=int, default=Size.pages, help="of each extraction (default: %(default)s)")
+    parser.add_argument("--page", action="store_true", help="update docs/scale.md and its picture")
+    parser.add_argument("--extractions", type=int, default=Size.extractions, help="per run (default: %(default)s)")
+    parser.add_argument("--pages", type=int, default=Size.pages, help="per extraction (default: %(default)s)")
     return run(partial(show, parser.parse_args()))
 
 
 def show(options: argparse.Namespace) -> None:
-    """Measure, print, and write the page where that is wanted."""
+    """Measure and print, and update the page if requested."""
     began = time.monotonic()
 
     def say(text: str) -> None:
@@ -222,7 +225,7 @@ def show(options: argparse.Namespace) -> None:
     measured = measure(size, say)
     print(json.dumps([vars(one) for one in measured]), *lines(size, measured), sep="\n")
     if any(one.in_flight > one.workers * PAGE_CONCURRENCY for one in measured):
-        raise StageError("The API saw more requests at once than the workers may send")
+        raise StageError("More requests were in flight than the workers may send")
     if options.page:
         draw(measured)
         write_figures("make bench-cluster ARGS=--page", lines(size, measured))

@@ -1,7 +1,7 @@
 """
-Each day's files into a table of BigQuery: the day is deleted and loaded anew, so it is there once.
+Load each day's files into a BigQuery table. Each load replaces the day's rows, so a rerun duplicates nothing.
 
-``sql/bigquery_setup.sql`` makes what it loads into; the SQL is checked for syntax, not run. Needs
+``sql/bigquery_setup.sql`` creates the tables. The SQL is checked for syntax, but not run. Requires
 apache-airflow-providers-google.
 """
 
@@ -24,7 +24,7 @@ with DAG(
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,
-    max_active_runs=1,  # BigQuery cancels one of two transactions on one table
+    max_active_runs=1,  # BigQuery cancels one of two concurrent transactions on the same table
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
 ) as dag:
     devices = UnleashListDevicesOperator(task_id="list_devices")
@@ -41,9 +41,9 @@ with DAG(
         task_id="load",
         conn_id="bigquery_default",
         sql="sql/bigquery_load.sql",
-        split_statements=False,  # one script, so one transaction
+        split_statements=False,  # run as one script, so in one transaction
         hook_params={"use_legacy_sql": False},
-        trigger_rule="none_failed",  # a silent camera is skipped
+        trigger_rule="none_failed",  # devices without rows are skipped
     )
     extract >> load
 # [END bigquery]

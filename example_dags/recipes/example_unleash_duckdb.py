@@ -1,7 +1,7 @@
 """
-Each day's files into a table of daily counts in DuckDB, through Airflow's own connection to the store.
+Load each day's files into a DuckDB table of daily counts, through Airflow's own connection to the store.
 
-``UNLEASH_WAREHOUSE`` is DuckDB's file. Needs duckdb.
+``UNLEASH_WAREHOUSE`` is the path of the DuckDB file. Requires duckdb.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ with DAG(
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,
-    max_active_runs=1,  # DuckDB lets one write at a time
+    max_active_runs=1,  # only one process can write to a DuckDB file at a time
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
 ) as dag:
     devices = UnleashListDevicesOperator(task_id="list_devices")
@@ -40,14 +40,14 @@ with DAG(
 
     @task(trigger_rule="none_failed")
     def load(summaries) -> int:
-        """Replace the counts of the files that this run has written, and return how many there are."""
+        """Replace the counts for the files that this run wrote, and return the number of counts in the table."""
         import duckdb
 
         urls = [file["url"] for summary in summaries or () for file in summary["files"]]
         if not urls:
             return 0
         with duckdb.connect(WAREHOUSE) as warehouse:
-            # s3://, gs:// and az:// are read with Airflow's connection: DuckDB is told no key.
+            # DuckDB reads s3://, gs:// and az:// URLs through Airflow's connection, so it needs no credentials.
             warehouse.register_filesystem(ObjectStoragePath(LAKE).fs)
             warehouse.execute("SET VARIABLE urls = $urls", {"urls": urls})
             warehouse.execute(SQL.read_text())

@@ -1,7 +1,7 @@
 """
-A daily DAG that is fit for a backfill of a year: it begins a year ago, and asks the API for few things at a time.
+A daily DAG for backfilling a year: it starts at the first day of that year, and limits the load on the API.
 
-``UNLEASH_POOL`` is a pool of Airflow's; what runs through it shares its slots, whichever DAG it is of.
+``UNLEASH_POOL`` is the name of an Airflow pool. All tasks in a pool share its slots, whichever DAG they belong to.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
 with DAG(
     dag_id="example_unleash_past_year",
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
-    start_date=datetime(2025, 1, 1, tzinfo=timezone.utc),  # runs of days before it would have no tasks
-    catchup=False,  # the past comes when it is asked for, not when the DAG is switched on
+    start_date=datetime(2025, 1, 1, tzinfo=timezone.utc),  # runs before this date have no tasks
+    catchup=False,  # past days run when you backfill them, not when you unpause the DAG
     max_active_runs=3,
     default_args={
         "retries": 5,
@@ -37,6 +37,6 @@ with DAG(
         dst=LAKE,
         file_format="parquet",
         on_empty="skip",
-        max_active_tis_per_dag=8,  # of all days together
+        max_active_tis_per_dag=8,  # across all runs of this DAG
     ).expand(device_id=devices.output)
 # [END past_year]

@@ -1,8 +1,8 @@
 """
-A copy of each day for analysts: cameras by pseudonym, without stream tokens, sessions and file names.
+Copy each day for analysts: devices under pseudonyms, without stream tokens, sessions and file names.
 
-``UNLEASH_LAKE`` is for few, ``UNLEASH_SHARED`` for many. The key of the pseudonyms is the password of the connection
-``unleash_pseudonyms``. Needs pyarrow.
+Restrict access to ``UNLEASH_LAKE``, and share ``UNLEASH_SHARED``. The key for the pseudonyms is the password of the
+connection ``unleash_pseudonyms``. Requires pyarrow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from airflow_provider_unleash.operators import UnleashListDevicesOperator, Unlea
 
 LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
 SHARED = os.environ.get("UNLEASH_SHARED", "s3://aws_default@shared/unleash")
-# What goes on is named, not what is left out: a column that comes one day is not shared by accident.
+# An allowlist: columns that are added later are not shared by accident.
 SHARED_COLUMNS = ["timestamp", "class_name", "count", "frame_number", "model_id"]
 
 with DAG(
@@ -41,14 +41,14 @@ with DAG(
 
     @task(trigger_rule="none_failed", multiple_outputs=False)
     def share(summary) -> dict[str, int]:
-        """Write the day of one camera under its pseudonym, and return its rows by the name of the copy."""
+        """Copy one device's day under its pseudonym, and return the number of rows by the path of the copy."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         key = BaseHook.get_connection("unleash_pseudonyms").password
         if not key:
-            raise AirflowFailException("unleash_pseudonyms has no password: anybody could compute the pseudonyms")
-        # Keyed: who has a list of device ids, but not the key, cannot find out which is which.
+            raise AirflowFailException("unleash_pseudonyms has no password, so anyone could compute the pseudonyms")
+        # A keyed hash: without the key, a list of device ids is not enough to reverse the pseudonyms.
         camera = hmac.new(key.encode(), summary["device_id"].encode(), "sha256").hexdigest()[:32]
 
         copied = {}
@@ -57,11 +57,11 @@ with DAG(
             with source.open("rb") as stream:
                 rows = pq.read_table(stream, columns=SHARED_COLUMNS)
             rows = rows.append_column("camera_id", pa.repeat(camera, len(rows)))
-            whole = pa.BufferOutputStream()
-            pq.write_table(rows, whole, compression="zstd")
+            buffer = pa.BufferOutputStream()
+            pq.write_table(rows, buffer, compression="zstd")
             copy = ObjectStoragePath(SHARED) / f"camera={camera}" / source.parent.name / source.name
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(whole.getvalue().to_pybytes())  # the same name again: a re-run replaces it
+            copy.write_bytes(buffer.getvalue().to_pybytes())  # same name each time, so a rerun replaces it
             copied[str(copy)] = len(rows)
         return copied
 

@@ -1,8 +1,8 @@
 """
-Each day's counts by camera and class as records of a custom object in Salesforce, by its Bulk API 2.0.
+Upsert each day's counts by device and class as records of a custom object in Salesforce, with Bulk API 2.0.
 
-An upsert by an external id, so that a day that runs again replaces its records. Needs
-apache-airflow-providers-salesforce, and pyarrow.
+The upsert matches records by an external id, so a rerun replaces the day's records. Requires
+apache-airflow-providers-salesforce and pyarrow.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ with DAG(
 
     @task(trigger_rule="none_failed")
     def upsert(summaries) -> int:
-        """Send a record for each camera and class, and return how many Salesforce has taken."""
+        """Send one record per device and class, and return the number of records that Salesforce processed."""
         import pyarrow.parquet as pq
         from airflow.providers.salesforce.hooks.salesforce import SalesforceHook
 
@@ -62,11 +62,11 @@ with DAG(
             return 0
         camera_days = SalesforceHook("salesforce_default").get_conn().bulk2.Camera_Day__c
         jobs = camera_days.upsert(records=records, external_id_field="Key__c")
-        # Salesforce takes what it can and refuses the rest, and calls that a success.
+        # Salesforce accepts what it can, rejects the rest, and reports success.
         for job in jobs:
             if job["numberRecordsFailed"]:
-                refused = camera_days.get_failed_records(job["job_id"])
-                raise AirflowFailException(f"Salesforce refused {job['numberRecordsFailed']} records:\n{refused}")
+                rejected = camera_days.get_failed_records(job["job_id"])
+                raise AirflowFailException(f"Records rejected by Salesforce: {job['numberRecordsFailed']}\n{rejected}")
         return sum(job["numberRecordsProcessed"] for job in jobs)
 
     upsert(extract.output)

@@ -1,7 +1,8 @@
 """
-Every day the rows of every device, and an alert that names the cameras that had none.
+Extract the rows of every device each day, and send an alert that names the cameras without rows.
 
-``unleash_alerts`` is a connection to an incoming webhook, its path the password: Slack, Teams, Mattermost or your own.
+``unleash_alerts`` is a connection to an incoming webhook (Slack, Teams, Mattermost or your own). Its password is the
+webhook's path.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
 
 
 def alert(context: Any) -> None:
-    """Post why the task failed; any notifier of Airflow's providers stands here as well."""
+    """Post why the task failed. You can use any Airflow notifier instead."""
     import requests
 
     webhook = BaseHook.get_connection("unleash_alerts")
-    text = f"{context['ti'].dag_id}: {context.get('exception') or 'the log says why'}"
-    # The secret part is the password, which Airflow masks in logs: errors of requests name the address.
+    text = f"{context['ti'].dag_id}: {context.get('exception') or 'see the task log'}"
+    # The secret path is the password, because requests puts the URL in its errors and Airflow masks passwords.
     requests.post(f"{webhook.host}{webhook.password}", json={"text": text}, timeout=30).raise_for_status()
 
 
@@ -42,17 +43,17 @@ with DAG(
         task_id="extract",
         dst=LAKE,
         file_format="parquet",
-        on_empty="skip",  # the others land all the same, and nothing is retried
+        on_empty="skip",  # the other devices still land, and nothing is retried
         max_active_tis_per_dagrun=4,
     ).expand(device_id=devices.output)
 
     @task(trigger_rule="none_failed", on_failure_callback=alert)
     def check_cameras(device_ids, summaries) -> None:
-        """Fail with the names of the cameras without rows; a skipped one has no summary."""
+        """Fail with the ids of the cameras without rows; a skipped camera has no summary."""
         seen = {summary["device_id"] for summary in summaries or () if summary["rows"]}
         silent = sorted(set(device_ids) - seen)
         if silent:
-            # Not to be retried: the rows were asked for a moment ago.
+            # No retry: these rows were requested a moment ago.
             raise AirflowFailException(f"No rows from {len(silent)} of {len(device_ids)} cameras: {', '.join(silent)}")
 
     check_cameras(devices.output, extract.output)

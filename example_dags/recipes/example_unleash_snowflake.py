@@ -1,7 +1,7 @@
 """
-Each day's files into a table of Snowflake: the day is deleted and loaded anew, so it is there once.
+Load each day's files into a Snowflake table. Each load replaces the day's rows, so a rerun duplicates nothing.
 
-``sql/snowflake_setup.sql`` makes what it loads into; the SQL is checked for syntax, not run. Needs
+``sql/snowflake_setup.sql`` creates the stage and the table. The SQL is checked for syntax, but not run. Requires
 apache-airflow-providers-snowflake.
 """
 
@@ -41,7 +41,7 @@ with DAG(
         conn_id="snowflake_default",
         sql="sql/snowflake_load.sql",
         split_statements=True,
-        trigger_rule="none_failed",  # a silent camera is skipped
+        trigger_rule="none_failed",  # devices without rows are skipped
     )
     extract >> load
 # [END snowflake]

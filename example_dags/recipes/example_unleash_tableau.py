@@ -1,7 +1,7 @@
 """
-Each day's files of all devices as one Tableau extract (.hyper), made by Tableau's own engine.
+Convert each day's files of all devices to one Tableau extract (.hyper), with Tableau's own engine.
 
-``UNLEASH_HYPER`` is the folder for the extracts. Needs tableauhyperapi, which is for Linux on x86, macOS and Windows.
+``UNLEASH_HYPER`` is the folder for the extracts. Requires tableauhyperapi (Linux on x86, macOS or Windows).
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ with DAG(
 
     @task(trigger_rule="none_failed")
     def make_extract(summaries) -> str:
-        """Write the rows of all cameras of the day to one .hyper file, and return its path."""
+        """Write the day's rows of all devices to one .hyper file, and return its path."""
         from tableauhyperapi import Connection, CreateMode, HyperProcess, Telemetry, escape_string_literal
 
         files = [file for summary in summaries or () for file in summary["files"]]
         if not files:
-            raise AirflowSkipException("No camera has rows")
+            raise AirflowSkipException("No device has rows")
         with TemporaryDirectory() as folder:
             local = [Path(folder, f"{number}.parquet") for number in range(len(files))]
             for file, path in zip(files, local, strict=True):

@@ -1,5 +1,5 @@
 """
-Daily counts by camera and class, from the whole lake, as a job for spark-submit.
+Compute daily counts by device and class from the whole lake, as a spark-submit job.
 
 ::
 
@@ -12,13 +12,13 @@ from __future__ import annotations
 import sys
 
 from pyspark.sql import SparkSession
-from pyspark.sql import functions as F  # noqa: N812 – its usual name
+from pyspark.sql import functions as F  # noqa: N812 (its usual name)
 
 lake, result = sys.argv[1:]
 spark = SparkSession.builder.appName("unleash_daily_counts").getOrCreate()
-# A camera's id is text, even where all of them look like numbers.
+# Device ids are strings, even if all of them look like numbers.
 spark.conf.set("spark.sql.sources.partitionColumnTypeInference.enabled", False)
-# Only what is written anew is replaced below.
+# Overwrite only the partitions that this job writes.
 spark.conf.set("spark.sql.sources.partitionOverwriteMode", "dynamic")
 
 rows = spark.read.parquet(lake)

@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_unleash import writers
+from airflow_provider_unleash.core import formats
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from tests.support.odd_names import DOTS, OTHERS, SLASHES
@@ -86,7 +86,7 @@ def test_any_folder_is_refused_or_holds_every_object(prefix: str, rest: str, dev
         root = ObjectStoragePath(dst)
     except ValueError:  # an InvalidArgumentError, or urllib refuses, e.g. a full-width slash in a host name
         return
-    name = writers.object_name(device_id, DAY_START, DAY_START + 1, "csv")
+    name = formats.object_name(device_id, DAY_START, DAY_START + 1, "csv")
     folder, path = root.path, (root / name).path
     assert folder.startswith("/")
     for spell in (str, unquote):

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_provider_unleash.client import UnleashClient
+from airflow_provider_unleash.core.columns import ArrowConverter, columns_of
 from airflow_provider_unleash.exceptions import InvalidArgumentError, SnapshotChangedError, UnexpectedResponseError
 from airflow_provider_unleash.hooks import UnleashHook
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Simulator
-from airflow_provider_unleash.writers import RecordBatches, columns_of
 from tests.support.sample_day import DAY_END, DAY_START, SILENT, STREET, make_context
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
@@ -107,7 +107,7 @@ def test_a_whole_number_beyond_a_floats_stays_whole_beside_a_null(serve: Callabl
 def test_without_airflow_pages_become_a_table_too(serve: Callable[..., Simulator]) -> None:
     sim = serve(nulls=True)
     with UnleashClient(sim.api_key, sim.base_url) as client:
-        table = RecordBatches(columns_of(None)).read(client.iter_pages(STREET, *WINDOW))
+        table = ArrowConverter(columns_of(None)).read(client.iter_pages(STREET, *WINDOW))
     assert table.equals(UnleashHook().get_arrow_table(STREET, *WINDOW))
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from airflow_provider_unleash import __version__, get_provider_info
 from airflow_provider_unleash.client import UnleashClient
+from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
     InvalidArgumentError,
@@ -27,7 +28,6 @@ from airflow_provider_unleash.exceptions import (
     TransportError,
 )
 from airflow_provider_unleash.hooks import UnleashHook
-from airflow_provider_unleash.protocol import Page
 from airflow_provider_unleash.simulator import Fault
 from tests.support.sample_day import DAY, DAY_END, DAY_START, HOUR_MS, NEXT_DAY, SILENT, STREET
 

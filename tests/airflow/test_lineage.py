@@ -13,10 +13,10 @@ import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 from referencing import Registry, Resource
 
+from airflow_provider_unleash.core.columns import COLUMNS, columns_of
 from airflow_provider_unleash.lineage import Extraction, dataset_name, lineage_of
 from airflow_provider_unleash.simulator import Simulator
 from airflow_provider_unleash.window import Window
-from airflow_provider_unleash.writers import COLUMNS, columns_of
 from tests.support.python_processes import BLOCK, import_root, module_command, run_code
 from tests.support.sample_day import CROWD, DAY_END, DAY_START, SILENT, STREET
 

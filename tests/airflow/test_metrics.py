@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_unleash import client, metrics
-from airflow_provider_unleash.client import OUTCOMES, Traffic, UnleashClient
+from airflow_provider_unleash import metrics
+from airflow_provider_unleash.client import Traffic, UnleashClient
+from airflow_provider_unleash.core import client
+from airflow_provider_unleash.core.requester import OUTCOMES
 from airflow_provider_unleash.exceptions import ServerError
 from airflow_provider_unleash.hooks import UnleashHook
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator

@@ -1044,7 +1044,7 @@ def test_how_long_pages_are_used_can_be_said_as_a_text_too(serve, lake, resume_w
         sim.add_fault(Fault("500", page=8))
         with monkeypatch.context() as patch:
             earlier = time.time() - hours * 3600
-            patch.setattr("airflow_provider_unleash.staging.time.time", lambda earlier=earlier: earlier)
+            patch.setattr("airflow_provider_unleash.core.staging.time.time", lambda earlier=earlier: earlier)
             with pytest.raises(errors.ServerError):
                 store(lake, checkpoint_pages=3)
         summary = store(lake, checkpoint_pages=3, resume_within=resume_within)

@@ -18,12 +18,12 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_unleash.core.moments import format_ms, parse_moment
+from airflow_provider_unleash.core.planning import MINUTE_MS
 from airflow_provider_unleash.exceptions import InvalidArgumentError, NotFoundError, WindowError
 from airflow_provider_unleash.operators import UnleashPlanWindowsOperator, UnleashToObjectStorageOperator
-from airflow_provider_unleash.planning import MINUTE_MS
-from airflow_provider_unleash.protocol import format_ms
 from airflow_provider_unleash.simulator import Fault, Simulator
-from airflow_provider_unleash.window import Window, parse_moment
+from airflow_provider_unleash.window import Window
 from tests.support.dag_runs import run_dag
 from tests.support.sample_day import (
     CROWD,

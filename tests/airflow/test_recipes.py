@@ -1,4 +1,4 @@
-"""Every recipe of docs/recipes runs, and does what its page says; Spark's, Tableau's and Salesforce's in recipes/."""
+"""Every recipe runs and does what its page says; the tests of Spark, Tableau and Salesforce are in tests/recipes/."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ import sqlglot
 from airflow.providers.common.compat.sdk import BaseHook, ObjectStoragePath
 from sqlfluff.core import FluffConfig, Linter
 
+from airflow_provider_unleash.core.columns import COLUMNS
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Simulator
-from airflow_provider_unleash.writers import COLUMNS
 from tests.support.dag_runs import load_dag, run_dag
 from tests.support.expected_rows import daily_counts, files_in, rows_by_device
 from tests.support.paths import RECIPES, ROOT, TESTS
@@ -64,7 +64,7 @@ def sim(serve: Callable[..., Simulator]) -> Simulator:
 
 @contextmanager
 def receiving() -> Iterator[tuple[str, list[Any]]]:
-    """Yield the URL of a server, and the JSON that was posted to it."""
+    """Yield the URL of a server, and the JSON bodies that were posted to it."""
     posted: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -84,11 +84,11 @@ def receiving() -> Iterator[tuple[str, list[Any]]]:
         thread.join()
 
 
-# ---- all ---------------------------------------------------------------------------------------
+# ---- all recipes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", DAGS, ids=lambda path: path.stem)
-def test_a_recipe_is_parsed_without_a_request_and_without_a_warning_about_its_code(path, sim):
+def test_parsing_a_recipe_sends_no_request_and_causes_no_warning_in_its_code(path, sim):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dag = load_dag(path)
@@ -99,10 +99,10 @@ def test_a_recipe_is_parsed_without_a_request_and_without_a_warning_about_its_co
 
 
 @pytest.mark.parametrize("path", DAGS, ids=lambda path: path.stem)
-def test_a_recipe_has_a_test_of_its_own(path):
+def test_every_recipe_has_its_own_test(path):
     tests = [Path(__file__), *(TESTS / "recipes").glob("test_*.py")]
     name = path.stem.removeprefix("example_unleash_")
-    if name in ("snowflake", "bigquery"):  # their SQL is read, as their pages say
+    if name in ("snowflake", "bigquery"):  # only their SQL is checked, as their pages say
         assert f'"{name}"' in Path(__file__).read_text()
     else:
         assert any(f'run_recipe("{name}"' in test.read_text() for test in tests)
@@ -113,7 +113,7 @@ def test_a_recipe_has_a_test_of_its_own(path):
 
 @pytest.fixture
 def posted(connect: Callable[..., None]) -> Iterator[list[Any]]:
-    """Give what is posted to the webhook for alerts."""
+    """Yield the JSON bodies that are posted to the alert webhook."""
     with receiving() as (url, posted):
         host, path = url.rsplit("/", 1)
         connect(conn_id="unleash_alerts", conn_type="http", host=host, password=f"/{path}")
@@ -121,14 +121,14 @@ def posted(connect: Callable[..., None]) -> Iterator[list[Any]]:
 
 
 @pytest.fixture
-def tells_exceptions(airflow_home: Path, tmp_path: Path) -> bool:
-    """Tell whether callbacks get the exception in process, by a DAG that is not ours; those of 3.0 and 3.1 do not."""
+def callbacks_get_exceptions(airflow_home: Path, tmp_path: Path) -> bool:
+    """Return whether dag.test() passes the exception to callbacks, which Airflow 3.0 and 3.1 do not do."""
     run_dag(
         airflow_home,
         f"""
         def note(context):
             if "exception" in context:
-                open({str(tmp_path / "told")!r}, "w").close()
+                open({str(tmp_path / "called")!r}, "w").close()
 
         @task(on_failure_callback=note)
         def fail():
@@ -137,11 +137,11 @@ def tells_exceptions(airflow_home: Path, tmp_path: Path) -> bool:
         fail()
         """,
     )
-    return (tmp_path / "told").exists()
+    return (tmp_path / "called").exists()
 
 
 @pytest.mark.slow
-def test_silent_camera_fails_the_check_once_when_all_others_have_landed(run_recipe, sim, lake, posted):
+def test_silent_camera_check_fails_once_after_all_other_cameras_landed(run_recipe, sim, lake, posted):
     run = run_recipe("silent_camera", state="failed")
     assert (run.states["check_cameras"], run.tries["check_cameras"]) == ("failed", 1)
     rows = rows_by_device(sim, DAY_START, DAY_END - 1)
@@ -152,16 +152,16 @@ def test_silent_camera_fails_the_check_once_when_all_others_have_landed(run_reci
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [(STREET, SILENT), (SILENT,)], ids=["one of two", "the only one"])
-def test_silent_camera_is_named_to_the_webhook(run_recipe, serve, posted, tells_exceptions, devices):
+def test_silent_camera_is_named_in_the_posted_message(run_recipe, serve, posted, callbacks_get_exceptions, devices):
     serve(devices=devices)
     run_recipe("silent_camera", state="failed")
-    said = f"No rows from 1 of {len(devices)} cameras: {SILENT}"
-    text = said if tells_exceptions else "the log says why"
+    error = f"No rows from 1 of {len(devices)} cameras: {SILENT}"
+    text = error if callbacks_get_exceptions else "see the task log"
     assert posted == [{"text": f"example_unleash_silent_camera: {text}"}]
 
 
 @pytest.mark.slow
-def test_silent_camera_posts_nothing_where_all_have_rows(run_recipe, serve, posted):
+def test_silent_camera_posts_nothing_if_all_cameras_have_rows(run_recipe, serve, posted):
     serve(devices=(STREET,))
     assert run_recipe("silent_camera").states["check_cameras"] == "success"
     assert posted == []
@@ -172,7 +172,7 @@ def test_silent_camera_posts_nothing_where_all_have_rows(run_recipe, serve, post
 
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the folder that is for many."""
+    """Return the folder of the shared copy."""
     monkeypatch.setenv("UNLEASH_SHARED", f"file://{tmp_path}/shared")
     return tmp_path / "shared"
 
@@ -182,7 +182,7 @@ def pseudonym(key: str, device: str) -> str:
 
 
 @pytest.mark.slow
-def test_privacy_shares_every_row_and_nothing_that_tells_the_camera(run_recipe, sim, lake, shared, connect):
+def test_privacy_shares_every_row_and_nothing_that_identifies_the_device(run_recipe, sim, lake, shared, connect):
     connect(conn_id="unleash_pseudonyms", conn_type="generic", password="a key")
     run = run_recipe("privacy")
     expected = {device: rows for device, rows in rows_by_device(sim, DAY_START, DAY_END - 1).items() if rows}
@@ -201,7 +201,7 @@ def test_privacy_shares_every_row_and_nothing_that_tells_the_camera(run_recipe, 
             assert table.column(name).to_pylist() == [record[name] for record in original]
         text = f"{table.to_pylist()} {table.schema.metadata} {folder}"
         assert [secret for secret in secrets if secret in text] == []
-        # The look above would have found them where they are.
+        # The source contains them, so the search above would have found them.
         source = f"{pq.ParquetFile(lake / f'device={device}' / f'start_date={DAY_FOLDER}' / NAME).read().to_pylist()}"
         assert device in source
         assert [word for word in ("token", ".mp4") if word in source]
@@ -211,7 +211,7 @@ def test_privacy_shares_every_row_and_nothing_that_tells_the_camera(run_recipe, 
 
 
 @pytest.mark.slow
-def test_privacy_has_the_same_pseudonym_the_day_after_and_another_with_another_key(
+def test_privacy_pseudonyms_stay_the_same_over_days_and_change_with_the_key(
     run_recipe,
     serve,
     lake,
@@ -248,13 +248,13 @@ def test_privacy_shares_nothing_without_a_key(run_recipe, serve, lake, shared, c
 
 @pytest.fixture
 def compacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the folder of the large files."""
+    """Return the folder of the compacted files."""
     monkeypatch.setenv("UNLEASH_COMPACT", f"file://{tmp_path}/compact")
     return tmp_path / "compact"
 
 
 def land_hours(dst: str, devices: Iterable[str], hours: Iterable[int]) -> None:
-    """Extract hours of the day into a tree of such windows, as an hourly DAG does."""
+    """Extract hours of the day into a tree of hourly windows, as an hourly DAG does."""
     for device, hour in product(devices, hours):
         start = DAY_START + hour * HOUR_MS
         operator = UnleashToObjectStorageOperator(
@@ -264,7 +264,7 @@ def land_hours(dst: str, devices: Iterable[str], hours: Iterable[int]) -> None:
 
 
 def rows_of_compacted(files: str) -> Counter[tuple[Any, ...]]:
-    """Return the rows of compacted files with the device of their path, as the simulator writes them."""
+    """Return the rows of compacted files with their device, in the form that ``rows_of_simulator`` returns."""
     columns = ", ".join(name for name in COLUMNS if name != "timestamp")
     stamp = "strftime(timestamp AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%gZ')"
     with duckdb.connect() as connection:
@@ -280,7 +280,7 @@ def rows_of_simulator(sim: Simulator, start_ms: int, end_ms: int) -> Counter[tup
 
 
 @pytest.mark.slow
-def test_compact_has_every_row_once_and_compacts_anew_only_what_was_replaced(run_recipe, serve, lake, compacted):
+def test_compact_keeps_every_row_once_and_rewrites_only_what_was_replaced(run_recipe, serve, lake, compacted):
     devices = (STREET, SILENT, "0042", "a street é=1")
     sim = serve(devices=devices)
     land_hours(f"file://{lake}", devices, range(24))
@@ -301,7 +301,7 @@ def test_compact_has_every_row_once_and_compacts_anew_only_what_was_replaced(run
     assert set(again.states.values()) == {"skipped"}
     assert {name: (compacted / name).read_bytes() for name in files_in(compacted)} == made
 
-    # A day later, because late data is looked for some days back; only one file is another now.
+    # A day later, because the DAG looks back several days for late data. Only one source has changed.
     late = serve(devices=devices, seed=2)
     land_hours(f"file://{lake}", [STREET], [7])
     run = run_recipe("compact", moment=NEXT_DAY + timedelta(days=1))
@@ -351,7 +351,7 @@ def test_compact_reads_and_writes_an_s3_store_through_airflows_connection(
 
 
 @pytest.mark.slow
-def test_past_year_lands_past_days_and_replaces_only_the_day_that_runs_again(run_recipe, serve, lake):
+def test_past_year_lands_past_days_and_a_rerun_replaces_only_its_own_day(run_recipe, serve, lake):
     serve(devices=(STREET, SILENT), seed=1)
     year_ago = [NEXT_DAY - timedelta(days=days) for days in (366, 365, 364)]
     for moment in year_ago:
@@ -399,7 +399,7 @@ def test_duckdb_counts_each_day_once_however_often_it_runs(run_recipe, serve, la
 
 
 @pytest.mark.slow
-def test_duckdb_reads_an_s3_store_through_airflows_connection_and_is_told_no_key(
+def test_duckdb_reads_an_s3_store_through_airflows_connection_without_its_own_key(
     run_recipe, serve, connect, tmp_path, monkeypatch
 ):
     pytest.importorskip("s3fs", reason="the extra s3 is not installed")
@@ -407,7 +407,7 @@ def test_duckdb_reads_an_s3_store_through_airflows_connection_and_is_told_no_key
     monkeypatch.setenv("UNLEASH_LAKE", "s3://aws_duckdb@lake/unleash")
     sim = serve(devices=(STREET, SILENT))
     with serve_s3() as endpoint:
-        # What the page on stores shows, but for the address and the keys.
+        # The connection on the page about stores, with another endpoint and other keys.
         fields = connections_of("stores.md")["AIRFLOW_CONN_AWS_DEFAULT"][-1]
         fields |= {"login": ACCESS_KEY, "password": SECRET_KEY}
         assert fields["extra"].pop("endpoint_url").startswith("https://minio")
@@ -420,7 +420,7 @@ def test_duckdb_reads_an_s3_store_through_airflows_connection_and_is_told_no_key
 
 
 @pytest.mark.slow
-def test_duckdb_lake_is_what_the_simulator_has(run_recipe, serve, lake):
+def test_duckdb_query_of_the_lake_returns_what_the_simulator_has(run_recipe, serve, lake):
     sim = serve(devices=(STREET, "0042", SILENT))
     run_recipe("past_year")
     sql = (RECIPES / "sql" / "duckdb_lake.sql").read_text()
@@ -444,17 +444,17 @@ def faults_of(sql: str, dialect: str) -> list[str]:
 
 
 @pytest.mark.parametrize("warehouse", ["snowflake", "bigquery"])
-def test_the_sql_of_a_warehouse_that_is_not_here_is_of_its_dialect(warehouse):
+def test_the_sql_of_a_warehouse_parses_in_its_dialect(warehouse):
     for sql in statements_of(warehouse):
         assert faults_of(sql, warehouse) == []
-        # The look finds what is wrong, in whatever line.
+        # The parser notices an error in any line.
         for line in range(1, len(sql.splitlines()), 3):
             broken = sql.splitlines()
             broken[line:line] = [") WRONG ("]
             assert faults_of("\n".join(broken), warehouse) != []
 
 
-def test_snowflake_loads_each_column_of_the_files_into_the_column_of_its_name():
+def test_snowflake_loads_each_column_of_the_files_into_the_column_of_the_same_name():
     setup, load = statements_of("snowflake")
     names = [*COLUMNS, "extra"]
     table = setup.split("CREATE TABLE IF NOT EXISTS unleash_analytics (")[1].split("\n)")[0]
@@ -469,15 +469,15 @@ def test_snowflake_loads_each_column_of_the_files_into_the_column_of_its_name():
 
 
 @pytest.mark.slow
-def test_bigquery_holds_the_day_once_however_often_it_runs_in_duckdbs_dialect(run_recipe, serve, lake):
+def test_bigquery_load_translated_for_duckdb_holds_each_day_once_after_reruns(run_recipe, serve, lake):
     setup, load = statements_of("bigquery")
     with duckdb.connect() as warehouse:
         warehouse.execute("CREATE SCHEMA unleash")
-        # BigQuery's external table has no counterpart: a view that reads the same tree.
+        # DuckDB has no external tables, so a view reads the same tree.
         external, table = setup.split(";\n", 1)
         assert external.startswith("CREATE EXTERNAL TABLE")
-        [made] = sqlglot.transpile(table, read="bigquery", write="duckdb", error_level=sqlglot.ErrorLevel.RAISE)
-        warehouse.execute(made)
+        [create] = sqlglot.transpile(table, read="bigquery", write="duckdb", error_level=sqlglot.ErrorLevel.RAISE)
+        warehouse.execute(create)
         for seed in (1, 2):
             sim = serve(devices=(STREET, "0042", SILENT), seed=seed)
             for moment in (NEXT_DAY, NEXT_DAY + timedelta(days=1)):
@@ -498,7 +498,7 @@ def test_bigquery_holds_the_day_once_however_often_it_runs_in_duckdbs_dialect(ru
             }
 
 
-# ---- the pages ---------------------------------------------------------------------------------
+# ---- pages -------------------------------------------------------------------------------------
 
 
 def blocks_of(page: Path, *languages: str) -> list[str]:
@@ -506,7 +506,7 @@ def blocks_of(page: Path, *languages: str) -> list[str]:
 
 
 def connections_of(page: str) -> dict[str, list[dict[str, Any]]]:
-    """Return the fields of the connections that a page sets, in its order."""
+    """Return the fields of the connections that a page sets, by variable, in the page's order."""
     found: dict[str, list[dict[str, Any]]] = {}
     for block in blocks_of(ROOT / "docs" / "recipes" / page, "shell"):
         for name, value in re.findall(r"^export (AIRFLOW_CONN_\w+)='(.*?)'$", block, re.MULTILINE | re.DOTALL):
@@ -515,32 +515,32 @@ def connections_of(page: str) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_sql_of_a_page_is_an_excerpt_of_a_file_that_runs(page):
+def test_the_sql_on_a_page_is_an_excerpt_of_a_tested_file(page):
     files = [path.read_text() for path in (RECIPES / "sql").glob("*.sql")]
     for block in blocks_of(page, "sql"):
-        assert any(block in text for text in files), f"No file has:\n{block}"
+        assert any(block in text for text in files), f"No file contains:\n{block}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_of_recipes_has_only_blocks_that_a_test_looks_at(page):
+def test_a_recipe_page_has_only_code_blocks_that_tests_check(page):
     languages = re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)
     assert set(languages[::2]) <= {"python", "sql", "shell"}
     assert set(languages[1::2]) <= {""}
 
 
-def test_every_page_is_in_the_table_of_recipes():
+def test_every_recipe_page_is_listed_in_the_index():
     index = (ROOT / "docs" / "recipes" / "index.md").read_text()
     assert [page.name for page in PAGES if page.stem != "index" and f"({page.name})" not in index] == []
 
 
 @pytest.mark.parametrize("path", DAGS, ids=lambda path: path.stem)
-def test_every_recipe_is_shown_on_a_page_whole(path):
+def test_every_recipe_is_shown_in_full_on_a_page(path):
     name = path.stem.removeprefix("example_unleash_")
     shown = path.read_text().split(f"# [START {name}]\n")[1].split(f"# [END {name}]\n")[0]
     assert any(shown in blocks_of(page, "python") for page in PAGES)
 
 
-def test_every_connection_of_a_page_is_one_that_airflow_reads(monkeypatch):
+def test_airflow_reads_every_connection_on_a_page(monkeypatch):
     for page in PAGES:
         for name, values in connections_of(page.name).items():
             for fields in values:
@@ -552,12 +552,12 @@ def test_every_connection_of_a_page_is_one_that_airflow_reads(monkeypatch):
 
 
 def commands_of(page: Path) -> list[list[str]]:
-    """Return the arguments of the commands of Airflow on a page."""
+    """Return the arguments of the ``airflow`` commands on a page."""
     lines = [line for block in blocks_of(page, "shell") for line in re.findall(r"^airflow (?:.*\\\n)*.*$", block, re.M)]
     return [shlex.split(line.replace("\\\n", " "))[1:] for line in lines]
 
 
-def test_every_command_on_a_page_is_one_of_this_airflow_or_of_the_other():
+def test_airflow_parses_every_command_on_a_page_that_is_for_its_version():
     from airflow.cli.cli_parser import get_parser
 
     commands = [words for page in PAGES for words in commands_of(page)]
@@ -574,16 +574,16 @@ def is_in_database(home: Path, dag_id: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_BACKFILLS, reason="the command of this Airflow does the work at once")
-def test_the_backfill_of_a_year_is_of_every_day_of_it(run_recipe, serve, capsys, airflow_home):
+@pytest.mark.skipif(not HAS_BACKFILLS, reason="this Airflow's backfill command runs the tasks itself")
+def test_the_backfill_of_a_year_covers_every_day_of_it(run_recipe, serve, capsys, airflow_home):
     from airflow.cli.cli_parser import get_parser
 
     serve(devices=(SILENT,))
     run_recipe("past_year")
     if not is_in_database(airflow_home, "example_unleash_past_year"):
-        pytest.skip("dag.test() of this Airflow does not tell its database of the DAG")
+        pytest.skip("dag.test() of this Airflow does not write the DAG to the database")
     [_, words, _] = commands_of(ROOT / "docs" / "recipes" / "backfill.md")
-    # Days of other tests have runs already.
+    # Other tests have already created runs for some days.
     arguments = get_parser().parse_args([*words, "--dry-run", "--reprocess-behavior", "completed"])
     capsys.readouterr()
     arguments.func(arguments)

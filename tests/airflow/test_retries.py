@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_unleash import retries
+from airflow_provider_unleash import tasks
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
     EmptyResultError,
@@ -25,7 +25,7 @@ from tests.support.dag_runs import DAILY, run_dag
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
-has_policies = retries.RetryPolicy is not None
+has_policies = tasks.RetryPolicy is not None
 only_with_policies = pytest.mark.skipif(not has_policies, reason="this Airflow has no retry policies")
 
 
@@ -47,7 +47,7 @@ only_with_policies = pytest.mark.skipif(not has_policies, reason="this Airflow h
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
 def test_the_error_decides(error: Exception, action: str, seconds: float | None) -> None:
-    decision = retries.RetryAfterPolicy().evaluate(error, 1, 3)
+    decision = tasks.RetryAfterPolicy().evaluate(error, 1, 3)
     assert decision.action.value == action
     assert decision.retry_delay == (None if seconds is None else timedelta(seconds=seconds))
 
@@ -61,8 +61,8 @@ def test_each_task_has_a_policy_where_airflow_has_them() -> None:
         policy = getattr(task, "retry_policy", None)
         assert (policy is not None) is has_policies
         if has_policies:
-            assert isinstance(policy, retries.RetryAfterPolicy)
-            assert isinstance(type(policy).deserialize(policy.serialize()), retries.RetryAfterPolicy)
+            assert isinstance(policy, tasks.RetryAfterPolicy)
+            assert isinstance(type(policy).deserialize(policy.serialize()), tasks.RetryAfterPolicy)
 
 
 @only_with_policies
@@ -81,7 +81,7 @@ def test_one_that_is_given_wins_and_so_does_one_among_default_args() -> None:
 def test_a_long_retry_after_frees_the_slot_and_is_the_delay_of_the_retry(
     airflow_home: Any, serve: Callable[..., Simulator], monkeypatch: pytest.MonkeyPatch, mapped: bool
 ) -> None:
-    monkeypatch.setattr("airflow_provider_unleash.client.LONGEST_WAIT", 0.5)
+    monkeypatch.setattr("airflow_provider_unleash.core.requester.MAX_PAUSE", 0.5)
     sim = serve()
     sim.add_fault(Fault("429", times=1, retry_after=2))
     # Without a policy of its own, the task would wait for the ten minutes, or here not at all.

@@ -224,7 +224,7 @@ def test_tls_against_http_shows_no_key(serve, connect, heard, lake, key):
 def test_the_search_finds_a_key_that_is_logged_printed_raised_or_written(heard, lake):
     """Each text above is searched as it is; Airflow's own masking of what it prints does not help to pass."""
     for key in KEYS:
-        logging.getLogger("airflow_provider_unleash.client").debug("sent %s", quote(key))
+        logging.getLogger("airflow_provider_unleash.core.requester").debug("sent %s", quote(key))
         sys.stdout.write(base64.b64encode(key.encode()).decode())
         lake.mkdir(exist_ok=True)
         (lake / "x").write_text(key)

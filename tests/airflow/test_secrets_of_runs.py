@@ -179,7 +179,7 @@ def test_stream_tokens_that_are_not_masked_are_found(runs):
 
 def test_what_is_searched_has_debug_lines_tracebacks_and_all_places_of_a_run(runs):
     printed = b"".join(text for name, text in runs.texts.items() if name.startswith(("stdout", "home/logs")))
-    for words in ("GET /v1/analytics/", "Traceback (most recent call last)", "Failed poll 1 in a row", "(False, "):
+    for words in ("GET /v1/analytics/", "Traceback (most recent call last)", "Poll failed (1 in a row)", "(False, "):
         assert words.encode() in printed
     for error in ("AuthenticationError", "BadRequestError", "ServerError", "TransportError", "UnexpectedResponseError"):
         assert error.encode() in printed

@@ -59,7 +59,7 @@ def sim(serve: Callable[..., Simulator], clock: Clock) -> Simulator:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triggers, "BACKOFF_MOST", 0.2)
+    monkeypatch.setattr(triggers, "MAX_BACKOFF", 0.2)
 
 
 async def collect(stream: AsyncIterator[Any], most: int = 1, seconds: float = 20.0) -> list[Any]:
@@ -260,11 +260,11 @@ def test_a_fault_that_stays_is_given_up_after_ten_polls(sim: Simulator) -> None:
     sim.add_fault(Fault("503", times=None))
     event = fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL))
     assert (event["status"], event["error"]) == ("error", "ServerError")
-    assert polls(sim) == triggers.FAILED_POLLS == 10
+    assert polls(sim) == triggers.MAX_FAILED_POLLS == 10
 
 
 def test_only_failures_in_a_row_count(sim: Simulator, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triggers, "FAILED_POLLS", 3)
+    monkeypatch.setattr(triggers, "MAX_FAILED_POLLS", 3)
     for _ in range(2):
         sim.add_fault(Fault("503", times=2))
         sim.add_fault(Fault("slow", times=1, seconds=0.0))
@@ -273,7 +273,7 @@ def test_only_failures_in_a_row_count(sim: Simulator, clock: Clock, monkeypatch:
 
 
 def test_failed_polls_are_further_and_further_apart(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triggers, "BACKOFF_MOST", 0.4)
+    monkeypatch.setattr(triggers, "MAX_BACKOFF", 0.4)
     sim.add_fault(Fault("503", times=None))
     fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL), seconds=1.9)
     times = [request.time for request in sim.requests]
@@ -486,7 +486,7 @@ def test_sessions_that_nobody_handles_are_told_of_again(sim: Simulator) -> None:
 
 
 def test_a_payload_is_bounded_and_says_when_it_was_cut(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triggers, "MOST_SESSIONS", 3)
+    monkeypatch.setattr(triggers, "MAX_EVENT_SESSIONS", 3)
     trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL)
     assert watch(trigger, 1) == [
         {"sessions": [s for s in sim.sessions() if int(s) >= DAY_START][-3:], "truncated": True}
@@ -501,7 +501,7 @@ def test_an_error_ends_no_stream_and_makes_no_hot_loop(sim: Simulator, kind: str
     assert len(watch(trigger, 1)) == 1
     assert time.monotonic() - began >= 0.1 + 0.2 + 0.2 + 0.2
     assert polls(sim) == 5
-    assert "Failed poll 4 in a row" in caplog.text
+    assert "Poll failed (4 in a row)" in caplog.text
 
 
 def test_an_id_that_cannot_be_read_ends_no_stream(answer: Callable[..., None], caplog: Any) -> None:

@@ -1,8 +1,8 @@
 """
-On a cluster whose workers are killed, under an API that refuses in bursts, every row is in the lake exactly once.
+Every row lands exactly once on a cluster where workers are killed and the API refuses requests in bursts.
 
-Takes a quarter of an hour, so it runs only when asked for: ``make test-cluster``. It needs PostgreSQL and Redis. If all
-is as it should be, it writes docs/scale.md. UNLEASH_CLUSTER=6x2 makes it 6 devices × 2 days, and no page.
+Takes a quarter of an hour and needs PostgreSQL and Redis, so it runs only with ``make test-cluster``. If all tests
+pass, it updates docs/scale.md. ``UNLEASH_CLUSTER=6x2`` extracts 2 days of 6 devices instead, and leaves the page alone.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tools.scale_page import table_lines, write_figures
 from tools.stage import processes_in
 
 SECONDS_ALTOGETHER = 25 * 60
-# What a try that is lost had read beyond the pages that it had put aside: those of a run not complete yet, those read
-# ahead for each request that may be under way, and those under way.
+# Pages that a lost try may have read after its last checkpoint: those of the next checkpoint, and those read ahead and
+# in flight for each concurrent request.
 PAGES_LOST_WITH_A_TRY = CHECKPOINT_PAGES + 3 * PAGE_CONCURRENCY
 
 
 @pytest.fixture(scope="module")
 def proof(pytestconfig: pytest.Config) -> Proof:
-    """Give what was there in the end; nothing runs any more."""
+    """Return the results; nothing is running any more."""
     devices, days = map(int, os.environ.get("UNLEASH_CLUSTER", "40x7").split("x"))
     with time_limit(SECONDS_ALTOGETHER):
         proof = prove(Size(devices, days))
@@ -49,15 +49,15 @@ def test_each_row_is_in_the_lake_exactly_once(proof: Proof) -> None:
     assert (proof.missing, proof.extra) == (0, 0)
     assert proof.rows == proof.expected_rows
     assert sum(summary["rows"] for summary in proof.summaries.values()) == proof.rows
-    assert proof.found_without_a_row == 1, "The comparison would not have seen a missing row"
+    assert proof.missing_without_one_row == 1, "The comparison would not notice a missing row"
 
 
-def test_there_is_no_stray_object_and_no_open_upload(proof: Proof) -> None:
+def test_no_stray_object_and_no_open_upload_is_left(proof: Proof) -> None:
     assert proof.names == expected_names(proof.size)
     assert proof.uploads == []
 
 
-def test_workers_were_killed_and_their_extractions_went_on_where_they_stopped(proof: Proof) -> None:
+def test_extractions_of_killed_workers_resume_where_they_stopped(proof: Proof) -> None:
     assert [name for name, _ in proof.victims] == list(WORKERS)
     killed = {index for index, _ in proof.killed}
     for _, index in proof.victims:
@@ -65,7 +65,7 @@ def test_workers_were_killed_and_their_extractions_went_on_where_they_stopped(pr
         assert proof.summaries[index]["resumed_pages"] >= CHECKPOINT_PAGES
 
 
-def test_a_lost_try_costs_few_pages(proof: Proof) -> None:
+def test_a_lost_try_repeats_few_pages(proof: Proof) -> None:
     assert sum(proof.twice.values()) <= PAGES_LOST_WITH_A_TRY * len(proof.lost)
 
 
@@ -75,10 +75,10 @@ def test_the_cause_of_each_retry_is_known(proof: Proof) -> None:
     assert proof.refused > 2 * proof.bursts
 
 
-def test_all_tasks_together_ask_no_more_at_once_than_the_pool_allows(proof: Proof) -> None:
-    assert proof.at_once <= POOL_SLOTS
+def test_all_tasks_together_stay_within_the_limits_of_the_pool(proof: Proof) -> None:
+    assert proof.max_running <= POOL_SLOTS
     assert proof.max_in_flight <= POOL_SLOTS * PAGE_CONCURRENCY
-    # Else nothing would have been bounded by it.
+    # Otherwise the pool would not have limited anything.
     assert proof.max_in_flight > (POOL_SLOTS - 1) * PAGE_CONCURRENCY
 
 
@@ -96,9 +96,9 @@ def test_no_process_and_no_folder_is_left(proof: Proof) -> None:
     assert [process for path in proof.folders for process in processes_in(path)] == []
 
 
-def test_the_page_is_written_from_what_was_seen(proof: Proof, request: pytest.FixtureRequest) -> None:
+def test_the_page_is_updated_after_a_full_run(proof: Proof, request: pytest.FixtureRequest) -> None:
     if proof.size != Size():
-        pytest.skip("a smaller run than the page is about")
-    assert request.session.testsfailed == 0, "The page stays as it was"
+        pytest.skip("this run is smaller than the one that the page describes")
+    assert request.session.testsfailed == 0, "Other tests failed, so the page is not updated"
     write_figures("make test-cluster", table_lines(table(proof)))
     write_figures("make test-cluster (bytes)", table_lines(bytes_table(proof)))

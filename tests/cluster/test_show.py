@@ -1,4 +1,4 @@
-"""``make cluster`` says what is missing, listens on this machine alone, and leaves nothing behind."""
+"""``make cluster`` reports what is missing, listens on loopback only, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECONDS_TO_START = 300
 
 
 def listening(process: psutil.Process) -> set[str]:
-    """Return the addresses that a process and its descendants listen on."""
+    """Return the addresses on which a process and its descendants listen."""
     found = set()
     for one in [process, *process.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
@@ -27,13 +27,13 @@ def listening(process: psutil.Process) -> set[str]:
     return found
 
 
-def test_a_missing_command_is_an_error_that_names_the_packages() -> None:
+def test_the_error_for_a_missing_command_names_the_packages() -> None:
     with pytest.raises(StageError, match="apt-get install postgresql redis-server"):
         find_command("no-such-server")
 
 
 @pytest.mark.parametrize("kind", [PostgreSQL, Redis])
-def test_a_service_ends_with_its_folder(kind: type[Service]) -> None:
+def test_a_service_and_its_folder_are_gone_after_the_block(kind: type[Service]) -> None:
     with kind() as service:
         process = psutil.Process(service.pid)
         assert listening(process) == {"127.0.0.1"}
@@ -43,23 +43,23 @@ def test_a_service_ends_with_its_folder(kind: type[Service]) -> None:
 
 
 @pytest.mark.parametrize("kind", [PostgreSQL, Redis])
-def test_a_service_wants_its_password(kind: type[Service]) -> None:
+def test_a_service_rejects_a_wrong_password(kind: type[Service]) -> None:
     with kind() as service:
         assert service.answers()
         service.password = "another"
         assert not service.answers()
 
 
-def test_ctrl_c_ends_the_cluster_and_leaves_nothing() -> None:
+def test_ctrl_c_stops_the_cluster_and_leaves_nothing_behind() -> None:
     command = [sys.executable, "-m", "tools.cluster"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as show:
         try:
             assert show.stdout is not None
-            said = ""
+            output = ""
             deadline = time.monotonic() + SECONDS_TO_START
-            while "Ctrl-C" not in said and time.monotonic() < deadline and (line := show.stdout.readline()):
-                said += line
-            assert "Ctrl-C" in said
+            while "Ctrl-C" not in output and time.monotonic() < deadline and (line := show.stdout.readline()):
+                output += line
+            assert "Ctrl-C" in output
             parts = psutil.Process(show.pid).children(recursive=True)
             names = {" ".join(part.cmdline()) for part in parts}
             for part in ("postgres", "redis-server", "weed", "celery worker", "scheduler", "api_server", "triggerer"):
@@ -69,5 +69,5 @@ def test_ctrl_c_ends_the_cluster_and_leaves_nothing() -> None:
             show.send_signal(signal.SIGINT)
         assert show.wait(120) == 0
     assert [part for part in parts if part.is_running()] == []
-    folder = said.split("log          ")[1].split()[0]
+    folder = output.split("log          ")[1].split()[0]
     assert not Path(folder).parent.exists()

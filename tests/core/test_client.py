@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_unleash import __version__, client
+from airflow_provider_unleash import __version__
 from airflow_provider_unleash.client import UnleashClient
+from airflow_provider_unleash.core import throttle
+from airflow_provider_unleash.core.protocol import Response
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -32,7 +34,6 @@ from airflow_provider_unleash.exceptions import (
     UnexpectedResponseError,
     UnleashError,
 )
-from airflow_provider_unleash.protocol import Answer
 from airflow_provider_unleash.simulator import Fault, Simulator
 
 DEVICE = "Wb8fabc31378ce07"
@@ -41,8 +42,8 @@ START, END = 1_597_622_400_000 + 6 * 3_600_000, 1_597_622_400_000 + 9 * 3_600_00
 
 @pytest.fixture(autouse=True)
 def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "BACKOFF_BASE", 0.001)
-    monkeypatch.setattr(client, "BACKOFF_MOST", 0.002)
+    monkeypatch.setattr(throttle, "MIN_BACKOFF", 0.001)
+    monkeypatch.setattr(throttle, "MAX_BACKOFF", 0.002)
 
 
 @pytest.fixture
@@ -580,7 +581,7 @@ def test_where_a_page_had_to_be_asked_again_late_the_ends_are_read_after_it(monk
     """A body that only looks like JSON is found out late, when the consumer comes to it."""
     take, broken = UnleashClient._ask, threading.Event()
 
-    def ask(api: UnleashClient, path: str) -> Answer:
+    def ask(api: UnleashClient, path: str) -> Response:
         answer = take(api, path)
         if path.endswith("/5") and not broken.is_set():
             broken.set()

@@ -53,7 +53,7 @@ def test_each_session_is_pending_until_it_is_handled_and_never_again(data: st.Da
     most = 5
     cursor, listed, handled = Cursor(), set[str](), set[str]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cursors, "MOST_SESSIONS", most)
+        patch.setattr(cursors, "MAX_HANDLED_SESSIONS", most)
         for _ in range(data.draw(st.integers(1, 12))):
             # Late ones are listed within the sessions that are kept by name.
             least = min([int(session) - T for session in cursor.handled[-most:]], default=0)
@@ -70,9 +70,9 @@ def test_each_session_is_pending_until_it_is_handled_and_never_again(data: st.Da
 
 def test_a_full_cursor_is_smaller_than_what_the_store_takes() -> None:
     cursor = Cursor()
-    everything = ids(*range(cursors.MOST_SESSIONS * 2))
+    everything = ids(*range(cursors.MAX_HANDLED_SESSIONS * 2))
     cursor.mark_handled(everything, everything)
-    assert len(cursor.handled) == cursors.MOST_SESSIONS
+    assert len(cursor.handled) == cursors.MAX_HANDLED_SESSIONS
     assert len(json.dumps(asdict(cursor))) < 65_535
     assert cursor.pending(everything) == []
 
@@ -147,7 +147,7 @@ def test_a_task_that_was_cleared_and_finishes_an_old_window_changes_nothing() ->
 
 
 def test_a_window_ends_where_its_sessions_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cursors, "MOST_SESSIONS", 3)
+    monkeypatch.setattr(cursors, "MAX_HANDLED_SESSIONS", 3)
     store, listed, windows = Store(), ids(*range(10, 80, 10)), []
     while window := make_cursor(store).begin_window(listed, T + 75):
         windows.append((window["start"] - T, window["end"] - T, window["sessions"]))

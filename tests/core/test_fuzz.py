@@ -22,9 +22,10 @@ import requests
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_unleash import protocol, window, writers
+from airflow_provider_unleash import window
+from airflow_provider_unleash.core import columns, formats, protocol, sessions, windows
+from airflow_provider_unleash.core.protocol import Page, Response
 from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError, UnleashError
-from airflow_provider_unleash.protocol import Answer, Page
 from tests.support.answering import answering
 from tests.support.odd_names import DOTS, OTHERS, SLASHES
 from tests.support.paths import SAMPLES
@@ -49,11 +50,10 @@ MEMORY_CONSTANT = 1 << 20
 
 def check_any_bytes(data: bytes) -> list[Page]:
     """Read the bytes as every answer that there is; return the pages that they are."""
-    answer = Answer(URL, 200, {}, data, KEY)
+    answer = Response(URL, 200, {}, data, KEY)
     attempt(partial(protocol.parse_version, answer))
-    attempt(partial(protocol.check_json_object, answer))
     ids = attempt(partial(protocol.parse_ids, answer)) or []
-    attempt(lambda: window.SessionList(ids).select(since_ms=0))
+    attempt(lambda: sessions.SessionList(ids).select(since_ms=0))
     for device_id in ids:
         attempt(partial(protocol.check_device_id, device_id))
     read = [attempt(partial(protocol.parse_page, answer, 1, endpoint)) for endpoint in ("compact", "tableau")]
@@ -75,19 +75,18 @@ def attempt(read: Callable[[], Any]) -> Any:
 
 def check_usable(page: Page) -> None:
     """Use a page in every way that there is; only what writes it may refuse it."""
-    assert len(page.rows) == len(page.records()) == len(page.tuples)
-    assert list(page.columns()) == list(page.keys)
-    assert len(page.digest()) == 32
+    assert len(page.rows) == len(page.records())
+    assert len(page.digest) == 32
     assert not protocol.has_stream_tokens(protocol.mask_stream_tokens(page))
-    [kept] = window.HalfOpen(DAY, [page])
-    assert len(kept.tuples) + len(kept.dropped) == len(page.tuples)
-    for file_format in writers.FILE_FORMATS:
+    [kept] = windows.HalfOpenPages(DAY, [page])
+    assert len(kept.rows) + len(kept.dropped) == len(page.rows)
+    for file_format in formats.FILE_FORMATS:
         attempt(partial(written, page, file_format))
 
 
-def written(page: Page, file_format: writers.FileFormat) -> bytes:
+def written(page: Page, file_format: formats.FileFormat) -> bytes:
     stream = io.BytesIO()
-    writer = writers._WRITERS[file_format](stream, writers.columns_of(None))
+    writer = formats._WRITERS[file_format](stream, columns.columns_of(None))
     try:
         writer.write_page(page)
         writer.finish()
@@ -103,7 +102,7 @@ def check_headers(headers: dict[str, str], body: bytes) -> None:
         assert seconds is None or 0 <= seconds < float("inf")
     for status in (100, 204, 302, 401, 404, 418, 429, 503, 999):
         with pytest.raises(UnleashError) as caught:
-            protocol.raise_for_status(Answer(URL, status, headers, body, KEY))
+            protocol.raise_for_status(Response(URL, status, headers, body, KEY))
         assert KEY not in str(caught.value)
 
 
@@ -116,7 +115,7 @@ def _quiet() -> Iterator[None]:
 
 # ---- any bytes -----------------------------------------------------------------------------------
 
-KEYS = [*writers.COLUMNS, "extra", "device", "start_date", "", "a", "\x00", '"\\', "é", "人", "\U0001f600"]
+KEYS = [*columns.COLUMNS, "extra", "device", "start_date", "", "a", "\x00", '"\\', "é", "人", "\U0001f600"]
 # Texts of JSON, because what Python's encoder writes is too well-behaved.
 ODD = [
     *("null", "true", "-0", "-0.0", "1e308", "1e999", "-1e999", "5e-324", "NaN", "Infinity", "1.", ".5", "0x1", "01"),
@@ -191,15 +190,15 @@ def test_any_bytes_are_pages_that_can_be_used_or_an_error_of_this_package(data: 
 
 
 @settings(PROPERTY, max_examples=60)
-@given(fitting(), st.sampled_from(writers.FILE_FORMATS))
+@given(fitting(), st.sampled_from(formats.FILE_FORMATS))
 def test_any_page_becomes_a_whole_object_or_leaves_none(tmp_path_factory: Any, text: str, file_format: Any) -> None:
     upath = pytest.importorskip("upath")
-    page = attempt(partial(protocol.parse_page, Answer(URL, 200, {}, text.encode()), 1))
+    page = attempt(partial(protocol.parse_page, Response(URL, 200, {}, text.encode()), 1))
     if page is None:
         return
     target = tmp_path_factory.mktemp("lake") / "new" / f"object.{file_format}"
     try:
-        with writers.open_object(upath.UPath(f"file://{target}"), file_format) as writer:
+        with formats.open_object(upath.UPath(f"file://{target}"), file_format) as writer:
             writer.write_page(page)
     except UnleashError:
         assert not target.parent.exists()
@@ -218,7 +217,7 @@ def test_any_status_with_any_headers_is_an_error_of_this_package(
     check_headers(headers, body)
     if status != 200:
         with pytest.raises(UnleashError):
-            protocol.raise_for_status(Answer(URL, status, headers, body, KEY))
+            protocol.raise_for_status(Response(URL, status, headers, body, KEY))
 
 
 def test_a_number_of_pages_that_no_counter_holds_is_unexpected() -> None:
@@ -226,7 +225,7 @@ def test_a_number_of_pages_that_no_counter_holds_is_unexpected() -> None:
         for endpoint in ("compact", "tableau"):
             body = b'{"keys":[],"total_num_pages":%d,"data":[]}' % total
             with pytest.raises(UnexpectedResponseError) as caught:
-                protocol.parse_page(Answer(URL, 200, {}, body), 1, endpoint)  # type: ignore[arg-type]
+                protocol.parse_page(Response(URL, 200, {}, body), 1, endpoint)  # type: ignore[arg-type]
             assert caught.value.field == "total_num_pages"
 
 
@@ -271,7 +270,7 @@ WORST = {
 
 def decoding_memory(body: bytes) -> int:
     """Return the peak of reading a body as a page of either endpoint; msgspec takes its memory from Python, too."""
-    answer = Answer(URL, 200, {}, body, KEY)
+    answer = Response(URL, 200, {}, body, KEY)
     peaks = []
     for endpoint in ("compact", "tableau"):
         tracemalloc.start()
@@ -342,7 +341,7 @@ TRICKS = st.lists(st.sampled_from([*SLASHES, *DOTS, *OTHERS, "W1"]) | st.text(ma
 @example("人" * 90)
 def test_no_device_id_leaves_its_folder_or_its_segment_of_a_url(device_id: str) -> None:
     try:
-        name = writers.object_name(device_id, MIDNIGHT, MIDNIGHT + 1, "jsonl", "gzip")
+        name = formats.object_name(device_id, MIDNIGHT, MIDNIGHT + 1, "jsonl", "gzip")
     except ValueError as error:
         refusal = error
     else:
@@ -359,7 +358,7 @@ def test_no_device_id_leaves_its_folder_or_its_segment_of_a_url(device_id: str) 
     assert unquote(folders[0]) == f"device={device_id}"
     for spelled in (name, name.replace("%25", "%")):
         assert posixpath.normpath(f"/lake/{spelled}") == f"/lake/{spelled}"
-    asked = requests.Request("GET", "https://h" + protocol.analytics_path(device_id, 1, 2, 3)).prepare().url
+    asked = requests.Request("GET", "https://h" + f"{protocol.window_path(device_id, 10**12, 10**12)}/3").prepare().url
     assert asked is not None
     assert unquote(urlsplit(asked).path.split("/")[3]) == device_id
     assert len(urlsplit(asked).path.split("/")) == 7
@@ -374,7 +373,7 @@ def test_a_device_id_that_is_no_name_of_a_folder_is_refused_as_too_long(device_i
 
 @pytest.mark.parametrize("device_id", ["x" * 248, "人" * 27])
 def test_the_longest_device_id_is_the_name_of_a_folder(device_id: str, tmp_path: Path) -> None:
-    target = tmp_path / writers.object_name(device_id, MIDNIGHT, MIDNIGHT + 1, "jsonl", "gzip")
-    with writers.open_object(pytest.importorskip("upath").UPath(f"file://{target}"), "jsonl", compression="gzip"):
+    target = tmp_path / formats.object_name(device_id, MIDNIGHT, MIDNIGHT + 1, "jsonl", "gzip")
+    with formats.open_object(pytest.importorskip("upath").UPath(f"file://{target}"), "jsonl", compression="gzip"):
         pass
     assert target.exists()

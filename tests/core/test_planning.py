@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_unleash.core.planning import MINUTE_MS, DeviceWindow, plan_steps, split_by_size
+from airflow_provider_unleash.core.windows import STEPS
 from airflow_provider_unleash.exceptions import InvalidArgumentError
-from airflow_provider_unleash.planning import MINUTE_MS, DeviceWindow, plan_steps, split_by_size
-from airflow_provider_unleash.window import STEPS, Window, plan_windows
+from airflow_provider_unleash.window import Window, plan_windows
 from tests.support.sample_day import (
     DAY,
     DAY_END,
@@ -57,7 +58,7 @@ def test_each_device_has_each_window_device_by_device_in_the_order_of_time() -> 
 def test_more_windows_than_may_be_are_refused_with_the_step_that_would_fit(
     every: Any, devices: int, most: int, words: list[str]
 ) -> None:
-    from airflow_provider_unleash.window import parse_step
+    from airflow_provider_unleash.core.windows import parse_step
 
     device_ids = [f"W{number}" for number in range(devices)]
     with pytest.raises(InvalidArgumentError) as caught:

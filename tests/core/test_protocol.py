@@ -19,6 +19,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_unleash.core.moments import MIN_EPOCH_MS, parse_timestamp, to_epoch_ms
+from airflow_provider_unleash.core.protocol import (
+    API_URL,
+    DEVICES_PATH,
+    EXCERPT_CHARS,
+    SESSIONS_PATH,
+    VERSION_PATH,
+    Page,
+    Response,
+    auth_headers,
+    check_api_key,
+    check_device_id,
+    has_stream_tokens,
+    is_loopback,
+    mask_stream_tokens,
+    mask_token,
+    parse_base_url,
+    parse_ids,
+    parse_page,
+    parse_retry_after,
+    parse_version,
+    quote_device_id,
+    raise_for_status,
+    window_path,
+)
+from airflow_provider_unleash.core.sessions import parse_session_start
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -31,35 +57,6 @@ from airflow_provider_unleash.exceptions import (
     TransportError,
     UnexpectedResponseError,
     UnleashError,
-)
-from airflow_provider_unleash.protocol import (
-    API_URL,
-    DEVICES_PATH,
-    EXCERPT_CHARS,
-    SESSIONS_PATH,
-    SMALLEST_EPOCH_MS,
-    VERSION_PATH,
-    Answer,
-    Page,
-    analytics_path,
-    auth_headers,
-    check_api_key,
-    check_device_id,
-    check_json_object,
-    has_stream_tokens,
-    is_loopback,
-    mask_stream_tokens,
-    mask_token,
-    parse_base_url,
-    parse_ids,
-    parse_page,
-    parse_retry_after,
-    parse_session_start,
-    parse_timestamp,
-    parse_version,
-    quote_device_id,
-    raise_for_status,
-    to_epoch_ms,
 )
 from airflow_provider_unleash.simulator import Simulator
 from tests.support.paths import SAMPLES
@@ -74,15 +71,15 @@ PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
 
 def answer(
     content: Any = b"", status: int = 200, headers: Mapping[str, str] | None = None, secret: str = KEY
-) -> Answer:
+) -> Response:
     """Build an answer; bytes are the body, a text too, anything else becomes JSON."""
     if isinstance(content, str):
         content = content.encode()
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return Answer(URL, status, headers or {}, body, secret)
+    return Response(URL, status, headers or {}, body, secret)
 
 
-def sample(name: str) -> Answer:
+def sample(name: str) -> Response:
     return answer((SAMPLES / name).read_bytes())
 
 
@@ -313,19 +310,19 @@ def test_any_device_id_is_refused_or_stays_inside_its_segment(device_id: str) ->
     ],
 )
 def test_the_path_of_a_page_is_the_documented_one(endpoint: Any, path: str) -> None:
-    assert analytics_path("W1", 1597622400000, 1597708800000, 3, endpoint) == path
+    assert f"{window_path('W1', 1597622400000, 1597708800000, endpoint)}/3" == path
 
 
 def test_the_path_of_a_page_is_not_made_from_a_bad_device_id() -> None:
     with pytest.raises(InvalidArgumentError):
-        analytics_path("../sessions", 1597622400000, 1597708800000, 1)
+        window_path("../sessions", 1597622400000, 1597708800000)
 
 
 @pytest.mark.parametrize(
     ("moment", "epoch_ms"),
     [
         (1597622400000, 1597622400000),
-        (SMALLEST_EPOCH_MS, SMALLEST_EPOCH_MS),
+        (MIN_EPOCH_MS, MIN_EPOCH_MS),
         (datetime(2020, 8, 17, tzinfo=UTC), 1597622400000),
         (datetime(2020, 8, 17, 2, tzinfo=timezone(timedelta(hours=2))), 1597622400000),
         (datetime(2020, 8, 17, 0, 0, 0, 999, tzinfo=UTC), 1597622400000),
@@ -349,7 +346,7 @@ def test_a_moment_is_floored_to_epoch_milliseconds(moment: datetime | int, epoch
         (datetime(2020, 8, 17), "no timezone"),
         (pendulum.naive(2020, 8, 17), "no timezone"),
         (1597622400, "seconds?"),
-        (SMALLEST_EPOCH_MS - 1, "seconds?"),
+        (MIN_EPOCH_MS - 1, "seconds?"),
         (0, "seconds?"),
         (-1597622400000, "too small"),
         (True, "neither"),
@@ -446,7 +443,7 @@ def test_a_redirect_to_nowhere_is_told_as_such() -> None:
 
 @pytest.mark.parametrize("shown", [KEY, quote("k+y/0123456789=", safe="")])
 def test_a_redirect_that_repeats_the_key_does_not_show_it(shown: str) -> None:
-    redirect = Answer(URL, 302, {"Location": f"https://evil.example/?key={shown}"}, b"", unquote(shown))
+    redirect = Response(URL, 302, {"Location": f"https://evil.example/?key={shown}"}, b"", unquote(shown))
     with pytest.raises(BadRequestError) as caught:
         raise_for_status(redirect)
     assert shown not in str(caught.value)
@@ -626,7 +623,7 @@ NOT_JSON = [
 @pytest.mark.parametrize("body", NOT_JSON)
 @pytest.mark.parametrize(
     "parse",
-    [parse_version, parse_ids, check_json_object, lambda got: parse_page(got, 1)],
+    [parse_version, parse_ids, lambda got: parse_page(got, 1)],
     ids=["version", "ids", "check", "page"],
 )
 def test_a_body_that_is_not_json_is_a_transport_error(parse: Any, body: bytes) -> None:
@@ -641,18 +638,11 @@ def test_an_empty_body_is_told_as_such() -> None:
         parse_version(answer(b""))
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"a": [1]}', b'{"a": 1}\n', b'\xef\xbb\xbf{"a": 1}', b"[]", b'"x"'])
-def test_the_cheap_check_returns_the_answer_that_it_was_given(body: bytes) -> None:
-    given_answer = answer(body)
-    assert check_json_object(given_answer) is given_answer
-
-
 @pytest.mark.parametrize("cut", [1, 10, 100, -1])
 def test_a_page_cut_short_is_a_transport_error(cut: int) -> None:
     whole = sample("analytics_compact.json").body.strip()
-    for check in (check_json_object, lambda half: parse_page(half, 1)):
-        with pytest.raises(TransportError):
-            check(answer(whole[:cut]))
+    with pytest.raises(TransportError):
+        parse_page(answer(whole[:cut]), 1)
 
 
 @pytest.mark.parametrize("end", [b"}", b"]", b"{}", b"x}"])
@@ -697,17 +687,17 @@ def test_both_endpoints_give_equal_records_and_digests_for_the_same_rows(name: s
     short = parse_page(sample(name), 1)
     long = parse_page(answer(tableau([dict(reversed(record.items())) for record in short.records()])), 1, "tableau")
     assert short.records() == long.records()
-    assert short.digest() == long.digest()
+    assert short.digest == long.digest
 
 
 def test_both_endpoints_of_a_server_give_what_it_has() -> None:
     noon = 1_597_622_400_000 + 12 * 3_600_000
     with Simulator(page_size=40, reorder_keys=True) as sim:
 
-        def read(path: str) -> Answer:
+        def read(path: str) -> Response:
             request = urllib.request.Request(sim.base_url + path, headers=auth_headers(sim.api_key))
             with urllib.request.urlopen(request, timeout=5) as response:
-                return Answer(response.url, response.status, dict(response.headers), response.read(), sim.api_key)
+                return Response(response.url, response.status, dict(response.headers), response.read(), sim.api_key)
 
         assert parse_version(read(VERSION_PATH)) == "1.0.1"
         assert parse_ids(read(SESSIONS_PATH)) == sim.sessions()
@@ -719,7 +709,7 @@ def test_both_endpoints_of_a_server_give_what_it_has() -> None:
             while number < total:
                 number += 1
                 page = parse_page(
-                    read(analytics_path(device, noon, noon + 3_600_000, number, endpoint)), number, endpoint
+                    read(f"{window_path(device, noon, noon + 3_600_000, endpoint)}/{number}"), number, endpoint
                 )
                 total = page.total_pages
                 records += page.records()
@@ -889,19 +879,19 @@ def test_any_body_is_a_page_or_an_error_of_this_package(body: bytes, endpoint: A
         page = parse_page(answer(body), 1, endpoint)
     except (TransportError, UnexpectedResponseError):
         return
-    assert len(page.digest()) == 32
+    assert len(page.digest) == 32
     assert len(page.records()) == len(page.rows)
     mask_stream_tokens(page)
 
 
 @PROPERTY
-@given(BODIES, st.sampled_from([parse_ids, parse_version, check_json_object]))
+@given(BODIES, st.sampled_from([parse_ids, parse_version]))
 def test_any_body_is_read_or_an_error_of_this_package(body: bytes, parse: Any) -> None:
     try:
         read = parse(answer(body))
     except (TransportError, UnexpectedResponseError):
         return
-    assert parse is check_json_object or read == json.loads(body)
+    assert read == json.loads(body)
 
 
 @PROPERTY
@@ -960,7 +950,7 @@ def test_the_index_of_a_row_in_its_answer_counts_those_that_were_dropped() -> No
 
 
 def digest(content: dict[str, Any], endpoint: Any = "compact", number: int = 1) -> bytes:
-    return parse_page(answer(content), number, endpoint).digest()
+    return parse_page(answer(content), number, endpoint).digest
 
 
 def test_a_digest_does_not_depend_on_the_order_of_keys_or_on_number_and_total() -> None:

@@ -23,13 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
-from airflow_provider_unleash import staging as staging_module
 from airflow_provider_unleash.client import UnleashClient
+from airflow_provider_unleash.core import staging as staging_module
+from airflow_provider_unleash.core.protocol import Page, Response, parse_page, render_page
+from airflow_provider_unleash.core.staging import Staging, check_checkpoint_pages
+from airflow_provider_unleash.core.stores import publish
 from airflow_provider_unleash.exceptions import InvalidArgumentError, NotFoundError
-from airflow_provider_unleash.protocol import Answer, Page, parse_page, render_page
 from airflow_provider_unleash.simulator import Fault, Simulator
-from airflow_provider_unleash.staging import Staging, check_checkpoint_pages
-from airflow_provider_unleash.stores import publish
 
 DEVICE = "Wb8fabc31378ce07"
 START, END = 1_768_176_000_000, 1_768_262_400_000
@@ -182,7 +182,7 @@ def test_what_is_put_aside_reads_as_what_came(endpoint, options):
     ):
         for page in client.iter_pages(DEVICE, START, START + 3_600_000 * 12, endpoint=endpoint):
             body, as_endpoint = render_page(page)
-            again = parse_page(Answer("", 200, {}, body), page.number, as_endpoint)
+            again = parse_page(Response("", 200, {}, body), page.number, as_endpoint)
             assert again == page
             assert again.records() == page.records()
 
@@ -198,9 +198,9 @@ def test_what_is_put_aside_reads_as_what_came(endpoint, options):
     ids=["ragged", "nested", "texts", "empty"],
 )
 def test_rows_of_any_form_read_as_what_came(body):
-    page = parse_page(Answer("", 200, {}, body), 1, "tableau")
+    page = parse_page(Response("", 200, {}, body), 1, "tableau")
     rendered, endpoint = render_page(page)
-    assert parse_page(Answer("", 200, {}, rendered), 1, endpoint) == page
+    assert parse_page(Response("", 200, {}, rendered), 1, endpoint) == page
 
 
 # ---- not going on ------------------------------------------------------------------------------

@@ -14,29 +14,17 @@ import msgspec
 import pendulum
 import pytest
 
+from airflow_provider_unleash.core.moments import format_ms, parse_duration, parse_moment, parse_timezone, shift
+from airflow_provider_unleash.core.protocol import Page, Response, parse_page
+from airflow_provider_unleash.core.sessions import select_sessions, session_bounds
+from airflow_provider_unleash.core.windows import HalfOpenPages, RowCounts, count_steps, parse_step, resolve_window
 from airflow_provider_unleash.exceptions import (
     InvalidArgumentError,
     PermanentError,
     UnexpectedResponseError,
     WindowError,
 )
-from airflow_provider_unleash.protocol import Answer, Page, parse_page
-from airflow_provider_unleash.window import (
-    HalfOpen,
-    RowCounts,
-    Window,
-    count_steps,
-    format_ms,
-    parse_duration,
-    parse_moment,
-    parse_step,
-    parse_timezone,
-    plan_windows,
-    resolve_window,
-    select_sessions,
-    session_bounds,
-    shift,
-)
+from airflow_provider_unleash.window import Window, plan_windows
 from tests.support.paths import SAMPLES
 
 UTC = timezone.utc
@@ -164,7 +152,7 @@ def test_the_error_names_the_kind_of_run_and_three_ways_out_that_work() -> None:
 
 
 def test_without_a_kind_the_error_still_reads_well() -> None:
-    with pytest.raises(WindowError, match=r"^This run has no data interval, so it means no window of time\. "):
+    with pytest.raises(WindowError, match=r"^This run has no data interval, so it does not define a time window\. "):
         resolve()
 
 
@@ -546,7 +534,7 @@ def page(*stamps: Any, number: int = 1) -> Page:
 
 
 def keep(window: Window, *pages: Page) -> tuple[list[Page], RowCounts]:
-    half_open = HalfOpen(window, pages)
+    half_open = HalfOpenPages(window, pages)
     return list(half_open), half_open.counts
 
 
@@ -636,7 +624,7 @@ def test_the_rows_of_the_documented_example_survive_though_stamped_before_their_
 ) -> None:
     body = (SAMPLES / f"analytics_{name}.json").read_bytes()
     window = resolve(start=1597630156000, end=1597630156000 + length)
-    [found], counts = keep(window, parse_page(Answer("https://x/1", 200, {}, body), 1, endpoint))
+    [found], counts = keep(window, parse_page(Response("https://x/1", 200, {}, body), 1, endpoint))
     assert len(found.rows) == 2
     assert counts == RowCounts(pages=1, rows=2, rows_before_start=2)
 
@@ -649,7 +637,7 @@ def test_counts_grow_while_pages_are_read_and_pages_are_pulled_one_by_one() -> N
             pulled.append(number)
             yield page("2020-08-17T00:30:00Z", "2020-08-17T01:00:00Z", number=number)
 
-    half_open = HalfOpen(ONE_HOUR, pages())
+    half_open = HalfOpenPages(ONE_HOUR, pages())
     assert (pulled, half_open.counts.pages) == ([], 0)
     iterator = iter(half_open)
     next(iterator)

@@ -16,19 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_unleash.protocol import Answer, Page, parse_page
-from airflow_provider_unleash.simulator import Account, Options
-from airflow_provider_unleash.window import (
+from airflow_provider_unleash.core.moments import format_ms
+from airflow_provider_unleash.core.protocol import Page, Response, parse_page
+from airflow_provider_unleash.core.windows import (
     STEPS,
-    HalfOpen,
+    HalfOpenPages,
     RowCounts,
-    Window,
     count_steps,
-    format_ms,
     parse_step,
-    plan_windows,
     resolve_window,
 )
+from airflow_provider_unleash.simulator import Account, Options
+from airflow_provider_unleash.window import Window, plan_windows
 
 UTC = timezone.utc
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -92,7 +91,7 @@ def read(server: Server, windows: Sequence[Window]) -> Counter[int]:
     """Return how often each row is got by reading all windows as the operators do."""
     found: Counter[int] = Counter()
     for window in windows:
-        half_open = HalfOpen(window, server.pages(window.start_ms, window.end_ms))
+        half_open = HalfOpenPages(window, server.pages(window.start_ms, window.end_ms))
         found.update(row[0] for page in half_open for row in page.rows)
         assert half_open.counts.rows_before_start == half_open.counts.rows_after_end == 0
     return found
@@ -164,7 +163,7 @@ def test_a_row_stamped_less_than_a_microsecond_before_a_cut_is_got_once(fraction
     cut = 1_597_622_400_000
     row = [0, f"2020-08-16T23:59:59.{fraction}Z"]
     windows = {Window(cut - 1000, cut): [row], Window(cut, cut + 1000): []}
-    kept = [HalfOpen(window, [Page(1, 1, ("row", "timestamp"), rows)]) for window, rows in windows.items()]
+    kept = [HalfOpenPages(window, [Page(1, 1, ("row", "timestamp"), rows)]) for window, rows in windows.items()]
     assert [row[0] for half_open in kept for page in half_open for row in page.rows] == [0]
 
 
@@ -185,12 +184,15 @@ def test_the_shipped_simulator_gives_every_row_exactly_once(data: st.DataObject,
             body = account.body(
                 "W1", window.start_ms, window.end_ms, number, tableau=endpoint == "tableau", compressed=False
             )
-            page = parse_page(Answer("https://x/1", 200, {}, body), number, endpoint)  # type: ignore[arg-type]
+            page = parse_page(Response("https://x/1", 200, {}, body), number, endpoint)  # type: ignore[arg-type]
             total = page.total_pages
             yield page
 
     found = Counter(
-        record["row"] for window in windows for page in HalfOpen(window, pages(window)) for record in page.records()
+        record["row"]
+        for window in windows
+        for page in HalfOpenPages(window, pages(window))
+        for record in page.records()
     )
     low, high = windows[0].start_ms, windows[-1].end_ms
     assert found == Counter(number for number, stamp in enumerate(stamps) if low <= stamp < high)
@@ -227,7 +229,7 @@ def test_of_any_rows_only_those_stamped_end_are_dropped_and_all_are_counted(data
         pages.append(Page(number, 3, ("row", "timestamp"), rows))
     before = json.dumps([page.rows for page in pages])
 
-    half_open = HalfOpen(window, pages)
+    half_open = HalfOpenPages(window, pages)
     found = list(half_open)
     assert [row for page in found for row in page.rows] == kept
     assert half_open.counts == expected

@@ -31,18 +31,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
-from airflow_provider_unleash import writers
+from airflow_provider_unleash.core import formats
+from airflow_provider_unleash.core.columns import columns_of
+from airflow_provider_unleash.core.formats import check_file_format, has_rows, object_name, open_object
+from airflow_provider_unleash.core.protocol import Page, Response, parse_page
+from airflow_provider_unleash.core.stores import url_of
 from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError
-from airflow_provider_unleash.protocol import Answer, Page, parse_page
-from airflow_provider_unleash.stores import url_of
-from airflow_provider_unleash.writers import (
-    check_file_format,
-    check_installed,
-    columns_of,
-    has_rows,
-    object_name,
-    open_object,
-)
 from tests.support.paths import SAMPLES
 
 MIDNIGHT = 1_597_622_400_000  # 2020-08-17T00:00:00Z
@@ -65,7 +59,7 @@ json_format = pytest.mark.parametrize("file_format", ["jsonl", "json"])
 
 
 def sample(name: str, endpoint: Any = "compact") -> Page:
-    return parse_page(Answer("https://x/1", 200, {}, (SAMPLES / f"analytics_{name}.json").read_bytes()), 1, endpoint)
+    return parse_page(Response("https://x/1", 200, {}, (SAMPLES / f"analytics_{name}.json").read_bytes()), 1, endpoint)
 
 
 def page_of(*records: dict[str, Any], number: int = 1, **more: Any) -> Page:
@@ -219,7 +213,7 @@ def test_json_keeps_any_rows_with_any_keys(pages: list[list[dict[str, Any]]]) ->
     records = [row for page in pages for row in page]
     for file_format in ("jsonl", "json"):
         stream = io.BytesIO()
-        writer = writers._WRITERS[file_format](stream, columns_of(None))  # type: ignore[index]
+        writer = formats._WRITERS[file_format](stream, columns_of(None))  # type: ignore[index]
         for page in pages:
             writer.write_page(page_of(*page))
         writer.finish()
@@ -544,7 +538,7 @@ def test_the_error_of_a_value_shows_no_stream_token(file_format: str, name: Any,
 def test_parquet_has_row_groups_of_bounded_size_in_the_order_of_the_pages(
     folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writers, "ROW_GROUP_ROWS", 10)
+    monkeypatch.setattr(formats, "ROW_GROUP_ROWS", 10)
     pages = [page_of(*(record(frame_number=7 * number + index) for index in range(7))) for number in range(5)]
     write(folder / "o", pages, "parquet")
     found = pq.ParquetFile(file_of(folder / "o"))
@@ -693,7 +687,6 @@ def test_without_pyarrow_parquet_says_how_to_install_it_and_the_others_work(
     assert caught.value.argument == "file_format"
     assert tree(folder) == {}
     for file_format in ("jsonl", "json", "csv"):
-        check_installed(file_format)  # type: ignore[arg-type]
         write(folder / "o", [sample("compact")], file_format)
     check_file_format("parquet")
 

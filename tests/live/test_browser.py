@@ -1,8 +1,8 @@
 """
-In a real browser, a connection's form is what the provider declares, and what is added through it runs the example.
+In a real browser, the connection form shows what the provider declares, and its connection runs the example.
 
-Airflow's web interface on loopback, in Debian's Chromium. Takes two minutes, so it runs only when asked for:
-``make test-live``. If all is as expected, it writes the pictures of docs/tour.md.
+Uses Airflow's web interface on loopback, in Debian's Chromium. Takes two minutes, so it runs only with
+``make test-live``. If all tests pass, it writes the screenshots of docs/tour.md.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BEHAVIOUR, CONN_FIELDS = TYPE["ui-field-behaviour"], TYPE["conn-fields"]
 
 
 class Tour(Seen):
-    """What was seen, and where."""
+    """What was seen during the tour, and the files it left."""
 
     api: str
     folder: Path
@@ -51,7 +51,7 @@ class Tour(Seen):
 
 @pytest.fixture(scope="module")
 def tour() -> Tour:
-    """Give what a user has seen; nothing runs any more."""
+    """Return what a user has seen; nothing is running any more."""
     try:
         find_chromium()
     except StageError as error:
@@ -73,21 +73,21 @@ def tour() -> Tour:
 # ---- the form ----------------------------------------------------------------------------------
 
 
-def test_the_type_is_offered_by_its_name(tour: Tour) -> None:
+def test_the_connection_type_is_offered_by_its_name(tour: Tour) -> None:
     assert tour.offered == [TYPE["hook-name"]]
 
 
-def test_hidden_fields_are_not_in_the_form_and_all_others_are(tour: Tour) -> None:
+def test_the_form_shows_all_fields_except_the_hidden_ones(tour: Tour) -> None:
     standard = {"description", "host", "login", "password", "port", "schema"}
     assert set(tour.standard) == standard - set(BEHAVIOUR["hidden-fields"])
 
 
-def test_labels_and_placeholders_are_those_of_the_provider_info(tour: Tour) -> None:
+def test_labels_and_placeholders_match_the_provider_info(tour: Tour) -> None:
     assert BEHAVIOUR["relabeling"] == {name: tour.standard[name].label for name in BEHAVIOUR["relabeling"]}
     assert BEHAVIOUR["placeholders"] == {name: tour.standard[name].placeholder for name in BEHAVIOUR["placeholders"]}
 
 
-def test_the_extra_fields_are_those_of_the_provider_info(tour: Tour) -> None:
+def test_the_extra_fields_match_the_provider_info(tour: Tour) -> None:
     expected = {
         name: Field(what["label"], kind_of(what["schema"]), "", what["description"])
         for name, what in CONN_FIELDS.items()
@@ -100,7 +100,7 @@ def kind_of(schema: dict[str, Any]) -> str:
     return "combobox" if "enum" in schema else kinds[schema["type"][0]]
 
 
-def test_selects_offer_what_the_provider_info_has(tour: Tour) -> None:
+def test_select_fields_offer_the_options_of_the_provider_info(tour: Tour) -> None:
     schemas = {name: what["schema"] for name, what in CONN_FIELDS.items() if "enum" in what["schema"]}
     shown = {
         name: [schema.get("values_display", {}).get(str(value), value) for value in schema["enum"]]
@@ -110,14 +110,14 @@ def test_selects_offer_what_the_provider_info_has(tour: Tour) -> None:
 
 
 def test_the_key_is_never_shown(tour: Tour) -> None:
-    # When it has been typed, and when the form of the saved connection is opened, in turn.
+    # In turn: after typing it, and after opening the form of the saved connection.
     assert tour.key_inputs == [
         *(("password", None), ("password", "***"), ("password", None)),
         *(("password", "***"), ("password", None), ("password", "***")),
     ]
 
 
-def test_what_was_filled_in_is_saved_with_its_type(tour: Tour) -> None:
+def test_form_values_are_saved_with_their_types(tour: Tour) -> None:
     api = urlsplit(tour.api)
     assert (tour.saved["conn_type"], tour.saved["host"]) == (TYPE["connection-type"], f"http://{api.hostname}")
     assert (tour.saved["port"], tour.saved["password"]) == (api.port, "***")
@@ -125,32 +125,32 @@ def test_what_was_filled_in_is_saved_with_its_type(tour: Tour) -> None:
     assert json.loads(tour.saved["extra"]) == EXTRAS
 
 
-def test_every_extra_comes_back_when_the_connection_is_edited(tour: Tour) -> None:
+def test_editing_the_connection_shows_every_saved_extra(tour: Tour) -> None:
     assert tour.edited == {name: value if value is True else str(value) for name, value in EXTRAS.items()}
 
 
-# ---- Test --------------------------------------------------------------------------------------
+# ---- testing the connection --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["right key", "right key again"])
-def test_the_test_with_the_right_key_says_what_it_has_reached(tour: Tour, key: str) -> None:
+def test_the_connection_test_with_a_valid_key_reports_what_it_reached(tour: Tour, key: str) -> None:
     assert tour.answers[key].startswith("Test Connection Successful: ")
     assert f"{tour.api} answers, and takes the key; API version {API_VERSION}" in tour.answers[key]
 
 
-def test_the_test_with_a_wrong_key_says_so_in_words(tour: Tour) -> None:
+def test_the_connection_test_with_a_wrong_key_says_that_it_is_wrong(tour: Tour) -> None:
     assert tour.answers["wrong key"].startswith("Test Connection Failed: Wrong or expired key: ")
 
 
-def test_airflow_tests_no_connection_without_a_port(tour: Tour) -> None:
-    # https://github.com/apache/airflow/pull/73298. When this fails, docs/connection.md need not speak of it any more.
+def test_airflow_refuses_to_test_a_connection_without_a_port(tour: Tour) -> None:
+    # https://github.com/apache/airflow/pull/73298. When this test fails, remove the note from docs/connection.md.
     assert tour.answers["no port"] == "Test Connection Failed: Bad Request"
 
 
 # ---- the run -----------------------------------------------------------------------------------
 
 
-def test_the_example_runs_green_with_the_connection(tour: Tour) -> None:
+def test_the_example_succeeds_with_the_connection(tour: Tour) -> None:
     mapped = [f"extract {index}" for index in range(len(DEVICES))]
     assert tour.states == dict.fromkeys(["run", "list_devices", *mapped, "report"], "Success")
 
@@ -164,7 +164,7 @@ def test_the_xcom_tab_shows_the_summary(tour: Tour) -> None:
     assert file["path"].endswith(".parquet")
 
 
-def test_the_rendered_fields_name_the_connection_and_not_its_key(tour: Tour) -> None:
+def test_the_rendered_fields_show_the_connection_but_not_its_key(tour: Tour) -> None:
     assert tour.rendered["unleash_conn_id"] == "unleash_default"
     assert tour.rendered["device_id"] == DEVICES[0]
     assert leaks(KEY, tour.rendered) == []
@@ -173,18 +173,18 @@ def test_the_rendered_fields_name_the_connection_and_not_its_key(tour: Tour) -> 
 # ---- afterwards --------------------------------------------------------------------------------
 
 
-def test_the_key_is_in_nothing_that_the_browser_received_and_nothing_that_airflow_has_written(tour: Tour) -> None:
+def test_the_key_is_in_nothing_that_the_browser_received_or_airflow_wrote(tour: Tour) -> None:
     assert sum(bool(re.match("answer .*/logs/", name)) for name in tour.texts) >= 2 + len(DEVICES), (
         "No logs were searched"
     )
     assert tour.leaks == []
 
 
-def test_the_search_finds_what_was_received(tour: Tour) -> None:
+def test_the_search_finds_a_device_id_that_the_browser_received(tour: Tour) -> None:
     assert leaks(DEVICES[0], tour.texts)
 
 
-def test_the_browser_asked_nobody_outside(tour: Tour) -> None:
+def test_the_browser_sent_no_requests_to_other_hosts(tour: Tour) -> None:
     asked = {urlsplit(url.removeprefix("blob:")).hostname for url in tour.urls if not url.startswith("data:")}
     assert asked == {"127.0.0.1"}
 
@@ -194,11 +194,11 @@ def test_no_process_and_no_folder_is_left(tour: Tour) -> None:
     assert processes_in(tour.folder) == []
 
 
-def test_the_pictures_are_those_of_the_page_and_not_too_big(tour: Tour, request: pytest.FixtureRequest) -> None:
+def test_the_screenshots_match_the_page_and_are_small(tour: Tour, request: pytest.FixtureRequest) -> None:
     page = (IMAGES.parent / "tour.md").read_text()
     assert set(re.findall(r"!\[.+\]\(images/(\S+)\)", page)) == set(tour.pictures)
     assert {name: len(picture) for name, picture in tour.pictures.items() if len(picture) > 150_000} == {}
-    assert request.session.testsfailed == 0, "The pictures stay as they were"
+    assert request.session.testsfailed == 0, "Other tests failed, so the screenshots are not updated"
     IMAGES.mkdir(exist_ok=True)
     for name, picture in tour.pictures.items():
         (IMAGES / name).write_bytes(picture)

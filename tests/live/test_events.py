@@ -1,8 +1,8 @@
 """
-No session is lost while triggerer and consumers are killed in turn; and the event-driven example leaves no gap.
+No session is lost while triggerer and consumers are killed in turn, and the event-driven example leaves no gap.
 
-A real Airflow with all its parts, and three DAGs: one writes down each session it handles, one is the example, one has
-deferred sensors. Takes three minutes, so it runs only when asked for: ``make test-live``.
+A real Airflow with all its components runs three DAGs: one records each session that it handles, one is the example,
+and one has deferred sensors. Takes three minutes, so it runs only with ``make test-live``.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ EXAMPLE = "example_unleash_event_driven"
 @dataclass(frozen=True)
 class Seen:
     """
-    What was left behind.
+    What the DAGs left behind.
 
     :param expected: the first hundred sessions since the start.
-    :param handled: by try of the consumer's task, the sessions it handled, in order.
-    :param marked: the tries that came to move the cursor.
-    :param killed: how often each part was killed.
+    :param handled: sessions that each try of the consumer's task handled, in order.
+    :param marked: tries that moved the cursor.
+    :param killed: how often each component was killed.
     :param windows: start and end of the windows of the example's runs, by device.
-    :param rows: the rows of the example's lake by device.
-    :param waited: states and tries of the deferred sensors, named as in :class:`.DagRun`.
+    :param rows: number of rows in the example's lake, by device.
+    :param waited: states, tries and XComs of the deferred sensors.
     """
 
     expected: list[str]
@@ -63,7 +63,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen() -> Seen:
-    """Give what a hundred sessions left behind; nothing runs any more."""
+    """Return what a hundred sessions left behind; nothing is running any more."""
     with temporary_folder() as folder, live_stage(folder) as stage:
         return watch(stage, folder)
 
@@ -103,7 +103,7 @@ def watch(stage: LiveStage, folder: Path) -> Seen:
 
 
 def kill_until_all_is_handled(stage: LiveStage, handled: Path, expected: set[str]) -> Counter[str]:
-    """Kill the triggerer and the consumer's task in turn while sessions arrive, until each has been handled."""
+    """Kill the triggerer and the consumer's task in turn while sessions arrive, until every session is handled."""
     killed: Counter[str] = Counter()
     triggerer = stage.start_airflow("triggerer", "-s")
     next_kill = time.monotonic() + 2 * SECONDS_BETWEEN_KILLS
@@ -118,14 +118,14 @@ def kill_until_all_is_handled(stage: LiveStage, handled: Path, expected: set[str
             elif kill_consumer(handled):
                 killed["consumer"] += 1
             else:
-                continue  # nothing is being handled just now
+                continue  # the consumer is idle
             next_kill = time.monotonic() + SECONDS_BETWEEN_KILLS
         time.sleep(0.1)
     return killed
 
 
 def kill_consumer(handled: Path) -> bool:
-    """Kill the consumer's task in the middle of its work."""
+    """Kill the consumer's task if it is handling sessions, and return whether it was."""
     with suppress(FileNotFoundError, ProcessLookupError, ValueError):
         lines = (handled / "handled").read_text().splitlines()
         if lines and not lines[-1].endswith(" marked"):
@@ -135,7 +135,7 @@ def kill_consumer(handled: Path) -> bool:
 
 
 def read_log(handled: Path) -> tuple[dict[str, list[str]], set[str]]:
-    """Return the sessions by try of the task, and the tries that moved the cursor."""
+    """Return the sessions that each try handled, and the tries that moved the cursor."""
     tries: dict[str, list[str]] = defaultdict(list)
     marked: set[str] = set()
     with suppress(FileNotFoundError):
@@ -163,7 +163,7 @@ def is_over(stage: LiveStage, dag_id: str) -> bool:
 
 
 def read_example(stage: LiveStage, lake: Path) -> tuple[dict[str, list[tuple[int, int]]], dict[str, int]]:
-    """Return the windows of the example's runs, and the rows in its lake, by device."""
+    """Return the windows of the example's runs and the number of rows in its lake, by device."""
     windows: dict[str, list[tuple[int, int]]] = {device: [] for device in DEVICES}
     for (run_id,) in stage.query(f"SELECT run_id FROM dag_run WHERE dag_id = '{EXAMPLE}' ORDER BY id"):
         for window in DagRun(stage.home, EXAMPLE, run_id).xcoms.get("begin", []):
@@ -173,10 +173,10 @@ def read_example(stage: LiveStage, lake: Path) -> tuple[dict[str, list[tuple[int
     return windows, {device: counts[device] for device in DEVICES}
 
 
-# ---- what it shows -----------------------------------------------------------------------------
+# ---- tests -------------------------------------------------------------------------------------
 
 
-def test_both_were_killed_again_and_again(seen: Seen) -> None:
+def test_triggerer_and_consumer_were_killed_repeatedly(seen: Seen) -> None:
     assert seen.killed["triggerer"] >= 3
     assert seen.killed["consumer"] >= 3
 
@@ -186,28 +186,28 @@ def test_every_session_was_handled(seen: Seen) -> None:
     assert [session for session in seen.expected if session not in handled] == []
 
 
-def test_a_session_is_handled_again_only_where_the_first_time_was_cut_short(seen: Seen, capsys: Any) -> None:
+def test_a_session_is_handled_again_only_if_an_earlier_try_was_killed(seen: Seen, capsys: Any) -> None:
     marked = Counter(session for name in seen.marked for session in seen.handled[name])
     assert {session: times for session, times in marked.items() if times > 1} == {}
     times = Counter(session for sessions in seen.handled.values() for session in sessions)
-    cut_short = {session for name, sessions in seen.handled.items() if name not in seen.marked for session in sessions}
+    killed = {session for name, sessions in seen.handled.items() if name not in seen.marked for session in sessions}
     again = {session for session, number in times.items() if number > 1}
-    assert again <= cut_short
+    assert again <= killed
     with capsys.disabled():
         sys.stdout.write(
             f"\n{len(times)} sessions handled, {len(again)} of them more than once, each because a try was killed "
-            f"before it could say so; killed: {dict(seen.killed)}\n"
+            f"before it moved the cursor; killed: {dict(seen.killed)}\n"
         )
 
 
-def test_deferred_sensors_find_skip_and_fail_as_in_any_mode(seen: Seen) -> None:
+def test_deferred_sensors_succeed_skip_and_fail_as_in_other_modes(seen: Seen) -> None:
     assert seen.waited.states == {
         ("find", 0): "success",
         ("find", 1): "success",
         "skip": "skipped",
         "fail": "failed",
     }
-    # Not retried: a sensor that has timed out has had its time.
+    # Airflow does not retry a sensor that timed out.
     assert seen.waited.tries["fail"] == 1
     for index in (0, 1):
         found = seen.waited.xcoms["find", index]
@@ -215,7 +215,7 @@ def test_deferred_sensors_find_skip_and_fail_as_in_any_mode(seen: Seen) -> None:
         assert found[:60] == [session for session in seen.expected if session in found][:60]
 
 
-def test_the_windows_of_the_example_follow_each_other_without_gap_or_overlap(seen: Seen) -> None:
+def test_the_windows_of_the_example_have_no_gaps_and_no_overlaps(seen: Seen) -> None:
     for device in DEVICES:
         windows = seen.windows[device]
         assert len(windows) >= 2
@@ -223,7 +223,7 @@ def test_the_windows_of_the_example_follow_each_other_without_gap_or_overlap(see
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_examples_lake_has_each_row_once(seen: Seen, device: str) -> None:
+def test_the_lake_of_the_example_has_each_row_once(seen: Seen, device: str) -> None:
     start, end = seen.windows[device][0][0], seen.windows[device][-1][1]
     expected = sum(1 for _ in generate_rows(0, device, start, end - 1, rows_per_day=ROWS_PER_DAY))
     assert seen.rows[device] == expected

@@ -1,7 +1,8 @@
 """
-In every kind of run, a real Airflow asks the API for the window that stands in the table of run kinds, or fails.
+In every kind of run, a real Airflow requests the window listed in ``run_kinds``, or fails as listed there.
 
-Takes minutes, so it runs only when asked for: ``make test-live``. If all is as expected, it writes docs/windows.md.
+Takes minutes, so it runs only when asked for: ``make test-live``. If all is as expected, it writes
+docs/windows-runs.md.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ FAILING = [kind for kind in RUN_KINDS if kind.expected.rule.startswith("error: "
 
 @pytest.fixture(scope="session")
 def observed() -> Observed:
-    """Give what all the runs left behind; nothing runs any more."""
+    """Return what all the runs left behind; nothing is running any more."""
     return observe()
 
 
 def run_of(kind: RunKind, observed: Observed) -> Run:
     if kind.dag_id not in observed.runs:
-        pytest.fail(f"{kind}\nno such run ended\n\n{observed.said.get(kind.dag_id, '')[-2000:]}", pytrace=False)
+        pytest.fail(f"{kind}\nthe run did not end\n\n{observed.output.get(kind.dag_id, '')[-2000:]}", pytrace=False)
     return observed.runs[kind.dag_id]
 
 
@@ -38,7 +39,7 @@ def named(kind: RunKind) -> str:
 
 
 @pytest.mark.parametrize("kind", RUN_KINDS, ids=named)
-def test_a_run_asks_for_the_window_in_the_table(kind: RunKind, observed: Observed) -> None:
+def test_a_run_requests_the_expected_window(kind: RunKind, observed: Observed) -> None:
     run = run_of(kind, observed)
     outcome = outcome_of(run)
     if outcome != kind.expected:
@@ -47,7 +48,7 @@ def test_a_run_asks_for_the_window_in_the_table(kind: RunKind, observed: Observe
 
 
 @pytest.mark.parametrize("kind", ASKING, ids=named)
-def test_log_result_and_name_show_the_window_that_was_asked(kind: RunKind, observed: Observed) -> None:
+def test_log_result_and_object_name_show_the_requested_window(kind: RunKind, observed: Observed) -> None:
     run = run_of(kind, observed)
     [(start, end)] = run.requests
     assert run.state == "success"
@@ -62,7 +63,7 @@ def test_log_result_and_name_show_the_window_that_was_asked(kind: RunKind, obser
 
 
 @pytest.mark.parametrize("kind", FAILING, ids=named)
-def test_a_run_that_means_no_window_fails_on_its_first_try_and_asks_nothing(kind: RunKind, observed: Observed) -> None:
+def test_a_run_without_a_window_fails_on_its_first_try_without_requests(kind: RunKind, observed: Observed) -> None:
     run = run_of(kind, observed)
     assert (run.state, run.tries, run.max_tries) == ("failed", 1, 2), run.log[-2000:]
     assert (run.requests, run.xcom) == (frozenset(), None)
@@ -71,18 +72,16 @@ def test_a_run_that_means_no_window_fails_on_its_first_try_and_asks_nothing(kind
 
 
 @pytest.mark.parametrize("kind", [kind for kind in RUN_KINDS if kind.outlet], ids=named)
-def test_the_event_of_an_outlet_says_what_was_written_and_for_which_partition(
-    kind: RunKind, observed: Observed
-) -> None:
+def test_the_event_of_an_outlet_describes_the_written_rows_and_the_partition(kind: RunKind, observed: Observed) -> None:
     run = run_of(kind, observed)
-    told = {name: run.xcom[name] for name in ("device_id", "start", "end", "rows", "pages", "files")}
-    told["bytes"] = sum(file["bytes"] for file in run.xcom["files"])
+    expected = {name: run.xcom[name] for name in ("device_id", "start", "end", "rows", "pages", "files")}
+    expected["bytes"] = sum(file["bytes"] for file in run.xcom["files"])
     if run.partition_date is not None:
-        told["partition_key"] = f"{run.partition_date:%Y-%m-%d}"
-    assert run.events == [(kind.outlet, told)]
+        expected["partition_key"] = f"{run.partition_date:%Y-%m-%d}"
+    assert run.events == [(kind.outlet, expected)]
 
 
-def test_the_key_is_in_no_file_that_scheduler_workers_and_triggerer_have_written(observed: Observed) -> None:
+def test_the_key_is_in_no_file_that_scheduler_workers_and_triggerer_wrote(observed: Observed) -> None:
     assert observed.leaks == []
 
 
@@ -91,10 +90,10 @@ def test_no_process_and_no_folder_is_left(observed: Observed) -> None:
     assert processes_in(observed.folder) == []
 
 
-def test_the_page_is_written_from_what_was_seen(observed: Observed) -> None:
+def test_the_page_is_written_if_all_runs_are_as_expected(observed: Observed) -> None:
     runs = {kind: observed.runs.get(kind.dag_id) for kind in RUN_KINDS}
     wrong = [kind.dag_id for kind, run in runs.items() if run is None or outcome_of(run) != kind.expected]
-    assert wrong == [], "The page stays as it was"
+    assert wrong == [], "Some runs are not as expected, so the page is not updated"
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(render(RUN_KINDS, observed.runs, version("apache-airflow")))
 
@@ -104,12 +103,12 @@ def summary_of(run: Run) -> tuple[str, str, str, int]:
 
 
 def stamp(milliseconds: int) -> str:
-    """Return a moment as log and summary write it."""
+    """Return a time as the log and the summary show it."""
     return utc(milliseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def basic(milliseconds: int) -> str:
-    """Return a moment as names of objects have it."""
+    """Return a time as object names contain it."""
     fraction = f".{milliseconds % 1000:03}" if milliseconds % 1000 else ""
     return f"{utc(milliseconds):%Y%m%dT%H%M%S}{fraction}Z"
 

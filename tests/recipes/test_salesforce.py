@@ -1,4 +1,4 @@
-"""The recipe for Salesforce, with Airflow's provider, against a stand-in."""
+"""The Salesforce recipe, with Airflow's provider, against a stand-in."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def test_salesforce_holds_each_count_once_however_often_the_day_is_sent(run_reci
     assert "a passworda token" in salesforce.logins[0]
 
 
-def test_salesforce_fails_where_a_record_is_refused(run_recipe, serve, salesforce):
-    salesforce.refuses = ("car",)
+def test_salesforce_task_fails_without_a_retry_if_a_record_is_rejected(run_recipe, serve, salesforce):
+    salesforce.rejects = ("car",)
     serve(devices=(STREET,))
     run = run_recipe("salesforce", state="failed")
-    assert run.tries["upsert"] == 1  # it would be refused again
+    assert run.tries["upsert"] == 1  # a retry would be rejected again
     assert {record["Class__c"] for record in salesforce.records.values()} == {"person", "truck", "bicycle"}

@@ -1,4 +1,4 @@
-"""The recipe for Spark, run as its users run it."""
+"""The Spark recipe, run with spark-submit as users run it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.support.sample_day import DAY_MS, DAY_START, NEXT_DAY, SILENT, STREET
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
-# Only on this machine: Spark would listen on all interfaces, and show a page.
+# By default, Spark listens on all interfaces and serves a web interface.
 LOCAL = ("--master", "local[1]", "--conf", "spark.ui.enabled=false", "--conf", "spark.driver.bindAddress=127.0.0.1")
 
 
 def submit(lake: Path, result: Path) -> dict[tuple[str, str, str], tuple[float, int]]:
-    """Run the job, and return the counts that pyarrow finds."""
+    """Run the job, and return the counts that pyarrow reads."""
     command = ["spark-submit", *LOCAL, "--conf", "spark.driver.host=127.0.0.1", RECIPES / "spark_daily_counts.py"]
-    # It looks for its Spark beside the first Python of the PATH; an environment need not be activated.
+    # spark-submit looks for Spark next to the first Python in PATH. This works without an activated environment.
     environ = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     done = subprocess.run(
         [*map(str, command), str(lake), str(result)], capture_output=True, text=True, timeout=300, env=environ
@@ -38,8 +38,8 @@ def submit(lake: Path, result: Path) -> dict[tuple[str, str, str], tuple[float, 
     return found
 
 
-def test_spark_counts_the_lake_as_it_lies_and_again_after_a_day_was_replaced(run_recipe, serve, lake, tmp_path):
-    # An id that looks like a number, and one that is encoded in the folder's name.
+def test_spark_counts_the_lake_and_counts_it_again_after_a_day_is_replaced(run_recipe, serve, lake, tmp_path):
+    # One id looks like a number, and one is encoded in the folder name.
     devices, expected = (STREET, "0042", "a street é=1", SILENT), {}
     for seed, days in ((1, (0, 1)), (2, (1,))):
         for day in days:
@@ -49,8 +49,8 @@ def test_spark_counts_the_lake_as_it_lies_and_again_after_a_day_was_replaced(run
             name = f"{NEXT_DAY + timedelta(days=day - 1):%Y-%m-%d}"
             expected = {key: value for key, value in expected.items() if key[0] != name}
             expected |= {(name, *key): value for key, value in daily_counts(sim, start, start + DAY_MS - 1).items()}
-        staged = lake / "_staging" / "x" / "00000.pages"  # what a killed extraction leaves
+        staged = lake / "_staging" / "x" / "00000.pages"  # a killed extraction leaves such files
         staged.parent.mkdir(parents=True, exist_ok=True)
-        staged.write_bytes(b"no Parquet")
+        staged.write_bytes(b"not Parquet")
         assert submit(lake, tmp_path / "counts") == expected
     assert {device for _, device, _ in expected} == set(devices) - {SILENT}

@@ -1,4 +1,4 @@
-"""The recipe for Tableau, read back with Tableau's own engine."""
+"""The Tableau recipe, read back with Tableau's own engine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.usefixtures("quick_retries")
 
 @pytest.fixture
 def extracts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the folder of the extracts."""
+    """Return the folder of the extracts."""
     monkeypatch.setenv("UNLEASH_HYPER", f"file://{tmp_path}/hyper")
     return tmp_path / "hyper"
 
 
-def test_tableau_holds_every_row_of_the_day_with_its_type(run_recipe, serve, extracts):
+def test_the_tableau_extract_has_every_row_of_the_day_with_its_types(run_recipe, serve, extracts):
     for seed in (1, 2):
         sim = serve(devices=(STREET, "0042", SILENT), seed=seed)
         run = run_recipe("tableau")
@@ -49,7 +49,7 @@ def test_tableau_holds_every_row_of_the_day_with_its_type(run_recipe, serve, ext
         assert sorted(rows, key=str) == sorted(expected, key=str)
 
 
-def test_tableau_writes_nothing_for_a_day_without_rows(run_recipe, serve, extracts):
+def test_no_tableau_extract_is_written_for_a_day_without_rows(run_recipe, serve, extracts):
     serve(devices=(SILENT,))
     assert run_recipe("tableau").states["make_extract"] == "skipped"
     assert files_in(extracts) == []

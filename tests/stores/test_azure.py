@@ -1,7 +1,7 @@
 """
-Objects on Azurite, a real process that speaks Azure's protocol, through an Airflow connection of type ``wasb``.
+Objects on Azurite, an emulator of Azure's store, through an Airflow connection of type ``wasb``.
 
-Needs a provider and a server that nothing else does, so it runs only when asked for: ``make test-stores``.
+These tests need a provider and a server that no other test needs. Run them with ``make test-stores``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ pytest.importorskip("adlfs", reason="the group stores is not installed")
 
 
 class AzureStore:
-    """The container «lake», as Azure's own client sees it."""
+    """The container ``lake``, read and written with Azure's own client."""
 
     scheme, url_scheme = "abfs", "az"
 
@@ -45,7 +45,7 @@ class AzureStore:
         self._client.upload_blob(f"unleash/{name}", body)
 
     def leftovers(self) -> list[str]:
-        """Return the names that have blocks without having been committed with them."""
+        """Return the names that have uncommitted blocks."""
         blobs = self._client.list_blobs(include=["uncommittedblobs"])
         names = [blob.name for blob in blobs]
         return [name for name in names if self._client.get_blob_client(name).get_block_list("uncommitted")[1]]
@@ -57,7 +57,7 @@ class AzureStore:
 
 @pytest.fixture(scope="module")
 def azurite() -> Iterator[AzureStore]:
-    logging.getLogger("azure").setLevel(logging.WARNING)  # else ten lines a request
+    logging.getLogger("azure").setLevel(logging.WARNING)  # otherwise ten lines per request
     with serve_blobs() as endpoint:
         yield AzureStore(endpoint)
 
@@ -69,9 +69,7 @@ def lake(azurite: AzureStore) -> Iterator[AzureStore]:
 
 
 class TestAzure(StoreCases):
-    def test_a_container_that_is_not_there_fails_the_extraction(
-        self, serve: Callable[..., Simulator], lake: AzureStore
-    ) -> None:
+    def test_a_missing_container_fails_the_extraction(self, serve: Callable[..., Simulator], lake: AzureStore) -> None:
         serve()
         with pytest.raises(FileNotFoundError):
             extract(lake, dst="abfs://lake_conn@nowhere/unleash")

@@ -1,7 +1,7 @@
 """
-Objects on fake-gcs-server, a stand-in for Google's store, through an Airflow connection.
+Objects on fake-gcs-server, an emulator of Google Cloud Storage, through an Airflow connection.
 
-Needs a provider and a server that nothing else does, so it runs only when asked for: ``make test-stores``.
+These tests need a provider and a server that no other test needs. Run them with ``make test-stores``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import pytest
 
 from tests.support.store_cases import ProcessCases, StoreCases
 
-# Read when it is imported. Else it asks for the kind of a bucket by gRPC and TLS, which no emulator has, for a minute.
+# gcsfs reads this on import. Otherwise it tries for a minute to get the bucket's type over gRPC and TLS, which no
+# emulator supports.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 pytest.importorskip("gcsfs", reason="the group stores is not installed")
 from tests.support.gcs import serve_gcs
 
 
 class GcsStore:
-    """The bucket «lake», as Google's own client sees it."""
+    """The bucket ``lake``, read and written with Google's own client."""
 
     scheme = url_scheme = "gs"
 
@@ -41,7 +42,7 @@ class GcsStore:
         return [blob.name.removeprefix("unleash/") for blob in self._bucket.list_blobs()]
 
     def read(self, name: str) -> bytes:
-        # As stored: Google's client would unpack what it takes for transport compression.
+        # Raw, because Google's client decompresses objects that look like transport compression.
         body: bytes = self._bucket.blob(f"unleash/{name}").download_as_bytes(raw_download=True)
         return body
 
@@ -49,7 +50,7 @@ class GcsStore:
         self._bucket.blob(f"unleash/{name}").upload_from_string(body)
 
     def leftovers(self) -> list[str]:
-        """Return nothing: Google's store lists no uploads that are under way, and drops them after a week."""
+        """Return nothing: Google's store does not list incomplete uploads, and drops them after a week."""
         return []
 
     def clear(self) -> None:
@@ -74,5 +75,5 @@ class TestGcs(StoreCases):
 
 
 class TestGcsProcesses(ProcessCases):
-    @pytest.mark.skip(reason="the emulator has the chunks of an upload sent to itself, past the proxy that stalls")
+    @pytest.mark.skip(reason="the emulator has upload chunks sent directly to itself, past the stalling proxy")
     def test_a_kill_while_the_object_is_sent_leaves_what_was_there_and_a_rerun_replaces_it(self) -> None: ...

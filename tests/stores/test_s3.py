@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_unleash.core.formats import open_object
 from airflow_provider_unleash.exceptions import ServerError
 from airflow_provider_unleash.simulator import Fault, Simulator
-from airflow_provider_unleash.writers import open_object
 from tests.support.s3_lake import connection_to, open_client
 from tests.support.seaweedfs import serve_s3
 from tests.support.store_cases import NAME, ProcessCases, StoreCases, extract, page_of, path_of

@@ -1,4 +1,4 @@
-"""Several commands of Airflow in one process, because each would need seconds of its own to start."""
+"""Run several ``airflow`` commands in one process, because each process needs seconds to start."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 def main(folder: Path, commands: dict[str, list[str]]) -> None:
     """
-    Run them one after the other.
+    Run the commands one after the other.
 
-    :param folder: for each command a file with what it said.
-    :param commands: the arguments of ``airflow`` by the name of that file.
+    :param folder: receives a file with the output of each command.
+    :param commands: arguments of ``airflow`` by the name of the output file.
     """
     for name, arguments in commands.items():
         with (folder / f"{name}.log").open("w") as log:

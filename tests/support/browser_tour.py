@@ -1,7 +1,7 @@
 """
-Airflow's web interface in a real browser: from the form of a connection to the summary of a green run.
+A tour of Airflow's web interface in a real browser, from the connection form to the summary of a successful run.
 
-What each page shows is read from its DOM, and all that the browser received is kept for a search.
+The tour reads what each page shows from its DOM, and keeps everything that the browser received for a search.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
-    # Nothing outside has a name here, and no proxy is asked for it.
+    # Resolve no outside host names, and use no proxy.
     *("--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"),
 )
-# The widths of the pictures in the documentation; the second has the tabs of a task in one line.
+# Widths of the screenshots in the documentation. The wide one fits a task's tabs in one line.
 NARROW, WIDE = 1200, 1440
 
 
 @dataclass(frozen=True)
 class Field:
     """
-    A field of a form as the DOM has it.
+    A form field, read from the DOM.
 
-    :param kind: the ARIA role of what is filled in, or the type of the input.
+    :param kind: ARIA role or type of the input.
     """
 
     label: str
@@ -70,19 +70,19 @@ class Seen:
     """
     What a user has seen, from the form to the summary.
 
-    :param offered: the types of connections that are offered for «unleash».
-    :param standard: the form's standard fields by name.
-    :param extras: the form's extra fields by name.
-    :param choices: what the selects among them offer.
-    :param key_inputs: type of the key's input when it is typed, with its value when the connection is edited.
+    :param offered: connection types offered for "unleash".
+    :param standard: standard fields of the form by name.
+    :param extras: extra fields of the form by name.
+    :param choices: options of the select fields by name.
+    :param key_inputs: type of the key's input while typing; with its value when the connection is edited.
     :param saved: the connection as Airflow's API returns it.
-    :param edited: what the extra fields show when the connection is edited, by name.
-    :param answers: of the test, by what was tested.
-    :param states: of the tasks of the run, as its page shows them; ``run`` is that of the run.
-    :param summary: of an extraction, from its XCom tab.
-    :param rendered: the rendered fields of that extraction.
-    :param texts: everything that pages had in them, and that the browser received.
-    :param urls: everything that the browser asked for.
+    :param edited: values of the extra fields when the connection is edited, by name.
+    :param answers: results of testing the connection, by what was tested.
+    :param states: task states as shown on the run's page; ``run`` is the state of the run.
+    :param summary: summary of an extraction, from its XCom tab.
+    :param rendered: rendered fields of that extraction.
+    :param texts: contents of all pages, and everything that the browser received.
+    :param urls: everything that the browser requested.
     """
 
     offered: list[str] = field(default_factory=list)
@@ -104,17 +104,17 @@ class Seen:
 
 
 def start_airflow(stage: LiveStage) -> None:
-    """Start all that a run needs, with the daily example and without a connection."""
+    """Start everything that a run needs, with the daily example and without a connection."""
     dags = stage.folder / "dags"
     dags.mkdir()
     shutil.copy(EXAMPLES / f"{DAG_ID}.py", dags)
     stage.start_simulator("--api-key", KEY, "--devices", ",".join(DEVICES), "--rows-per-day", "500")
-    # The one that is added through the form is to be used.
+    # The run must use the connection that is added through the form.
     del stage.environ["AIRFLOW_CONN_UNLEASH_DEFAULT"]
     stage.environ |= {
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
-        # The DAG is not paused, because the dialog that triggers would unpause it at the same time, and SQLite has one
-        # writer. So only what is triggered may run.
+        # The DAG is not paused, because the trigger dialog would unpause it at the same time and SQLite allows one
+        # writer. With the schedule off, only triggered runs start.
         "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
     }
     stage.run_airflow("db", "migrate")
@@ -125,7 +125,7 @@ def start_airflow(stage: LiveStage) -> None:
 
 
 def find_chromium() -> str:
-    """Return the path of a Chromium."""
+    """Return the path of a Chromium browser."""
     for name in CHROMIUM:
         if path := shutil.which(name):
             return path
@@ -134,7 +134,7 @@ def find_chromium() -> str:
 
 @contextmanager
 def open_page(folder: Path, seen: Seen) -> Iterator[Page]:
-    """Yield a page of a fresh browser; what it asked for and received is in ``seen`` afterwards."""
+    """Yield a page of a new browser. Afterwards, ``seen`` contains everything that it requested and received."""
     archive = folder / "received.har"
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
@@ -169,7 +169,7 @@ def _read_archive(archive: Path, seen: Seen) -> None:
         text = content.get("text", "")
         body = base64.b64decode(text) if content.get("encoding") == "base64" else text.encode()
         seen.texts[f"head {number} of {url}"] = json.dumps([url, entry["response"]["headers"]])
-        if body not in known:  # each page has the same megabytes of scripts
+        if body not in known:  # all pages load the same megabytes of scripts
             known.add(body)
             seen.texts[f"answer {number} of {url}"] = body
 
@@ -178,7 +178,7 @@ def _read_archive(archive: Path, seen: Seen) -> None:
 
 
 def take_tour(page: Page, stage: LiveStage, seen: Seen, pictures: Path) -> None:
-    """Add a connection, test it with a right and a wrong key, run the example, and look at what it says."""
+    """Add a connection, test it with a valid and a wrong key, run the example, and read its results."""
     expect.set_options(timeout=SECONDS_FOR_A_STEP * 1000)
     _add_connection(page, stage, seen, pictures)
     seen.answers["right key"] = _test_connection(page, stage, seen, pictures / "connection-test-ok.png")
@@ -193,7 +193,7 @@ def take_tour(page: Page, stage: LiveStage, seen: Seen, pictures: Path) -> None:
         page.goto(f"{run}/tasks/{task}")
         expect(page.get_by_test_id("virtualized-list")).to_contain_text("Post Execute")
         _keep_text(page, seen)
-    # Last, because the example needs a connection that works.
+    # Last, because the example needs a working connection.
     _edit_connection(page, seen, lambda form: _move_port_into_host(form, stage))
     seen.answers["no port"] = _test_connection(page, stage, seen)
 
@@ -229,7 +229,7 @@ def _fill_extra(section: Locator, name: str, what: Field, value: Any, seen: Seen
     )
     if what.kind == "combobox":
         root.get_by_role("combobox").click()
-        # The list hangs at the end of the page, or it would be cut off by the form.
+        # The list of options is at the end of the page, outside the form.
         options = section.page.get_by_role("option")
         seen.choices[name] = options.all_inner_texts()
         options.filter(has_text=re.compile(f"^{value}(:|$)")).click()
@@ -269,11 +269,11 @@ def _move_port_into_host(form: Locator, stage: LiveStage) -> None:
 
 def _test_connection(page: Page, stage: LiveStage, seen: Seen, picture: Path | None = None) -> str:
     page.set_viewport_size({"width": NARROW, "height": 560})
-    page.goto(f"{stage.url}/connections")  # without the notes about what was saved
+    page.goto(f"{stage.url}/connections")  # reload to clear the notifications about saving
     page.get_by_role("button", name="Test Connection").click()
     note = page.locator("[data-scope=toast][data-part=root]")
     expect(note).to_have_count(1)
-    page.mouse.move(NARROW / 2, 400)  # or it stands on a button that says what it is
+    page.mouse.move(NARROW / 2, 400)  # otherwise it rests on a button and shows its tooltip
     if picture:
         _take_picture(page, picture)
     _keep_text(page, seen)
@@ -281,7 +281,7 @@ def _test_connection(page: Page, stage: LiveStage, seen: Seen, picture: Path | N
 
 
 def _trigger(page: Page, stage: LiveStage) -> str:
-    """Return the address of the run that was made."""
+    """Trigger a run and return its URL."""
     page.set_viewport_size({"width": WIDE, "height": 710})
     page.goto(f"{stage.url}/dags/{DAG_ID}")
     page.get_by_test_id("trigger-dag-button").click()
@@ -294,7 +294,7 @@ def _watch(page: Page, stage: LiveStage, run: str, seen: Seen, pictures: Path) -
     page.goto(run)
     badges = page.get_by_test_id("state-badge")
     over = re.compile("Success|Failed")
-    # The page asks again by itself, as long as the run goes on.
+    # The page refreshes itself while the run is active.
     expect(badges.first).to_have_text(over, timeout=SECONDS_FOR_THE_RUN * 1000)
     stage.check_alive()
     page.goto(run)
@@ -318,7 +318,7 @@ def _read_task(page: Page, task: str, seen: Seen, pictures: Path) -> None:
     editor = page.locator("tbody [role=code]")
     expect(editor).to_contain_text("device_id")
     _take_picture(page, pictures / "xcom-summary.png")
-    # The DOM has the lines in sight only.
+    # The DOM contains only the visible lines.
     page.locator("tbody").get_by_role("button", name="Copy to clipboard").click()
     seen.summary = json.loads(page.evaluate("navigator.clipboard.readText()"))
     _keep_text(page, seen)
@@ -333,7 +333,7 @@ def _read_task(page: Page, task: str, seen: Seen, pictures: Path) -> None:
     _keep_text(page, seen)
 
 
-# ---- in the DOM --------------------------------------------------------------------------------
+# ---- reading the DOM ---------------------------------------------------------------------------
 
 _READ_FIELDS = """
 section => Object.fromEntries([...section.querySelectorAll("[data-scope=field][data-part=root]")].map(root => {

@@ -141,7 +141,7 @@ def run_dag_file(
     variable: str = "dag",
     conf: dict[str, Any] | None = None,
 ) -> DagRun:
-    """Run the DAG of a file as if triggered then; None means without a logical date. Remove the file and its bytecode."""
+    """Run the DAG of a file as if triggered then (None: without a logical date). Remove the file and its bytecode."""
     try:
         dag = load_dag(path, variable)
         _register_assets(dag)

@@ -1,7 +1,7 @@
 """
-All parts of Airflow on loopback in a folder of their own, until every kind of run has happened.
+Run all components of Airflow on loopback, in their own folder, until every kind of run has ended.
 
-Commands of ``airflow dags test`` have a second home, because a scheduler would take their tasks away from them.
+``airflow dags test`` commands use a second Airflow home, because the scheduler would otherwise run their tasks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tools.stage import DEFAULT_KEYS, Stage, StageError, ask, kill_processes_in,
 LIVE = TESTS / "live"
 ROWS_PER_DAY = 48
 SECONDS_ALTOGETHER = 15 * 60
-# An asset's DAG runs seconds after the task that updated it; longer than this without news, nothing comes any more.
+# Asset-triggered DAGs run seconds after the update. After this time without progress, no more runs will start.
 SECONDS_OF_SILENCE = 120
 
 _SETTINGS = {
@@ -38,7 +38,7 @@ _SETTINGS = {
     "AIRFLOW__CORE__DAGS_FOLDER": str(LIVE / "dags"),
     "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     "AIRFLOW__CORE__PARALLELISM": "3",
-    # A busy machine must not use up tries of tasks.
+    # Tasks must not use up tries because the machine is busy.
     "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
     "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",
     "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "180",
@@ -48,13 +48,13 @@ _SETTINGS = {
 @dataclass(frozen=True)
 class Run:
     """
-    What became of the one task of a run, as Airflow's database, the task's log and the API's log have it.
+    The outcome of a run's only task, from Airflow's database, the task's log and the API's log.
 
-    :param state: of the task; None where the run has no task.
-    :param made: when the run was made; None where its moments are those of a schedule.
+    :param state: state of the task, or None if the run has no task.
+    :param made: when the run was created, or None if its dates come from a schedule.
     :param xcom: what the task returned.
-    :param events: of its outlets: URI and extra.
-    :param requests: start and end of the windows that were asked for the DAG's device, in epoch milliseconds.
+    :param events: events of its outlets: URI and extra.
+    :param requests: start and end of the windows requested for the DAG's device, in epoch milliseconds.
     """
 
     state: str | None
@@ -73,29 +73,29 @@ class Run:
 @dataclass(frozen=True)
 class Observed:
     """
-    What a run of everything left behind.
+    What all the runs left behind.
 
-    :param runs: by DAG; those that never ended are missing.
-    :param said: by DAG what the command or the API said that was to make the run.
-    :param folder: in which all of it happened.
-    :param leaks: where in it the API key stands, in logs of workers and triggerer, databases, the lake.
+    :param runs: runs by DAG, without those that did not end.
+    :param output: output of the command or API request that created the run, by DAG.
+    :param folder: the folder in which everything ran.
+    :param leaks: places in that folder that contain the API key: logs, databases, the lake.
     """
 
     runs: dict[str, Run]
-    said: dict[str, str]
+    output: dict[str, str]
     folder: Path
     leaks: list[str]
 
 
 class LiveStage(Stage):
-    """A simulator and parts of Airflow in a folder that does not stay."""
+    """A simulator and components of Airflow in a temporary folder."""
 
     def __init__(self, folder: Path) -> None:
         home = folder / "home"
         home.mkdir(parents=True)
         super().__init__(folder, home)
-        self.said = folder / "said"
-        self.said.mkdir()
+        self.output = folder / "output"
+        self.output.mkdir()
         self.environ |= _SETTINGS
         self.listen_on()
         self.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{home}/airflow.db?timeout=60"
@@ -108,7 +108,7 @@ class LiveStage(Stage):
     def use_api(self, url: str) -> None:
         """Point Airflow's connection at a simulator."""
         self.api = url
-        # Set, so that rows with stream tokens do not warn.
+        # Set explicitly, so that rows with stream tokens cause no warning.
         connection = {
             "conn_type": "unleash",
             "host": url,
@@ -118,18 +118,18 @@ class LiveStage(Stage):
         self.environ["AIRFLOW_CONN_UNLEASH_DEFAULT"] = json.dumps(connection)
 
     def start_commands(self, kinds: Iterable[RunKind]) -> None:
-        """Start the commands that make the runs of some kinds."""
+        """Start the commands that create the runs of these kinds."""
         commands = {kind.dag_id: kind.run.replace("DAG", kind.dag_id).split()[1:] for kind in kinds}
-        self._commands.append(self._start("tests.support.airflow_commands", str(self.said), json.dumps(commands)))
+        self._commands.append(self._start("tests.support.airflow_commands", str(self.output), json.dumps(commands)))
 
     def has_api_server(self) -> bool:
-        """Tell whether it answers already."""
+        """Return whether the API server responds yet."""
         with suppress(URLError, ConnectionError, TimeoutError):
             return bool(ask(f"{self.url}/api/v2/version"))
         return False
 
     def check_alive(self) -> bool:
-        """Return whether commands are under way; raise if something ended that should not."""
+        """Return whether commands are still running; raise if another process has ended."""
         for process in [process for process in self._commands if process.poll() == 0]:
             self._commands.remove(process)
             self._processes.remove(process)
@@ -143,25 +143,25 @@ class LiveStage(Stage):
 
 @contextmanager
 def live_stage(folder: Path, seconds: int = SECONDS_ALTOGETHER) -> Iterator[LiveStage]:
-    """Yield a stage, and end within some seconds what was started on it, however the block ends."""
+    """Yield a stage for at most some seconds, and stop everything on it when the block ends, however it ends."""
     with time_limit(seconds):
         stage = LiveStage(folder / "live")
         with stopping(stage):
             yield stage
 
 
-# ---- everything, once --------------------------------------------------------------------------
+# ---- all runs ----------------------------------------------------------------------------------
 
 
 def observe() -> Observed:
-    """Make all runs, wait for them, stop everything, and return what was seen."""
+    """Create all runs, wait for them, stop everything, and return what they left behind."""
     with time_limit(SECONDS_ALTOGETHER), temporary_folder() as folder:
         live, tests = LiveStage(folder / "live"), LiveStage(folder / "tests")
         with stopping(live), stopping(tests):
             _run_everything(live, tests)
             runs = _read_runs(live, _read_workers_log) | _read_runs(tests, _read_tests_log)
-            said = {path.stem: path.read_text() for stage in (live, tests) for path in stage.said.iterdir()}
-            return Observed(runs, said, folder, leaks(DEFAULT_KEYS[0], files_under(folder)))
+            output = {path.stem: path.read_text() for stage in (live, tests) for path in stage.output.iterdir()}
+            return Observed(runs, output, folder, leaks(DEFAULT_KEYS[0], files_under(folder)))
 
 
 def _run_everything(live: LiveStage, tests: LiveStage) -> None:
@@ -174,15 +174,15 @@ def _run_everything(live: LiveStage, tests: LiveStage) -> None:
     tests.start_commands(_kinds_by("airflow dags test"))
     live.start_api_server()
     live.start_airflow("dag-processor")
-    # Not before the others are ready: a worker that finds no API uses up a try of its task, and an update of an
-    # asset is lost for a DAG that is not there yet.
+    # Start runs only when the other components are ready: without an API server, a worker uses up a try of its task,
+    # and a DAG that is not there yet misses the update of its asset.
     wait_until(lambda: live.has_api_server() and _are_dags_there(live), live, tests)
     live.start_commands([*_kinds_by("airflow dags trigger"), *_kinds_by("airflow backfill")])
     for kind in _kinds_by("POST"):
         _post_run(live, kind)
-    # SQLite has one writer at a time, and the scheduler is a busy one.
+    # SQLite allows one writer at a time, and the scheduler writes often.
     wait_until(lambda: not live.check_alive(), live, tests)
-    # -s: else they serve logs on all interfaces.
+    # -s: otherwise they serve logs on all interfaces.
     live.start_airflow("scheduler", "-s")
     live.start_airflow("triggerer", "-s")
     _wait_for_runs(live, tests)
@@ -200,7 +200,7 @@ def wait_until(is_so: Callable[[], bool], *stages: LiveStage) -> None:
 
 
 def _wait_for_runs(live: LiveStage, tests: LiveStage) -> None:
-    """Return when all runs are over, or when nothing more happens."""
+    """Return when all runs have ended, or when there is no more progress."""
     progress: list[Any] = []
     last_news = time.monotonic()
     while True:
@@ -227,14 +227,14 @@ def _are_dags_there(live: LiveStage) -> bool:
 
 def _post_run(live: LiveStage, kind: RunKind) -> None:
     try:
-        said = ask(f"{live.url}/api/v2/dags/{kind.dag_id}/dagRuns", kind.run.removeprefix("POST "))
+        output = ask(f"{live.url}/api/v2/dags/{kind.dag_id}/dagRuns", kind.run.removeprefix("POST "))
     except HTTPError as error:
-        said = f"{error.code} {error.read().decode()}"
-    (live.said / f"{kind.dag_id}.log").write_text(str(said))
+        output = f"{error.code} {error.read().decode()}"
+    (live.output / f"{kind.dag_id}.log").write_text(str(output))
 
 
 def _read_requests(api: str) -> dict[str, frozenset[tuple[int, int]]]:
-    """Return which windows were asked, by device."""
+    """Return the requested windows by device."""
     asked: dict[str, set[tuple[int, int]]] = {}
     for request in ask(f"{api}/_simulator/requests")["requests"]:
         if found := re.fullmatch(r"/v1/analytics/(\w+)/(\d+)/(\d+)/\d+", request["path"]):
@@ -278,7 +278,7 @@ def _parse(moment: str | None) -> datetime | None:
 
 
 def _just_now(*moments: datetime | None) -> datetime | None:
-    """Return the earliest moment that is not long ago: «dags test» reads the clock twice."""
+    """Return the earliest recent time, because ``airflow dags test`` reads the clock twice."""
     earliest = time.time() - SECONDS_ALTOGETHER
     return min((moment for moment in moments if moment and moment.timestamp() > earliest), default=None)
 
@@ -294,4 +294,4 @@ def _words(entry: dict[str, Any]) -> str:
 
 
 def _read_tests_log(stage: LiveStage, dag_id: str, run_id: str) -> str:
-    return (stage.said / f"{dag_id}.log").read_text()
+    return (stage.output / f"{dag_id}.log").read_text()

@@ -20,7 +20,7 @@ BODY = """
     from airflow_provider_unleash.hooks import UnleashHook
 
     class Deferring(UnleashNewSessionsSensor):
-        def _execute_deferred(self, context):
+        def execute(self, context):
             self._defer(context)
 
     lake = {lake!r}

@@ -1,4 +1,4 @@
-"""A week of forty devices, while workers are killed and the API refuses, and what is there in the end."""
+"""Extract a week of forty devices while workers are killed and the API refuses requests, and collect the results."""
 
 from __future__ import annotations
 
@@ -26,20 +26,24 @@ DAY = datetime(2026, 1, 12, tzinfo=timezone.utc)
 DAY_MS = 86_400_000
 RUN_ID = "proof"
 CHECKPOINT_PAGES = 4
-# When workers are killed, as shares of the extractions that are done; each time another one.
+# Shares of finished extractions at which a worker is killed, a different one each time.
 KILLS = (0.2, 0.55)
 SECONDS_WITHOUT_A_WORKER = 5.0
 SECONDS_BETWEEN_BURSTS, SECONDS_OF_A_BURST = 20.0, 3.0
-# Less than five attempts take, so that tasks wait it out.
+# Shorter than five attempts, so that tasks wait until it is over.
 BURST = {"kind": "429", "path": "/v1/analytics/W", "times": None, "retry_after": "1"}
-# In each third burst, two get this first. It is beyond what the client waits in a task: Airflow tries again, as late as
-# the API asks for.
+# Every third burst starts with two of these. The client does not wait that long within a task, so Airflow retries the
+# task after the delay that the API asks for.
 LONG = {"kind": "429", "path": "/v1/analytics/W", "times": 2, "retry_after": "75"}
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is extracted, from an API that takes how many seconds for a page."""
+    """
+    How much is extracted.
+
+    :param latency: seconds that the API takes for each page.
+    """
 
     devices: int = 40
     days: int = 7
@@ -54,7 +58,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Try:
-    """A try of an extraction that did not succeed."""
+    """An extraction's try that did not succeed."""
 
     map_index: int
     number: int
@@ -64,20 +68,25 @@ class Try:
 @dataclass
 class Proof:
     """
-    What was there in the end.
+    The results.
 
-    :param states: how many mapped tasks ended how.
-    :param tries: the number of the last try, and the most that there may be, by index.
+    :param states: number of mapped tasks by final state.
+    :param tries: last try number and maximum number of tries, by map index.
     :param lost: tries that did not succeed, each with its cause.
-    :param victims: by killed worker, the extraction that had put pages aside when it was killed.
-    :param killed: index and number of the tries that killed workers ran.
-    :param summaries: what each extraction returned.
-    :param names: of all objects in the bucket.
+    :param victims: killed workers, each with the map index of an extraction that had checkpointed pages by then.
+    :param killed: map index and number of the tries that killed workers were running.
+    :param max_running: maximum number of extractions that ran at the same time.
+    :param summaries: what each extraction returned, by map index.
+    :param names: names of all objects in the bucket.
     :param uploads: open multipart uploads.
-    :param answered: how often each page was asked for and answered, by path.
-    :param refused: how many requests were answered 429.
-    :param missing: rows of the simulator that the lake does not have, and the other way round.
-    :param folders: of everything that ran.
+    :param answered: number of successful responses for each page, by path.
+    :param refused: number of requests with response 429.
+    :param missing: number of the simulator's rows that the lake does not have.
+    :param extra: number of the lake's rows that the simulator does not have.
+    :param missing_without_one_row: ``missing`` if one row were removed from the lake, to check the comparison.
+    :param redelivered: messages that Celery delivered again and Airflow ignored.
+    :param refused_messages: messages that Celery delivered again and Airflow refused.
+    :param folders: folders of everything that ran.
     """
 
     size: Size
@@ -95,12 +104,12 @@ class Proof:
     answered: Counter[str] = field(default_factory=Counter)
     refused: int = 0
     max_in_flight: int = 0
-    at_once: int = 0
+    max_running: int = 0
     rows: int = 0
     expected_rows: int = 0
     missing: int = 0
     extra: int = 0
-    found_without_a_row: int = 0
+    missing_without_one_row: int = 0
     leaks: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     redelivered: int = 0
@@ -110,24 +119,24 @@ class Proof:
 
     @property
     def causes(self) -> Counter[str]:
-        """Why tries did not succeed."""
+        """Number of lost tries by cause."""
         return Counter(one.cause for one in self.lost)
 
     @property
     def twice(self) -> dict[str, int]:
-        """Pages between the first and the last that were answered more than once, and how often more."""
+        """Extra responses for each page, by path, without the first and last pages."""
         last = {(s["device_id"], s["start"]): s["pages"] for s in self.summaries.values()}
         found = {}
         for path, times in self.answered.items():
             device, start, _, page = path.split("/")[-4:]
-            # Each try reads both ends twice by design.
+            # Each try reads the first and last pages twice by design.
             if 1 < int(page) < last[device, _stamp(int(start))] and times > 1:
                 found[path] = times - 1
         return found
 
 
 def prove(size: Size) -> Proof:
-    """Run it all, and return what was there in the end; nothing runs any more."""
+    """Run everything, stop it, and return the results."""
     proof = Proof(size)
     with open_cluster() as cluster:
         proof.folders = cluster.folders
@@ -143,7 +152,7 @@ def prove(size: Size) -> Proof:
         end = DAY + timedelta(days=size.days)
         began = time.monotonic()
         cluster.trigger(RUN_ID, start=f"{DAY:%Y-%m-%d}", end=f"{end:%Y-%m-%d}")
-        _Watch(cluster, proof).until_it_is_over()
+        _Disruptor(cluster, proof).run_to_the_end()
         proof.minutes = (time.monotonic() - began) / 60
         _read_tasks(cluster, proof)
         _read_requests(cluster, proof)
@@ -157,8 +166,8 @@ def prove(size: Size) -> Proof:
 # ---- while it runs -----------------------------------------------------------------------------
 
 
-class _Watch:
-    """Kills, restarts and refuses until the run is over."""
+class _Disruptor:
+    """Kills and restarts workers, and makes the API refuse requests, until the run is over."""
 
     def __init__(self, cluster: Cluster, proof: Proof) -> None:
         self._cluster, self._proof = cluster, proof
@@ -169,14 +178,14 @@ class _Watch:
         self._burst_ends = math.inf
         self._plan: list[dict[str, str]] = []
 
-    def until_it_is_over(self) -> None:
+    def run_to_the_end(self) -> None:
         while (state := self._cluster.run_state(RUN_ID)) not in ("success", "failed"):
             self._cluster.check_alive()
             self._pages.read()
             running = self._cluster.query(
                 "SELECT map_index, pid FROM task_instance WHERE task_id = 'extract' AND state = 'running'"
             )
-            self._proof.at_once = max(self._proof.at_once, len(running))
+            self._proof.max_running = max(self._proof.max_running, len(running))
             [(done,)] = self._cluster.query(
                 "SELECT count(*) FROM task_instance WHERE task_id = 'extract' AND state = 'success'"
             )
@@ -195,7 +204,7 @@ class _Watch:
         self._proof.run_state = state
 
     def _kill(self, name: str, running: list[tuple[int, int]]) -> None:
-        """Kill the worker if one of its tasks is in the middle of an extraction, of which pages are put aside."""
+        """Kill the worker if one of its tasks is in the middle of an extraction and has checkpointed pages."""
         if not self._plan:
             self._plan = read_xcoms(self._cluster, "plan_windows")[-1]
         worker = self._cluster.workers[name].pid
@@ -225,7 +234,7 @@ class _Watch:
 
 
 class _PagesOfTries:
-    """How many pages of an extraction the API has answered, as its log has it."""
+    """Counts the pages of each extraction that the API has returned, from the API's log."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
@@ -253,11 +262,11 @@ def _is_below(pid: int, ancestor: int) -> bool:
     return False
 
 
-# ---- in the end --------------------------------------------------------------------------------
+# ---- results -----------------------------------------------------------------------------------
 
 
 def read_xcoms(cluster: Cluster, task_id: str, run_id: str = RUN_ID) -> dict[int, Any]:
-    """Return what a task returned, by index."""
+    """Return what a task returned, by map index."""
     rows = cluster.query(
         "SELECT map_index, value FROM xcom"
         f" WHERE task_id = '{task_id}' AND run_id = '{run_id}' AND key = 'return_value'"
@@ -281,10 +290,10 @@ def _read_tasks(cluster: Cluster, proof: Proof) -> None:
     proof.summaries = read_xcoms(cluster, "extract")
     [(size,)] = cluster.query("SELECT sum(octet_length(value::text)) FROM xcom WHERE task_id = 'extract'")
     proof.xcom_bytes = round(size / len(proof.summaries))
-    said = cluster.log.read_text(errors="replace")
-    # Airflow's two words for a message that is delivered again: its task runs elsewhere, or is over.
-    proof.redelivered = said.count("ignoring redelivered message")
-    proof.refused_messages = len(re.findall("Task execute_workload.* raised unexpected", said))
+    log = cluster.log.read_text(errors="replace")
+    # Airflow's two log messages for a redelivered message: its task runs elsewhere, or has ended.
+    proof.redelivered = log.count("ignoring redelivered message")
+    proof.refused_messages = len(re.findall("Task execute_workload.* raised unexpected", log))
 
 
 def _cause(cluster: Cluster, map_index: int, number: int, timeouts: list[tuple[int, int]]) -> str:
@@ -314,8 +323,8 @@ def _read_lake(cluster: Cluster, proof: Proof) -> None:
     found = lake_rows(cluster)
     proof.rows, proof.expected_rows = found.num_rows, expected.num_rows
     proof.missing, proof.extra = difference(expected, found), difference(found, expected)
-    # The same comparison finds a single row.
-    proof.found_without_a_row = difference(expected, found.slice(1))
+    # Check that the comparison notices a single missing row.
+    proof.missing_without_one_row = difference(expected, found.slice(1))
 
 
 _COLUMNS = (
@@ -325,7 +334,7 @@ _COLUMNS = (
 
 
 def lake_rows(cluster: Cluster) -> pa.Table:
-    """Return the rows of all objects with the device and the day that their paths name."""
+    """Return the rows of all objects, with the device and day from their paths."""
     import pyarrow.dataset
     import s3fs
 
@@ -336,14 +345,14 @@ def lake_rows(cluster: Cluster) -> pa.Table:
         endpoint_url=connection["extra"]["endpoint_url"],
         client_kwargs={"region_name": "us-east-1"},
     )
-    texts = pa.schema([("device", pa.string()), ("start_date", pa.string())])
-    partitioning = pyarrow.dataset.partitioning(texts, flavor="hive")
+    keys = pa.schema([("device", pa.string()), ("start_date", pa.string())])
+    partitioning = pyarrow.dataset.partitioning(keys, flavor="hive")
     tree = pyarrow.dataset.dataset("lake/tree", filesystem=store, format="parquet", partitioning=partitioning)
     return tree.to_table(columns=list(_COLUMNS))
 
 
 def expected_rows(size: Size) -> pa.Table:
-    """Return what the simulator has, each row with the device and the day that its object is to have."""
+    """Return the simulator's rows, with the device and day that the paths of their objects must have."""
     rows = list(_generate(size))
     columns = {name: [row[name] for row in rows] for name in _COLUMNS}
     stamps = [datetime.fromisoformat(stamp.replace("Z", "+00:00")) for stamp in columns["timestamp"]]
@@ -361,7 +370,7 @@ def _generate(size: Size) -> Iterator[dict[str, Any]]:
 
 
 def difference(one: pa.Table, other: pa.Table) -> int:
-    """Return how many rows of one the other does not have, or has less often; all columns count."""
+    """Return how many rows of one table are missing in the other, counting duplicates and comparing all columns."""
     import duckdb
 
     columns = ", ".join(_COLUMNS)
@@ -375,7 +384,7 @@ def difference(one: pa.Table, other: pa.Table) -> int:
 
 
 def expected_names(size: Size) -> set[str]:
-    """Return the names of the objects that there are to be, and no others."""
+    """Return the names of exactly the objects that must exist."""
     days = [(DAY + timedelta(days=day), DAY + timedelta(days=day + 1)) for day in range(size.days)]
     return {
         f"device={device}/start_date={start:%Y-%m-%d}/{start:%Y%m%dT%H%M%SZ}_{end:%Y%m%dT%H%M%SZ}.parquet"
@@ -390,7 +399,7 @@ def _stamp(milliseconds: int) -> str:
 
 
 def metadata_bytes(cluster: Cluster) -> dict[str, int]:
-    """Return the bytes of each table, with its indexes, without what updates have left to be vacuumed."""
+    """Return the size of each table in bytes, with indexes and without dead rows."""
     import psycopg
 
     with psycopg.connect(cluster.database_url, autocommit=True) as database:
@@ -403,14 +412,14 @@ def metadata_bytes(cluster: Cluster) -> dict[str, int]:
     )
 
 
-def grown(before: dict[str, int], after: dict[str, int], number: int) -> dict[str, int]:
-    """Return by how many bytes a table has grown for each of so many, most first."""
-    growth = {name: (size - before.get(name, 0)) / number for name, size in after.items()}
+def grown(before: dict[str, int], after: dict[str, int], extractions: int) -> dict[str, int]:
+    """Return by how many bytes each table has grown per extraction, largest first."""
+    growth = {name: (size - before.get(name, 0)) / extractions for name, size in after.items()}
     return {name: round(size) for name, size in sorted(growth.items(), key=lambda one: -one[1]) if size >= 1}
 
 
 def _database_texts(cluster: Cluster) -> dict[str, str]:
-    """Return the rows of all tables as text."""
+    """Return the rows of all tables as strings."""
     tables = cluster.query(
         "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
     )
@@ -421,7 +430,7 @@ def _database_texts(cluster: Cluster) -> dict[str, str]:
 
 
 def table(proof: Proof) -> list[tuple[str, str]]:
-    """Return what happened, for people."""
+    """Return the results for the page."""
     size, resumed = proof.size, [s["resumed_pages"] for s in proof.summaries.values() if s["resumed_pages"]]
     pages = sum(s["pages"] for s in proof.summaries.values())
     states = ", ".join(f"{state} {number}" for state, number in proof.states.items())
@@ -429,28 +438,28 @@ def table(proof: Proof) -> list[tuple[str, str]]:
     return [
         ("mapped tasks", f"{size.extractions}: {size.devices} devices × {size.days} days; {states}"),
         ("minutes", f"{proof.minutes:.1f}"),
-        ("workers killed with all they ran", f"{len(proof.victims)}"),
-        ("tries lost, by cause", f"{len(proof.lost)}: {lost}"),
-        ("most tries of one task", f"{max(number for number, _ in proof.tries.values())}"),
-        ("requests refused (429)", f"{proof.refused:,} in {proof.bursts} bursts"),
-        ("rows", f"{proof.rows:,}; missing {proof.missing}, more than once or of nobody {proof.extra}"),
+        ("workers killed with all their tasks", f"{len(proof.victims)}"),
+        ("lost tries by cause", f"{len(proof.lost)}: {lost}"),
+        ("maximum tries of a task", f"{max(number for number, _ in proof.tries.values())}"),
+        ("throttled requests (429)", f"{proof.refused:,} in {proof.bursts} bursts"),
+        ("rows", f"{proof.rows:,}; missing {proof.missing}, duplicate or unexpected {proof.extra}"),
         ("objects", f"{len(proof.names)}; open uploads {len(proof.uploads)}"),
-        ("extractions that went on", f"{len(resumed)}, {sum(resumed)} pages not asked for again"),
-        ("pages", f"{pages:,}; asked twice, besides both ends: {sum(proof.twice.values())}"),
-        ("messages delivered again, refused", f"{proof.redelivered + proof.refused_messages}"),
+        ("resumed extractions", f"{len(resumed)}, with {sum(resumed)} pages not requested again"),
+        ("pages", f"{pages:,}; requested twice, not counting the first and last page: {sum(proof.twice.values())}"),
+        ("redelivered messages, refused", f"{proof.redelivered + proof.refused_messages}"),
         (
-            "requests in flight at most",
+            "maximum requests in flight",
             f"{proof.max_in_flight}; {POOL_SLOTS} slots × page_concurrency {PAGE_CONCURRENCY}",
         ),
     ]
 
 
 def bytes_table(proof: Proof) -> list[tuple[str, str]]:
-    """Return what an extraction leaves in the metadata database, for people."""
+    """Return the bytes that an extraction adds to the metadata database, for the page."""
     most = ", ".join(f"`{name}` {size:,}" for name, size in list(proof.metadata.items())[:6])
     total = sum(proof.metadata.values())
     return [
         ("XCom", f"{proof.xcom_bytes:,}"),
-        ("the metadata database altogether", f"{total:,}: {most}, …"),
-        ("a million extractions", f"{total / 1000:.1f} GB, {proof.xcom_bytes / 1000:.1f} GB of them the XComs' text"),
+        ("whole metadata database", f"{total:,}: {most}, …"),
+        ("a million extractions", f"{total / 1000:.1f} GB, of which {proof.xcom_bytes / 1000:.1f} GB XCom text"),
     ]

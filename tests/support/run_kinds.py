@@ -1,7 +1,7 @@
 """
-The kinds of DAG runs, and by hand for each: the data interval it has, the window that must be asked, or the error.
+The kinds of DAG runs, each with its expected data interval and the window that it must request, or the error.
 
-Plain values, for the DAG file and for the tests. Moments are in UTC; «the run» is the moment at which it was made.
+Plain values for the DAG file and the tests, written by hand. Times are in UTC; "the run" is the time it was created.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ DATE_12 = "none; partition date 2026-01-12T00:00Z"
 @dataclass(frozen=True)
 class Outcome:
     """
-    What became of a run.
+    The outcome of a run.
 
     :param interval: the data interval that Airflow gave the run.
-    :param asked: which window was asked of the API.
-    :param rule: which rule gave it; for a task that failed the first sentence of its error.
+    :param asked: the window that was requested from the API.
+    :param rule: the rule that chose the window, or the first sentence of a failed task's error.
     """
 
     interval: str
@@ -55,13 +55,13 @@ class RunKind:
     """
     A DAG with one task, and its run.
 
-    :param dag_id: also its device, so that its requests are told apart.
-    :param section: where the document has it.
-    :param run: how the run is made: a command of Airflow, or what is posted to its API, or words.
-    :param schedule: Python text.
-    :param task: Python text, the arguments of the task that matter here.
-    :param dates: of a scheduled DAG; the first is its start date, the last its end date, and has the run that counts.
-    :param timezone: of these dates, and so of the DAG.
+    :param dag_id: also the id of its device, so that its requests can be told apart.
+    :param section: its section in the documentation.
+    :param run: how the run is created: an ``airflow`` command, a request to Airflow's API, or a description.
+    :param schedule: Python source code.
+    :param task: Python source code of the task arguments that matter here.
+    :param dates: of a scheduled DAG, from its start date to its end date. The last run counts.
+    :param timezone: time zone of these dates, and so of the DAG.
     :param outlet: the asset that its task updates.
     """
 
@@ -80,7 +80,7 @@ class RunKind:
 
 
 def _no_window(run: str, interval: str, problem: str) -> Outcome:
-    return Outcome(interval, "nothing", f"error: This {run} run has {problem}, so it means no window of time.")
+    return Outcome(interval, "nothing", f"error: This {run} run has {problem}, so it does not define a time window.")
 
 
 def _empty(run: str, interval: str = EMPTY) -> Outcome:
@@ -91,14 +91,14 @@ def _absent(run: str, interval: str = NONE) -> Outcome:
     return _no_window(run, interval, "no data interval")
 
 
-# ---- by a schedule -----------------------------------------------------------------------------
+# ---- scheduled runs ----------------------------------------------------------------------------
 
 
 def _scheduled(
     dag_id: str, schedule: str, task: str, expected: Outcome, *dates: str, run: str = "scheduled", outlet: str = ""
 ) -> RunKind:
     dates = dates or ("2026-01-12",)
-    return RunKind(dag_id, "By a schedule", run, schedule, task, expected, dates=dates, outlet=outlet)
+    return RunKind(dag_id, "Scheduled runs", run, schedule, task, expected, dates=dates, outlet=outlet)
 
 
 SCHEDULED = [
@@ -117,7 +117,7 @@ SCHEDULED = [
     # Airflow leaves tasks out of a run whose logical date is before their start date.
     _scheduled(
         *("trigger_interval_first", CRON_TRIGGER_INTERVAL, "", Outcome(JAN_11, "nothing", "the run has no task")),
-        run="scheduled, the first run of the DAG",
+        run="scheduled, first run of the DAG",
     ),
     _scheduled("cron_interval", CRON_INTERVAL, "", Outcome(JAN_12, JAN_12, "data_interval")),
     _scheduled("cron_interval_window", CRON_INTERVAL, DAY, Outcome(JAN_12, JAN_12, "data_interval")),
@@ -130,7 +130,7 @@ SCHEDULED = [
 ]
 
 
-# ---- on days when clocks change ----------------------------------------------------------------
+# ---- when clocks change ------------------------------------------------------------------------
 
 
 def _clock(
@@ -175,17 +175,17 @@ CLOCKS = [
     _partition("berlin_25_partition", "2026-10-26", PARTITION_IN_BERLIN, "2026-10-24T22:00Z", BERLIN_25, BERLIN),
     _partition("sydney_23_partition", "2026-10-05", PARTITION_IN_SYDNEY, "2026-10-03T14:00Z", SYDNEY_23, SYDNEY),
     _partition("sydney_25_partition", "2026-04-06", PARTITION_IN_SYDNEY, "2026-04-04T13:00Z", SYDNEY_25, SYDNEY),
-    # The timetable is in Berlin, the DAG is not, and whole days are the DAG's: an hour of the 25 is left out.
+    # The timetable is in Berlin but the DAG is in UTC, and whole days are the DAG's: one of the 25 hours is left out.
     _clock("utc_25", "2026-10-25T23:00", TRIGGER_IN_BERLIN, "empty, at 2026-10-25T23:00Z", UTC_LAST_24, "window"),
     _partition("utc_25_partition", "2026-10-25T23:00", PARTITION_IN_BERLIN, "2026-10-24T22:00Z", UTC_FIRST_24),
 ]
 
 
-# ---- by an asset -------------------------------------------------------------------------------
+# ---- asset-triggered runs ----------------------------------------------------------------------
 
 
 def _by_asset(dag_id: str, schedule: str, task: str, expected: Outcome) -> RunKind:
-    return RunKind(dag_id, "By an asset", "asset updated", schedule, task, expected)
+    return RunKind(dag_id, "Asset-triggered runs", "an asset update", schedule, task, expected)
 
 
 ON_ASSET = f'[Asset("{ASSET}")]'
@@ -200,17 +200,17 @@ ASSETS = [
 ]
 
 
-# ---- by hand -----------------------------------------------------------------------------------
+# ---- manual runs -------------------------------------------------------------------------------
 
 TRIGGER = "airflow dags trigger DAG"
 TRIGGER_AT = "airflow dags trigger DAG -l 2026-01-12T12:00:00Z"
 
 
 def _by_command(dag_id: str, run: str, schedule: str, task: str, expected: Outcome, outlet: str = "") -> RunKind:
-    return RunKind(dag_id, "By airflow dags trigger", run, schedule, task, expected, outlet=outlet)
+    return RunKind(dag_id, "airflow dags trigger", run, schedule, task, expected, outlet=outlet)
 
 
-# With -l Airflow sets the logical date as told, but takes the data interval from the moment of the command.
+# With -l, Airflow sets the given logical date, but takes the data interval from the time of the command.
 TRIGGERED = [
     _by_command("cli_daily", TRIGGER, '"@daily"', "", _absent("manual")),
     _by_command("cli_daily_window", TRIGGER, '"@daily"', DAY, Outcome(NONE, UP_TO_RUN, "window"), ASSET),
@@ -237,7 +237,7 @@ POST_INTERVAL = (
 
 
 def _by_post(dag_id: str, run: str, schedule: str, task: str, expected: Outcome) -> RunKind:
-    return RunKind(dag_id, "By the REST API, and so by the web interface", run, schedule, task, expected)
+    return RunKind(dag_id, "REST API and web interface", run, schedule, task, expected)
 
 
 POSTED = [
@@ -259,13 +259,13 @@ POSTED = [
 ]
 
 
-# ---- by a backfill -----------------------------------------------------------------------------
+# ---- backfills ---------------------------------------------------------------------------------
 
 BACKFILL = "airflow backfill create --dag-id DAG --from-date 2026-01-12 --to-date 2026-01-12"
 
 
 def _by_backfill(dag_id: str, schedule: str, task: str, expected: Outcome) -> RunKind:
-    return RunKind(dag_id, "By a backfill", BACKFILL, schedule, task, expected)
+    return RunKind(dag_id, "Backfills", BACKFILL, schedule, task, expected)
 
 
 BACKFILLED = [
@@ -281,14 +281,14 @@ BACKFILLED = [
 ]
 
 
-# ---- by a test ---------------------------------------------------------------------------------
+# ---- airflow dags test -------------------------------------------------------------------------
 
 TEST = "airflow dags test DAG"
 TEST_AT = "airflow dags test DAG 2026-01-12T12:00:00Z"
 
 
 def _by_test(dag_id: str, run: str, schedule: str, task: str, expected: Outcome) -> RunKind:
-    return RunKind(dag_id, "By airflow dags test", run, schedule, task, expected)
+    return RunKind(dag_id, "airflow dags test", run, schedule, task, expected)
 
 
 TESTED = [

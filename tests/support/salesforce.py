@@ -1,8 +1,8 @@
 """
-A stand-in for Salesforce: the login by SOAP and Bulk API 2.0, as far as an upsert needs them.
+A stand-in for Salesforce: SOAP login and Bulk API 2.0, as far as an upsert needs them.
 
-Made after Salesforce's documentation. It is reached as a proxy that answers for every host, by TLS with a certificate
-of its own, so that the client has the real addresses.
+Written from Salesforce's documentation. It is a proxy that answers for every host, over TLS with its own certificate,
+so that the client uses the real host names.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ LOGIN = f"""<?xml version="1.0"?><Envelope><Body><loginResponse><result>
 
 class Salesforce:
     """
-    What it holds.
+    The records, logins and jobs of the stand-in.
 
-    :param refuses: values of ``Class__c`` that it does not take.
+    :param rejects: values of ``Class__c`` that it rejects.
     """
 
-    def __init__(self, refuses: tuple[str, ...] = ()) -> None:
-        self.refuses = refuses
+    def __init__(self, rejects: tuple[str, ...] = ()) -> None:
+        self.rejects = rejects
         self.records: dict[str, dict[str, str]] = {}
         self.logins: list[str] = []
         self.jobs: list[dict[str, Any]] = []
 
     def process(self, job: dict[str, Any]) -> None:
-        """Insert or update each record by its external id; refuse those it does not take."""
-        job |= {"state": "JobComplete", "refused": []}
+        """Insert or update each record by its external id, or reject it."""
+        job |= {"state": "JobComplete", "rejected": []}
         for record in job["records"]:
-            if record["Class__c"] in self.refuses:
-                job["refused"].append(record)
+            if record["Class__c"] in self.rejects:
+                job["rejected"].append(record)
             else:
                 self.records[record[job["externalIdFieldName"]]] = record
 
 
 @contextmanager
 def serve_salesforce(salesforce: Salesforce, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the URL of the proxy, and the certificate to trust."""
+    """Yield the URL of the proxy and the path of the certificate to trust."""
     certificate = _make_certificate(folder, "login.salesforce.com", "acme.my.salesforce.com")
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
@@ -61,7 +61,7 @@ def serve_salesforce(salesforce: Salesforce, folder: Path) -> Iterator[tuple[str
         def do_CONNECT(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.close_connection = False  # it is HTTP/1.0 that asks for a tunnel
+            self.close_connection = False  # CONNECT arrives as HTTP/1.0, which closes by default
             self.connection = tls.wrap_socket(self.connection, server_side=True)
             self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", 0)
 
@@ -75,7 +75,7 @@ def serve_salesforce(salesforce: Salesforce, folder: Path) -> Iterator[tuple[str
                 "id": f"job{len(salesforce.jobs)}",
                 "state": "Open",
                 "records": [],
-                "refused": [],
+                "rejected": [],
                 **json.loads(body),
             }
             salesforce.jobs.append(job)
@@ -96,10 +96,10 @@ def serve_salesforce(salesforce: Salesforce, folder: Path) -> Iterator[tuple[str
         def do_GET(self) -> None:
             job, rest = self._job()
             if rest == "failedResults":
-                rows = [f'"","REQUIRED_FIELD_MISSING","{record["Key__c"]}"' for record in job["refused"]]
+                rows = [f'"","REQUIRED_FIELD_MISSING","{record["Key__c"]}"' for record in job["rejected"]]
                 return self._answer(200, "\n".join(['"sf__Id","sf__Error","Key__c"', *rows]), "text/csv")
-            done, refused = len(job["records"]), len(job["refused"])
-            return self._answer(200, {**job, "numberRecordsProcessed": done, "numberRecordsFailed": refused})
+            done, rejected = len(job["records"]), len(job["rejected"])
+            return self._answer(200, {**job, "numberRecordsProcessed": done, "numberRecordsFailed": rejected})
 
         def _is_known(self) -> bool:
             return self.headers["Authorization"] == f"Bearer {SESSION}"
@@ -132,7 +132,7 @@ def serve_salesforce(salesforce: Salesforce, folder: Path) -> Iterator[tuple[str
 
 
 def _make_certificate(folder: Path, *hosts: str) -> Path:
-    """Write a key and a certificate for the hosts, signed by itself, into one file."""
+    """Write a key and a self-signed certificate for the hosts to one file."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

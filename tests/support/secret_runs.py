@@ -134,7 +134,7 @@ def main(out: str, lake: str, *names: str) -> None:
     # Tried again as often as it takes, only sooner.
     client, triggers = (import_module(f"airflow_provider_unleash.{name}") for name in ("client", "triggers"))
     client.BACKOFF_BASE = client.BACKOFF_MOST = 0.01
-    triggers.FAILED_POLLS = 2
+    triggers.MAX_FAILED_POLLS = 2
     for name in names:
         body = DEFERRING + BODIES.get(name, EVERYTHING).format(
             conn_id=name,

@@ -1,4 +1,4 @@
-"""PostgreSQL and Redis from the system's packages, on loopback, for as long as a block lasts."""
+"""PostgreSQL and Redis from the system's packages, on loopback, for the duration of a block."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any, Self
 from tools.stage import StageError, free_port
 
 SECONDS_TO_START = 60
-# Debian keeps the server's commands out of PATH.
+# Debian does not put the server's commands in PATH.
 _PLACES = [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
 
 
 class Service:
     """
-    A server with a folder of its own, both of which go when the block ends.
+    A server with its own folder. Both are removed when the block ends.
 
-    :param command: the one that serves.
+    :cvar command: the command that starts the server.
     """
 
     command: str
@@ -45,12 +45,12 @@ class Service:
 
     def __exit__(self, *exc_info: object) -> None:
         if self._process is not None:
-            # For PostgreSQL, SIGTERM would mean to wait for its clients.
+            # On SIGTERM, PostgreSQL would wait for its clients.
             self._process.send_signal(signal.SIGINT)
             try:
                 self._process.wait(20)
             except subprocess.TimeoutExpired:
-                # Its children end by that, which a SIGKILL of it alone would leave.
+                # SIGQUIT also ends its children; SIGKILL would leave them running.
                 self._process.send_signal(signal.SIGQUIT)
                 self._process.wait()
         self._temporary.cleanup()
@@ -64,7 +64,7 @@ class Service:
         raise NotImplementedError
 
     def answers(self) -> bool:
-        """Tell whether it lets us in."""
+        """Return whether the server accepts a connection."""
         raise NotImplementedError
 
     def _wait(self) -> None:
@@ -78,7 +78,7 @@ class Service:
 
     def _popen(self, command: list[str], **options: Any) -> subprocess.Popen[str]:
         with (self.folder / "log").open("a") as log:
-            # A session of its own: Ctrl-C is for us, who then stop all in order.
+            # Its own session: Ctrl-C then reaches only this process, which stops everything in order.
             process: subprocess.Popen[str] = subprocess.Popen(
                 command, cwd=self.folder, stdout=log, stderr=log, text=True, start_new_session=True, **options
             )
@@ -96,7 +96,7 @@ class Redis(Service):
 
     def _start(self) -> subprocess.Popen[str]:
         process = self._popen([self._binary, "-"], stdin=subprocess.PIPE)
-        # Not as options, which everybody on this machine could read.
+        # Not as command-line options, which every user of this machine can read.
         settings = {
             "bind": "127.0.0.1",
             "port": self.port,
@@ -119,7 +119,7 @@ class Redis(Service):
 
 
 class PostgreSQL(Service):
-    """An empty database ``airflow``; run by root, it runs as the user ``postgres``, as it asks for."""
+    """An empty database cluster. PostgreSQL refuses to run as root, and then runs as the user ``postgres`` instead."""
 
     command = "postgres"
 
@@ -151,7 +151,7 @@ class PostgreSQL(Service):
             "port": self.port,
             "unix_socket_directories": self.folder,
             "max_connections": 200,
-            "fsync": "off",  # what is lost with the machine is lost on purpose
+            "fsync": "off",  # the data need not survive a crash of the machine
         }
         arguments = [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
         return self._popen([self._binary, "-D", str(data), *arguments], **options)
@@ -166,8 +166,8 @@ class PostgreSQL(Service):
 
 
 def find_command(name: str) -> str:
-    """Return the path of a server's command, wherever the system's packages have put it."""
+    """Return the path of a server's command, wherever the system's packages installed it."""
     found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *_PLACES]))
     if found is None:
-        raise StageError(f"There is no «{name}» on this machine: apt-get install postgresql redis-server")
+        raise StageError(f"{name} is not installed. On Debian: apt-get install postgresql redis-server")
     return found

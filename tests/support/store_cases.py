@@ -26,11 +26,11 @@ from urllib.parse import quote, urlsplit
 import pyarrow.parquet as pq
 import pytest
 
+from airflow_provider_unleash.core.formats import open_object
+from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.exceptions import EmptyReplacementError, ServerError
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
-from airflow_provider_unleash.protocol import Page
 from airflow_provider_unleash.simulator import Fault, Simulator
-from airflow_provider_unleash.writers import open_object
 from tests.support.sample_day import DAY_END, DAY_START, STREET, make_context
 
 CONN_ID = "lake_conn"

@@ -1,4 +1,4 @@
-"""A run becomes words, and the words a page of the documentation."""
+"""Describe runs in words and render docs/windows-runs.md."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tests.support.live_airflow import Run
 from tests.support.paths import ROOT
 from tests.support.run_kinds import Outcome, RunKind
 
-PAGE = ROOT / "docs" / "windows.md"
+PAGE = ROOT / "docs" / "windows-runs.md"
 
-# What the log calls the rules.
+# Names of the rules by their description in the log.
 RULES = {
     "the task's start and end": "start_end",
     "the run's data interval": "data_interval",
@@ -22,55 +22,27 @@ RULES = {
 }
 
 _INTRODUCTION = """\
-# The window of a run
+# Windows by kind of run
 
-Which `[start, end)` a task asks of the API, in every kind of run of Airflow {airflow}. The tables are written by
-`make test-live`: it makes each of these runs with a real scheduler, and reads in the API's log what was asked.
-Moments are in UTC; «the run» is the moment at which it was made.
+Which `[start, end)` a task requests from the API, in every kind of run of Airflow {airflow}. `make test-live` writes
+these tables: it starts each run with a real scheduler and reads the requests from the API's log. [The window of a
+run](windows.md) explains the rules.
 
-In short:
-
-| you want | do | the window |
-| --- | --- | --- |
-| each day or hour | `schedule=CronDataIntervalTimetable("@daily", timezone="UTC")` | the run's data interval |
-| to keep `schedule="@daily"` | give the task `window=timedelta(days=1)` | the day before the run |
-| local days | the timetable and `start_date` in that timezone, e.g. Europe/Berlin | the local day, 23 to 25 hours |
-| to start by hand, or by an asset | `window=…`, or `start=` and `end=` | what they say |
-| a past day again | clear its run, or a backfill | the run's data interval |
-| to try it | `airflow dags test DAG DATE` | the day before DATE |
-
-The first rule that applies wins. The log has it in a sentence, the summary as `window_rule`:
-
-1. `start_end`: the task has `start` and `end`.
-2. `data_interval`: the run has a data interval that is longer than zero.
-3. `partition_date`: the task has `window`, and the run a partition date: the window begins there.
-4. `window`: the task has `window`, which ends at the end of the run's data interval; at its logical date, if it has no
-   data interval; or when the run was made, if it has neither.
-
-Otherwise the task fails on its first try, and asks nothing. Whole days are days in the DAG's timezone, which is that
-of its `start_date`: they have 23 or 25 hours when clocks change there. So give `start_date` and timetable one timezone.
-
-Three things to know about Airflow itself:
-
-- `schedule="@daily"` gives runs an empty data interval, since Airflow 3.
-- `airflow dags trigger DAG -l DATE` sets the logical date only; the data interval is that of a run made now. To run a
-  past day again, use a backfill, or give the REST API a logical date.
-- A run whose logical date is before the DAG's `start_date` has no tasks, and succeeds. The first run of a
-  `CronTriggerTimetable` with `interval` is one: let `start_date` be an interval earlier than the first that is wanted.
+Times are in UTC. "The run" in a cell is the time the run was created.
 """
 
 
-# ---- in words ----------------------------------------------------------------------------------
+# ---- descriptions ----------------------------------------------------------------------------------
 
 
 def outcome_of(run: Run) -> Outcome:
-    """Say what became of a run in the words of the table of expectations."""
+    """Describe the outcome of a run in the words of the expected outcomes."""
     asked = [_span(_moment(start), _moment(end), run.made) for start, end in sorted(run.requests)]
     return Outcome(_interval(run), " and ".join(asked) or "nothing", _rule(run))
 
 
 def window_in_log(run: Run) -> tuple[str, str, str] | None:
-    """Return start, end and rule as the log has them."""
+    """Return start, end and rule from the log."""
     found = re.search(r'The window is \[(\S+), (\S+)\) from ([^"[\n]+)', run.log)
     return found and (found[1], found[2], RULES[found[3].strip()])
 
@@ -94,7 +66,7 @@ def _rule(run: Run) -> str:
 
 
 def _span(start: datetime, end: datetime, made: datetime | None) -> str:
-    """Say it with dates; where they depend on when the run was made, with words."""
+    """Describe a span by its dates, or relative to the time the run was created."""
     hours = (end - start) / timedelta(hours=1)
     if start == end:
         return f"empty, at {_text(start, made)}"
@@ -135,12 +107,12 @@ def render(kinds: list[RunKind], runs: dict[str, Run], airflow: str) -> str:
 
 
 def _table(section: str, kinds: list[RunKind], runs: dict[str, Run]) -> Iterator[str]:
-    """Yield the lines of a table; what is the same in all its rows stands above it."""
+    """Yield the lines of a table. If all runs are created in the same way, a line above the table says how."""
     yield f"## {section}\n"
     ways = {_run(kind) for kind in kinds}
-    heads = ("run",) * (len(ways) > 1) + ("schedule", "the task has", "data interval", "asked of the API", "rule")
+    heads = ("run",) * (len(ways) > 1) + ("schedule", "task arguments", "data interval", "requested window", "rule")
     if len(ways) == 1:
-        yield f"Each run: {ways.pop()}\n"
+        yield f"Created by {ways.pop()}.\n"
     yield f"| {' | '.join(heads)} |"
     yield f"|{' --- |' * len(heads)}"
     for kind in kinds:

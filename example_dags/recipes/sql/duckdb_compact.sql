@@ -7,6 +7,6 @@ COPY (
         filename = true,
         file_row_number = true
     )
-    -- By device and window, which the names tell, and in a window as the API has them.
+    -- By device and window, which the file name contains, and within a window in the API's order.
     ORDER BY filename, file_row_number
-) TO $file (FORMAT parquet, COMPRESSION zstd, KV_METADATA {made_of: getvariable('made_of')});
+) TO $file (FORMAT parquet, COMPRESSION zstd, KV_METADATA {sources_hash: getvariable('sources_hash')});

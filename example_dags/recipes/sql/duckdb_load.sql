@@ -2,7 +2,7 @@ CREATE TABLE IF NOT EXISTS daily_counts (
     device VARCHAR, start_date DATE, class_name VARCHAR, total DOUBLE, mean DOUBLE, row_count BIGINT
 );
 BEGIN;
--- What an earlier run has loaded of the cameras and days that were written anew.
+-- Delete what an earlier run loaded for the devices and days that this run wrote.
 DELETE FROM daily_counts WHERE (device, start_date) IN (
     SELECT (url_decode(regexp_extract(url, 'device=([^/]+)', 1)), regexp_extract(url, 'start_date=([^/]+)', 1)::DATE)
     FROM (SELECT unnest(getvariable('urls')) AS url)

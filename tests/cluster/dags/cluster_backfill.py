@@ -1,4 +1,4 @@
-"""A span of days of every device, one mapped task a device and day; all of them share the slots of one pool."""
+"""Extract a span of days for every device, with one mapped task per device and day. All tasks share one pool."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ with DAG(
     catchup=False,
     params={
         "start": Param("2026-01-12", type="string", format="date"),
-        "end": Param("2026-01-19", type="string", format="date", description="not part of it"),
-        "tree": Param("", type="string", description="what the folder of the lake is called besides"),
+        "end": Param("2026-01-19", type="string", format="date", description="exclusive"),
+        "tree": Param("", type="string", description="suffix of the lake's folder"),
     },
     default_args={"retries": 4, "retry_delay": timedelta(seconds=5)},
 ) as dag:

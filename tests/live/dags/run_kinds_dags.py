@@ -1,4 +1,4 @@
-"""For each kind of run a DAG of one task; its device has the name of the DAG."""
+"""One DAG with one task for each kind of run. The device id is the DAG id."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = {**{name: getattr(sdk, name) for name in sdk.__all__ if "Timetable" in n
 
 
 def evaluate(text: str) -> Any:
-    """Return what Python text means: the document shows the text, so nothing else may run."""
+    """Evaluate Python source code. The documentation shows the same source, so exactly that must run."""
     return eval(text, {**NAMES, "timedelta": timedelta})
 
 
@@ -26,9 +26,9 @@ def dates_of(kind: run_kinds.RunKind) -> dict[str, Any]:
         moments = [pendulum.parse(date, tz=kind.timezone) for date in kind.dates]
         return {"start_date": moments[0], "end_date": moments[-1], "catchup": True}
     if kind.run.startswith("airflow dags test"):
-        # It does nothing after an end date; paused, because the scheduler sees this DAG as well.
+        # The command does nothing after an end date. Paused, because the scheduler also sees this DAG.
         return {"start_date": JANUARY["start_date"], "is_paused_upon_creation": True}
-    # An end date that is over keeps the scheduler from making further runs.
+    # A past end date keeps the scheduler from creating more runs.
     return JANUARY
 
 

@@ -1,4 +1,4 @@
-"""A consumer of session events that writes down each session it handles; it takes its time, so it can be killed."""
+"""A consumer of session events that records each session it handles, slowly enough to be killed while it does."""
 
 from __future__ import annotations
 

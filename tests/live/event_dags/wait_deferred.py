@@ -1,4 +1,4 @@
-"""Deferred sensors: two mapped ones that find what they wait for, and two that wait in vain."""
+"""Deferred sensors: two mapped ones that find their sessions, and two that time out."""
 
 from __future__ import annotations
 

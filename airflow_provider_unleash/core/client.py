@@ -1,0 +1,241 @@
+"""The API as Python methods."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from airflow_provider_unleash.core import protocol
+from airflow_provider_unleash.core.pages import PageReader
+from airflow_provider_unleash.core.protocol import Auth, Endpoint, Page, Response
+from airflow_provider_unleash.core.records import RecordSource
+from airflow_provider_unleash.core.requester import Requester, Traffic
+from airflow_provider_unleash.exceptions import InvalidArgumentError, TransportError
+
+log = logging.getLogger(__name__)
+
+
+class UnleashClient(RecordSource):
+    """
+    The Unleash live Analytics API without Airflow; a context manager.
+
+    >>> with UnleashClient("ul_pat_...") as client:
+    ...     devices = client.list_devices()
+    ...     rows = client.get_records(devices[0], 1768176000000, 1768262400000)
+
+    :param api_key: API key or personal access token (``ul_pat_...``).
+    :param base_url: address of the API; https if it has no scheme.
+    :param auth: ``auto`` sends a key that starts with ``ul_pat_`` as Bearer and any other as ``x-api-key``;
+        ``api_key`` and ``bearer`` choose one.
+    :param timeout: seconds for the connect and for each read.
+    :param max_attempts: attempts per request.
+    :param page_concurrency: requests in flight while the pages of a window are read.
+    :param mask_stream_tokens: True replaces ``?token=...`` in ``source_file_name`` by ``?token=***``; False keeps it;
+        None keeps it and logs one warning.
+    :param verify: True, or the path of a CA bundle.
+    :param allow_http: also allow http for hosts other than loopback.
+    :param max_response_bytes: larger response bodies are refused while they are read.
+    :param user_agent: appended to the package's own.
+    :param on_close: called once with the traffic when the client is closed.
+    :raises InvalidArgumentError: if a parameter is invalid.
+    """
+
+    def __init__(
+        self,
+        api_key: str,
+        base_url: str = protocol.API_URL,
+        *,
+        auth: Auth = "auto",
+        timeout: float = 30.0,
+        max_attempts: int = 5,
+        page_concurrency: int = 4,
+        mask_stream_tokens: bool | None = None,
+        verify: bool | str = True,
+        allow_http: bool = False,
+        max_response_bytes: int = 256 * 1024 * 1024,
+        user_agent: str = "",
+        on_close: Callable[[Traffic], object] | None = None,
+    ) -> None:
+        if auth not in protocol.AUTHS:
+            raise InvalidArgumentError(f"auth={auth!r} must be one of {', '.join(protocol.AUTHS)}", argument="auth")
+        if verify is not True and not (isinstance(verify, str) and Path(verify).exists()):
+            raise InvalidArgumentError(
+                f"verify={verify!r} must be true or the path of a CA bundle. Without verification, any server could "
+                "receive the API key",
+                argument="verify",
+            )
+        key = protocol.check_api_key(api_key)
+        if len(key) >= 8 and key.lower() in base_url.lower():
+            raise InvalidArgumentError("The host contains the API key, which belongs in the password", argument="host")
+        self.base_url = protocol.parse_base_url(base_url, allow_http=allow_http)
+        self.page_concurrency = int(_check_positive(page_concurrency, "page_concurrency", minimum=1))
+        self.mask_stream_tokens = mask_stream_tokens
+        self._warned_of_tokens = False
+        self._on_close = on_close
+        self._requester = Requester(
+            self.base_url,
+            key,
+            auth,
+            timeout=_check_positive(timeout, "timeout"),
+            max_attempts=int(_check_positive(max_attempts, "max_attempts", minimum=1)),
+            verify=verify,
+            max_response_bytes=int(_check_positive(max_response_bytes, "max_response_bytes", minimum=1)),
+            user_agent=user_agent,
+            pool_size=max(10, self.page_concurrency),
+        )
+
+    def __repr__(self) -> str:
+        return f"UnleashClient(base_url={getattr(self, 'base_url', None)!r})"  # works even if __init__ failed
+
+    def __enter__(self) -> UnleashClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the open connections."""
+        self._requester.close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close(self.traffic)
+
+    @property
+    def traffic(self) -> Traffic:
+        """The requests so far."""
+        return self._requester.traffic
+
+    # ---- the five endpoints ----
+
+    def get_version(self) -> str:
+        """Return the version of the API; the way to check that a key works."""
+        return self._requester.get(protocol.VERSION_PATH, protocol.parse_version)
+
+    def list_devices(self) -> list[str]:
+        """Return the ids of all devices of the account."""
+        return self._requester.get(protocol.DEVICES_PATH, protocol.parse_ids)
+
+    def list_sessions(self) -> list[str]:
+        """Return the ids of all sessions of the account."""
+        return self._requester.get(protocol.SESSIONS_PATH, protocol.parse_ids)
+
+    def iter_pages(
+        self,
+        device_id: str,
+        start: datetime | int,
+        end: datetime | int,
+        *,
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+    ) -> Generator[Page, None, None]:
+        """
+        Yield the pages of ``[start, end]`` in order.
+
+        Up to ``page_concurrency`` requests are in flight and twice as many pages in memory. Closing the iterator
+        cancels the requests.
+
+        :param device_id: one of :meth:`list_devices`.
+        :param start: aware ``datetime`` or epoch milliseconds; the API is asked for exactly this.
+        :param end: like ``start``.
+        :param endpoint: ``compact`` or ``tableau``; both give the same records.
+        :param page_concurrency: requests in flight; by default the client's.
+        :raises InvalidArgumentError: if an argument is invalid; before any request.
+        :raises SnapshotChangedError: if pages changed while they were read, see :class:`.PageReader`.
+        :raises UnleashError: see :mod:`airflow_provider_unleash.exceptions`.
+        """
+        return _iter_all(self.open_pages(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency))
+
+    def open_pages(
+        self,
+        device_id: str,
+        start: datetime | int,
+        end: datetime | int,
+        *,
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+    ) -> PageReader:
+        """Return a reader of the pages of ``[start, end]``; parameters and errors as in :meth:`iter_pages`."""
+        path = protocol.window_path(device_id, start, end, endpoint)
+        concurrency = self._concurrency(page_concurrency)
+        group = self._requester.new_group(concurrency)
+
+        def fetch(number: int) -> Response:
+            return self._requester.get(f"{path}/{number}", lambda response: response, group)
+
+        def parse(number: int, response: Response) -> Page:
+            read = partial(self._parse_page, number=number, endpoint=endpoint)
+            try:
+                return read(response)
+            except TransportError:  # not JSON
+                return self._requester.get(f"{path}/{number}", read, group)
+
+        return PageReader(fetch, parse, group.cancel, concurrency)
+
+    def iter_page_counts(
+        self,
+        windows: Iterable[tuple[str, datetime | int, datetime | int]],
+        *,
+        endpoint: Endpoint = "compact",
+        page_concurrency: int | None = None,
+    ) -> Generator[int, None, None]:
+        """
+        Yield the number of pages of each window in order, with one request per window.
+
+        Closing the iterator cancels the requests in flight.
+
+        :param windows: ``(device_id, start, end)``, as in :meth:`iter_pages`.
+        :param endpoint: ``compact`` or ``tableau``; both have the same pages.
+        :param page_concurrency: requests in flight; by default the client's.
+        :raises InvalidArgumentError: if an argument is invalid; before any request.
+        :raises UnleashError: see :mod:`airflow_provider_unleash.exceptions`.
+        """
+        paths = [f"{protocol.window_path(*window, endpoint)}/1" for window in windows]
+        return self._count_pages(paths, endpoint, self._concurrency(page_concurrency))
+
+    def _count_pages(self, paths: list[str], endpoint: Endpoint, concurrency: int) -> Generator[int, None, None]:
+        group = self._requester.new_group(concurrency)
+        parse = partial(protocol.parse_page, number=1, endpoint=endpoint)
+        with ThreadPoolExecutor(concurrency, "unleash-page") as workers:
+            try:
+                yield from workers.map(lambda path: self._requester.get(path, parse, group).total_pages, paths)
+            finally:
+                group.cancel()
+                workers.shutdown(cancel_futures=True)
+
+    def _concurrency(self, page_concurrency: int | None) -> int:
+        if page_concurrency is None:
+            return self.page_concurrency
+        return int(_check_positive(page_concurrency, "page_concurrency", minimum=1))
+
+    def _parse_page(self, response: Response, number: int, endpoint: Endpoint) -> Page:
+        """Parse a page, and mask its stream tokens or warn of them."""
+        page = protocol.parse_page(response, number, endpoint)
+        if self.mask_stream_tokens:
+            return protocol.mask_stream_tokens(page)
+        if self.mask_stream_tokens is None and not self._warned_of_tokens and protocol.has_stream_tokens(page):
+            self._warned_of_tokens = True
+            log.warning(
+                "Rows contain stream tokens (?token=... in source_file_name): anyone who reads them can open the live "
+                'stream. Set the connection\'s extra {"mask_stream_tokens": 1} to mask them, or 0 to keep them'
+            )
+        return page
+
+
+def _iter_all(reader: PageReader) -> Generator[Page, None, None]:
+    with reader:
+        yield from reader.iter_from(1)
+
+
+def _check_positive(value: float, argument: str, minimum: float = 0.0) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < minimum or value == 0:
+        raise InvalidArgumentError(f"{argument}={value!r} must be a number above zero", argument=argument)
+    return value

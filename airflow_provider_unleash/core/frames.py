@@ -1,0 +1,55 @@
+"""Pages become an Arrow table or a data frame, with the column types of the Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal, cast, get_args
+
+from airflow_provider_unleash.core.columns import COLUMN_TYPES, ArrowConverter, check_extra_installed, columns_of
+from airflow_provider_unleash.core.protocol import Page
+from airflow_provider_unleash.exceptions import InvalidArgumentError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+FrameType = Literal["pandas", "polars"]
+
+
+def to_table(pages: Iterable[Page], column_types: Mapping[str, str] | None = None) -> pa.Table:
+    """
+    Return the rows of pages as an Arrow table.
+
+    :param column_types: additional columns, as for Parquet files.
+    :raises InvalidArgumentError: if ``column_types`` is invalid.
+    :raises UnexpectedResponseError: if a value does not fit its column.
+    """
+    converter = ArrowConverter(columns_of(column_types))
+    return converter.to_table(map(converter.convert, pages))
+
+
+def check_df_type(df_type: FrameType) -> None:
+    """
+    Check that such frames can be created.
+
+    :raises InvalidArgumentError: if the type is unknown or its library is missing; says how to install it.
+    """
+    known = get_args(FrameType)
+    if df_type not in known:
+        raise InvalidArgumentError(f"df_type={df_type!r} must be one of {', '.join(known)}", argument="df_type")
+    check_extra_installed(df_type, f"df_type={df_type!r}", "df_type")
+
+
+def to_frame(table: pa.Table, df_type: FrameType) -> pd.DataFrame | pl.DataFrame:
+    """Return a table as a data frame; nulls stay nulls and whole numbers stay whole."""
+    if df_type == "polars":
+        import polars as pl
+
+        return cast("pl.DataFrame", pl.from_arrow(table))
+    import pandas as pd
+    import pyarrow as pa
+
+    # By default, pandas turns whole numbers into floats and flags into objects if there is a null among them.
+    types = {kind.arrow(pa): kind.pandas(pd) for kind in COLUMN_TYPES.values() if kind.pandas}
+    return table.to_pandas(types_mapper=types.get)

@@ -1,0 +1,240 @@
+"""Moments and durations: how the package parses, converts and moves them. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import date, datetime, timedelta, timezone, tzinfo
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import msgspec
+import pendulum
+from pendulum.helpers import add_duration
+
+from airflow_provider_unleash.exceptions import InvalidArgumentError
+
+UTC = timezone.utc
+# Any plausible moment in seconds is a smaller integer; in milliseconds, smaller means before March 1973.
+MIN_EPOCH_MS = 10**11
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # years 1 to 9999, the range of datetime
+_BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
+
+
+# ---- epoch milliseconds --------------------------------------------------------------------------
+
+
+def to_epoch_ms(moment: datetime | int, argument: str) -> int:
+    """
+    Return a moment in epoch milliseconds, floored.
+
+    :param moment: an aware ``datetime`` (pendulum included), or epoch milliseconds.
+    :param argument: the parameter that the error names.
+    :raises InvalidArgumentError: if it is naive, looks like seconds, or has another type.
+    """
+    if isinstance(moment, datetime):
+        if moment.tzinfo is None:
+            raise InvalidArgumentError(f"{argument}={moment} has no time zone", argument=argument)
+        return _in_calendar(datetime.__sub__(moment, _EPOCH) // timedelta(milliseconds=1), moment, argument)
+    if not isinstance(moment, int) or isinstance(moment, bool):
+        raise InvalidArgumentError(
+            f"{argument}={moment!r} must be an aware datetime or epoch milliseconds", argument=argument
+        )
+    if moment < MIN_EPOCH_MS:
+        raise InvalidArgumentError(
+            f"{argument}={moment} is too small for epoch milliseconds. If it is in seconds, multiply it by 1000",
+            argument=argument,
+        )
+    return _in_calendar(moment, moment, argument)
+
+
+def _in_calendar(moment_ms: int, given: object, argument: str) -> int:
+    if _FIRST_MS <= moment_ms <= _LAST_MS:
+        return moment_ms
+    raise InvalidArgumentError(
+        f"{argument}={given} is outside the years 1 to 9999. If it is in microseconds, divide it by 1000",
+        argument=argument,
+    )
+
+
+def from_epoch_ms(moment_ms: int) -> datetime:
+    """Return epoch milliseconds as a datetime in UTC."""
+    return _EPOCH + timedelta(milliseconds=moment_ms)
+
+
+def format_ms(moment_ms: int) -> str:
+    """Return epoch milliseconds in the API's timestamp format, ``2020-08-17T02:08:49.000Z``."""
+    return from_epoch_ms(moment_ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# ---- timestamps of rows --------------------------------------------------------------------------
+
+
+def parse_timestamp(text: str) -> datetime:
+    """
+    Parse the ``timestamp`` of a row, such as ``2020-08-17T02:08:49.000Z``; without an offset it is UTC.
+
+    :raises ValueError: if it is not in RFC 3339 format.
+    """
+    try:
+        # msgspec rounds digits beyond microseconds, which could move the moment to the next millisecond.
+        moment = msgspec.convert(_BEYOND_MICROSECONDS.sub(r"\1", text), datetime)
+    except (msgspec.ValidationError, TypeError):
+        raise ValueError(f"{text!r} is not an RFC 3339 timestamp") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def parse_timestamp_or_none(value: Any) -> datetime | None:
+    """Parse the ``timestamp`` of a row; return None if it is missing or not a timestamp."""
+    try:
+        return parse_timestamp(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def are_all_between(timestamps: Sequence[Any], start: datetime, end: datetime) -> bool:
+    """Return whether all are certainly timestamps after ``start`` and before ``end``, in one fast pass."""
+    try:
+        # Rows usually come in order of time, and sorting a sorted list is faster than min() and max().
+        moments = sorted(msgspec.convert(timestamps, list[datetime]))
+        return not moments or (start < moments[0] and moments[-1] < end)
+    except (msgspec.ValidationError, TypeError):  # one is not a timestamp, or has no offset
+        return False
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def is_missing(value: object) -> bool:
+    """Return whether an argument is not given; templates render None and empty values as strings."""
+    return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
+
+
+def parse_moment(value: object, argument: str) -> int | None:
+    """
+    Return a moment in epoch milliseconds, floored, or None if it is not given.
+
+    :param value: datetime, date, ISO 8601 string, or epoch milliseconds; a naive value is UTC.
+    :param argument: the parameter that the error names.
+    :raises InvalidArgumentError: if it cannot be parsed or looks like seconds.
+    """
+    if is_missing(value):
+        return None
+    if isinstance(value, str):
+        value = parse_moment_string(value.strip(), argument)
+    if isinstance(value, datetime):
+        value = assume_utc(value)
+    elif isinstance(value, date):
+        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+    return to_epoch_ms(value, argument)  # type: ignore[arg-type]  # rejects other types
+
+
+def parse_moment_string(text: str, argument: str) -> datetime | date | int:
+    """Parse an ISO 8601 date or time, or 13 digits of epoch milliseconds."""
+    if re.fullmatch(r"\d{13}", text):
+        return int(text)
+    if re.fullmatch(r"-?\d+", text) and len(text) != len("20200817"):
+        hint = ". It looks like seconds: multiply it by 1000" if len(text) == 10 else ""
+        raise InvalidArgumentError(
+            f"{argument}={text!r} is not in epoch milliseconds, which have 13 digits{hint}", argument=argument
+        )
+    # pendulum reads "12:00" as noon today and "2020" as a year, so require a whole date.
+    if re.match(r"\d{4}-\d{2}-\d{2}|\d{8}", text):
+        moment = _parse_iso(text)
+        if isinstance(moment, date):  # a datetime is a date too
+            return moment
+    raise InvalidArgumentError(f"{argument}={text!r} is not an ISO 8601 date or time", argument=argument)
+
+
+def parse_duration(value: object, argument: str = "window") -> timedelta | None:
+    """
+    Return a duration, or None if it is not given.
+
+    :param value: ``timedelta``, pendulum duration, or ISO 8601 duration such as ``P1D``.
+    :param argument: the parameter that the error names.
+    :raises InvalidArgumentError: if it cannot be parsed or is shorter than a millisecond.
+    """
+    if is_missing(value):
+        return None
+    if isinstance(value, str) and value.startswith("P"):
+        parsed = _parse_iso(value)
+        value = value if parsed is None else parsed
+    if not isinstance(value, timedelta):
+        raise InvalidArgumentError(
+            f"{argument}={value!r} is not a duration; expected for example timedelta(days=1) or 'P1D'",
+            argument=argument,
+        )
+    if value < timedelta(milliseconds=1):
+        raise InvalidArgumentError(f"{argument}={value!r} must be at least one millisecond", argument=argument)
+    return value
+
+
+def parse_timezone(value: object, argument: str = "timezone") -> tzinfo | None:
+    """
+    Return a time zone, or None if it is not given.
+
+    :param value: ``tzinfo``, or an IANA name such as ``Europe/Berlin``.
+    :param argument: the parameter that the error names.
+    :raises InvalidArgumentError: if the name is unknown.
+    """
+    if is_missing(value):
+        return None
+    if isinstance(value, tzinfo):
+        # A pytz zone taken from a datetime has the offset of that datetime only; its name has all offsets.
+        name = getattr(value, "zone", None)
+        return ZoneInfo(name) if name else value
+    # Depending on the name, ZoneInfo raises KeyError, ValueError, or OSError (the name of a folder).
+    with suppress(KeyError, ValueError, OSError, TypeError):
+        return ZoneInfo(value)  # type: ignore[arg-type]
+    raise InvalidArgumentError(
+        f"{argument}={value!r} is not a time zone; expected a name such as Europe/Berlin", argument=argument
+    )
+
+
+def _parse_iso(text: str) -> object:
+    with suppress(ValueError, TypeError, OverflowError):  # pendulum raises the last two for some strings
+        return pendulum.parse(text, exact=True)
+    return None
+
+
+def assume_utc(moment: datetime) -> datetime:
+    """Return an aware datetime; a naive one is taken as UTC."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+# ---- calendar arithmetic -------------------------------------------------------------------------
+
+
+def shift(moment: datetime, duration: timedelta, zone: tzinfo, times: int = 1) -> datetime:
+    """
+    Move a moment by a duration, ``times`` times: years, months and days by the zone's calendar, the rest by the clock.
+
+    One day before noon on the day when clocks change is noon of the day before, 23 or 25 hours earlier.
+
+    :raises OverflowError: if the result is outside the years 1 to 9999; for some values a ValueError.
+    """
+    years, months, days, clock = split_duration(duration)
+    moment = assume_utc(moment)
+    if years or months or days:
+        wall = moment.astimezone(zone).replace(tzinfo=None)
+        wall = add_duration(wall, years=years * times, months=months * times, days=days * times)
+        # If the wall time occurs twice or never, take the later reading, as Airflow's cron timetables do.
+        moment = max(wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    # Add the clock part in UTC, because adding to an aware datetime ignores changes of the offset.
+    return moment.astimezone(UTC) + clock * times
+
+
+def split_duration(duration: timedelta) -> tuple[int, int, int, timedelta]:
+    """Return the years, months and days of a duration, which follow the calendar, and the rest, all of one sign."""
+    if isinstance(duration, pendulum.Duration):
+        days = duration.weeks * 7 + duration.remaining_days
+        # As a timedelta, pendulum counts a year as 365 days and a month as 30.
+        clock = duration.as_timedelta() - timedelta(duration.years * 365 + duration.months * 30 + days)
+        return duration.years, duration.months, days, clock
+    days, clock = duration.days, timedelta(seconds=duration.seconds, microseconds=duration.microseconds)
+    if days < 0 and clock:  # Python stores -1 hour as -1 day + 23 hours
+        days, clock = days + 1, clock - timedelta(1)
+    return 0, 0, days, clock

@@ -1,0 +1,112 @@
+"""Devices and a span become a bounded list of windows: by calendar steps, or by the number of pages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import timedelta, tzinfo
+from itertools import islice
+
+from airflow_provider_unleash.core.windows import STEPS, Window, count_steps, iter_steps
+from airflow_provider_unleash.exceptions import InvalidArgumentError
+
+log = logging.getLogger(__name__)
+
+MINUTE_MS = 60_000
+_OTHER_OPTIONS = (
+    "plan a shorter span or fewer devices per run, or raise max_windows and Airflow's [core] max_map_length"
+)
+
+
+@dataclass(frozen=True)
+class DeviceWindow:
+    """A window of a device: what one task extracts."""
+
+    device_id: str
+    window: Window
+
+    def halves(self) -> tuple[DeviceWindow, ...]:
+        """Return it in two parts, cut at a whole minute; none if it is shorter than two minutes."""
+        start, end = self.window.start_ms, self.window.end_ms
+        if end - start < 2 * MINUTE_MS:
+            return ()
+        # Whole minutes keep object names short, and later plans cut at the same places.
+        middle = (start + end) // 2 // MINUTE_MS * MINUTE_MS
+        parts = replace(self.window, end_ms=middle), replace(self.window, start_ms=middle)
+        return tuple(replace(self, window=part) for part in parts)
+
+
+PageCounts = Callable[[Sequence[DeviceWindow]], Generator[int, None, None]]
+
+
+def plan_steps(
+    device_ids: Sequence[str], span: Window, step: timedelta | None, zone: tzinfo, *, max_windows: int
+) -> list[DeviceWindow]:
+    """
+    Return the windows of all devices, device by device, each in order of time.
+
+    :param step: the length of a window; None makes the span one window.
+    :raises InvalidArgumentError: if there are more than ``max_windows``; says which step would fit.
+    """
+    if not device_ids:
+        log.warning("There are no devices, so there are no windows")
+        return []
+    limit = max_windows // len(device_ids)
+    # Create only as many windows as it takes to see that there are too many.
+    windows = [span] if step is None else list(islice(iter_steps(span, step, zone), limit + 1))
+    if len(windows) > limit:
+        number = 1 if step is None else max(len(windows), count_steps(span, step, zone))
+        raise InvalidArgumentError(
+            f"{len(device_ids)} devices × {number} windows are {len(device_ids) * number}, more than "
+            f"max_windows={max_windows}: {_suggest_step(len(device_ids), span, zone, max_windows)}",
+            argument="max_windows",
+        )
+    return [DeviceWindow(device_id, window) for device_id in device_ids for window in windows]
+
+
+def _suggest_step(devices: int, span: Window, zone: tzinfo, max_windows: int) -> str:
+    for name, step in STEPS.items():
+        number = devices * count_steps(span, step, zone)
+        if number <= max_windows:
+            return f'use every="{name}", which makes {number}; or {_OTHER_OPTIONS}'
+    return f"no step fits: {_OTHER_OPTIONS}"
+
+
+def split_by_size(
+    planned: Sequence[DeviceWindow], count_pages: PageCounts, *, max_pages: int, max_windows: int
+) -> list[DeviceWindow]:
+    """
+    Cut windows in halves until none has more than ``max_pages`` pages or is two minutes or longer.
+
+    Requests fewer than ``2 * max_windows`` pages.
+
+    :param planned: at most ``max_windows`` windows.
+    :param count_pages: yields the number of pages of each window.
+    :raises InvalidArgumentError: if there are more than ``max_windows``.
+    """
+    order = {device_id: number for number, device_id in enumerate(dict.fromkeys(one.device_id for one in planned))}
+    fitting: list[DeviceWindow] = []
+    before, counted = len(planned), 0
+    while planned:
+        counted += len(planned)
+        halves: list[DeviceWindow] = []
+        with closing(count_pages(planned)) as counts:
+            for done, (one, pages) in enumerate(zip(planned, counts, strict=True), 1):
+                parts = one.halves() if pages > max_pages else ()
+                if pages > max_pages and not parts:
+                    log.warning("%s has %d pages in %s, which is too short to cut", one.device_id, pages, one.window)
+                if parts:
+                    halves += parts
+                else:
+                    fitting.append(one)
+                if len(fitting) + len(halves) + len(planned) - done > max_windows:
+                    raise InvalidArgumentError(
+                        f"Windows of at most max_pages={max_pages} pages are more than max_windows={max_windows} (one "
+                        f"of {one.device_id} has {pages} pages): raise max_pages, {_OTHER_OPTIONS}",
+                        argument="max_windows",
+                    )
+        planned = halves
+    log.info("Counted the pages of %d windows: %d were planned, %d remain", counted, before, len(fitting))
+    return sorted(fitting, key=lambda one: (order[one.device_id], one.window.start_ms))

@@ -1,0 +1,349 @@
+"""One HTTP session: sends requests, retries and counts them, and cancels those in flight."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import NewConnectionError
+from urllib3.exceptions import TimeoutError as PoolTimeoutError
+
+from airflow_provider_unleash import __version__
+from airflow_provider_unleash.core.protocol import Auth, Response, auth_headers, is_loopback, raise_for_status
+from airflow_provider_unleash.core.throttle import MAX_PAUSE, Throttle, backoff, is_refusal
+from airflow_provider_unleash.exceptions import (
+    InvalidArgumentError,
+    RateLimitError,
+    ResultTooLargeError,
+    ServerError,
+    TransientError,
+    TransportError,
+    UnexpectedResponseError,
+    UnleashError,
+)
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+USER_AGENT = f"airflow-provider-unleash/{__version__}"
+# Before 2.6, urllib3 inflates each chunk in one go, up to a thousandfold, and holds the result twice.
+_CHUNK_BYTES = 1 << (18 if tuple(map(int, version("urllib3").split(".")[:2])) >= (2, 6) else 14)
+
+
+@dataclass
+class Traffic:
+    """
+    The requests of a client so far.
+
+    :param requests: requests sent, retries included.
+    :param retries: requests sent again.
+    :param throttled_seconds: seconds for which the API asked all requests to pause.
+    :param outcomes: number of requests by outcome, one of ``OUTCOMES``.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    throttled_seconds: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+
+# The outcome of a request is the first one whose error it raised; "cancelled" requests were no longer needed.
+_OUTCOMES: dict[str, tuple[type[UnleashError], ...]] = {
+    "throttled": (RateLimitError,),
+    "server_error": (ServerError,),
+    "transport_error": (TransportError,),
+    "unexpected": (UnexpectedResponseError, ResultTooLargeError),
+    "client_error": (UnleashError,),
+}
+OUTCOMES = ("ok", *_OUTCOMES, "cancelled")
+
+
+class RequestGroup:
+    """
+    Requests that share a throttle and are cancelled together.
+
+    :param throttle: limits the requests in flight.
+    """
+
+    def __init__(self, throttle: Throttle) -> None:
+        self.throttle = throttle
+        self._lock = threading.Lock()
+        self._sockets: dict[int, socket.socket] = {}
+        self._cancelled = False
+
+    def is_cancelled(self) -> bool:
+        """Return whether :meth:`cancel` was called."""
+        return self._cancelled
+
+    @contextmanager
+    def in_flight(self) -> Iterator[None]:
+        """Let :meth:`cancel` end the request that this thread sends in the block."""
+        _thread.group = self
+        try:
+            yield
+        finally:
+            _thread.group = None
+            with self._lock:
+                self._sockets.pop(threading.get_ident(), None)
+
+    def watch(self, connected: socket.socket) -> None:
+        """Remember the socket that this thread is about to read from."""
+        with self._lock:
+            self._sockets[threading.get_ident()] = connected
+            if self._cancelled:
+                _shut_down(connected)
+
+    def cancel(self) -> None:
+        """Send no more requests and end those in flight."""
+        with self._lock:
+            self._cancelled = True
+            for connected in self._sockets.values():
+                _shut_down(connected)
+        self.throttle.wake()
+
+
+def _shut_down(connected: socket.socket) -> None:
+    with suppress(OSError):  # already closed
+        connected.shutdown(socket.SHUT_RDWR)
+
+
+class Requester:
+    """
+    Sends GET requests with the key, and retries those that may succeed later.
+
+    :param base_url: valid base URL of the API.
+    :param api_key: valid key; never in a log or error.
+    :param auth: how the key is sent.
+    :param timeout: seconds for the connect and for each read.
+    :param max_attempts: attempts per request.
+    :param verify: True, or the path of a CA bundle.
+    :param max_response_bytes: larger bodies are refused while they are read.
+    :param user_agent: appended to the package's own.
+    :param pool_size: connections to keep open.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        auth: Auth,
+        *,
+        timeout: float,
+        max_attempts: int,
+        verify: bool | str,
+        max_response_bytes: int,
+        user_agent: str,
+        pool_size: int,
+    ) -> None:
+        self.base_url = base_url
+        self._key = api_key
+        self._timeout = timeout
+        self._max_attempts = max_attempts
+        self._verify = verify
+        self._max_response_bytes = max_response_bytes
+        self._session = _open_session(base_url, auth_headers(api_key, auth), user_agent, pool_size)
+        self._traffic = Traffic()
+        self._traffic_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the open connections."""
+        self._session.close()
+
+    @property
+    def traffic(self) -> Traffic:
+        """A copy of the traffic so far."""
+        with self._traffic_lock:
+            return replace(self._traffic, outcomes=self._traffic.outcomes.copy())
+
+    def _count(self, **amounts: float) -> None:
+        with self._traffic_lock:
+            for name, amount in amounts.items():
+                setattr(self._traffic, name, getattr(self._traffic, name) + amount)
+
+    def new_group(self, limit: int = 1) -> RequestGroup:
+        """Return a group of at most ``limit`` requests in flight."""
+        return RequestGroup(
+            Throttle(limit, self._max_attempts, on_pause=lambda seconds: self._count(throttled_seconds=seconds))
+        )
+
+    def get(self, path: str, parse: Callable[[Response], T], group: RequestGroup | None = None) -> T:
+        """
+        Return the parsed response of a path; retry as long as that may help.
+
+        :param path: path after the base URL.
+        :param parse: parses a response of status 200; its :class:`.TransientError` causes a retry too.
+        :param group: the group that the request belongs to.
+        :raises CancelledError: if the group is cancelled before the request is sent.
+        :raises UnleashError: if the request failed for good.
+        """
+        group = group or self.new_group()
+        failures = 0
+        while True:
+            try:
+                return group.throttle.run(lambda: self._attempt(path, parse, group), group.is_cancelled)
+            except TransientError as error:
+                failures += not isinstance(error, RateLimitError)  # the throttle counts those, for all requests
+                is_too_long = error.retry_after is not None and error.retry_after > MAX_PAUSE
+                if is_too_long or group.throttle.is_exhausted or failures >= self._max_attempts:
+                    raise
+                self._count(retries=1)
+                log.warning("%s. Retrying", error)
+                if not is_refusal(error):  # after a refusal, the throttle pauses
+                    group.throttle.sleep(backoff(failures), group.is_cancelled)
+
+    def _attempt(self, path: str, parse: Callable[[Response], T], group: RequestGroup) -> T:
+        self._count(requests=1)
+        outcome = "cancelled"  # also if another exception ends the request, such as a task timeout
+        try:
+            with group.in_flight():
+                result = parse(self._send(path))
+            outcome = "ok"
+            return result
+        except UnleashError as error:
+            if not group.is_cancelled():
+                outcome = next(name for name, kinds in _OUTCOMES.items() if isinstance(error, kinds))
+            raise
+        finally:
+            with self._traffic_lock:
+                self._traffic.outcomes[outcome] += 1
+
+    def _send(self, path: str) -> Response:
+        """Send one request; return its response if the status is 200, else raise the matching error."""
+        url = self.base_url + path
+        try:
+            with self._session.get(
+                url,
+                timeout=(self._timeout, self._timeout),
+                allow_redirects=False,
+                stream=True,
+                verify=self._verify,
+            ) as http:
+                # No variable for the body: some log handlers print the variables of a traceback's frames.
+                response = Response(url, http.status_code, http.headers, self._read_body(http), self._key)
+        except requests.RequestException as error:
+            # Drop the traceback: the frames of requests hold the header with the key.
+            raise _transport_error(url, error) from None
+        raise_for_status(response)
+        return response
+
+    def _read_body(self, http: requests.Response) -> bytes:
+        chunks, size = [], 0
+        for chunk in http.iter_content(_CHUNK_BYTES):
+            size += len(chunk)
+            if size > self._max_response_bytes:
+                raise ResultTooLargeError(
+                    f"{http.url} returned more than {self._max_response_bytes} bytes",
+                    limit=self._max_response_bytes,
+                    url=http.url,
+                    status=http.status_code,
+                )
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+
+# ---- the session ---------------------------------------------------------------------------------
+
+_thread = threading.local()
+
+
+class _WatchedConnection:
+    """A connection whose socket another thread can shut down; requests cannot cancel a request."""
+
+    sock: socket.socket | None
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        super().request(*args, **kwargs)  # type: ignore[misc]  # the class it is mixed into has it
+        group: RequestGroup | None = getattr(_thread, "group", None)
+        if group is not None and self.sock is not None:
+            group.watch(self.sock)
+
+
+class _HTTPConnection(_WatchedConnection, HTTPConnection):
+    pass
+
+
+class _HTTPSConnection(_WatchedConnection, HTTPSConnection):
+    pass
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
+
+
+class _Adapter(HTTPAdapter):
+    _POOLS: ClassVar = {"http": _HTTPPool, "https": _HTTPSPool}
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = self._POOLS
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = self._POOLS
+        return manager
+
+
+class _KeyAuth(AuthBase):
+    """Sets the key's header. With a plain header, requests would replace the key by an entry of ``~/.netrc``."""
+
+    def __init__(self, headers: dict[str, str]) -> None:
+        self._headers = headers
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers.update(self._headers)
+        return request
+
+
+def _open_session(base_url: str, headers: dict[str, str], user_agent: str, pool_size: int) -> requests.Session:
+    session = requests.Session()
+    session.auth = _KeyAuth(headers)
+    session.headers.update(
+        {
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip",
+            "User-Agent": f"{USER_AGENT} {user_agent}".strip(),
+        }
+    )
+    adapter = _Adapter(pool_maxsize=pool_size)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    # Requests to this machine, and the key in them, do not go through a proxy from the environment.
+    session.trust_env = not is_loopback(urlsplit(base_url).hostname or "")
+    return session
+
+
+def _transport_error(url: str, error: requests.RequestException) -> UnleashError:
+    """Return the error of this package for an exception of requests."""
+    cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
+    message = f"No usable response from {url}: {cause or type(error).__name__}"
+    if isinstance(error, requests.exceptions.SSLError):
+        return TransportError(
+            f"{message}. TLS failed. If a proxy or your own CA signs the certificate, set the connection's extra "
+            "verify to the path of its CA bundle; if the server has no TLS, use http:// in the host",
+            reason="tls",
+            url=url,
+        )
+    if isinstance(cause, PoolTimeoutError) and not isinstance(cause, NewConnectionError):
+        return TransportError(message, reason="timeout", url=url)
+    if isinstance(error, (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)):
+        return TransportError(f"{message}. The body was truncated or damaged", reason="truncated", url=url)
+    if isinstance(error, ValueError):  # InvalidURL, InvalidProxyURL or InvalidHeader: nothing was sent
+        return InvalidArgumentError(message, argument="host", url=url)
+    return TransportError(f"{message}. Check the host, port, proxy and firewall", reason="connection", url=url)

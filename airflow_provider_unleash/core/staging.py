@@ -1,0 +1,233 @@
+"""Staged pages: a retry of a long extraction continues where the last try stopped, on any worker."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from datetime import timedelta
+from itertools import count
+from types import TracebackType
+
+import msgspec
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+from airflow_provider_unleash import __version__
+from airflow_provider_unleash.core.pages import Snapshot
+from airflow_provider_unleash.core.protocol import Page, Response, parse_page, render_page
+from airflow_provider_unleash.core.stores import (
+    PART_BYTES,
+    FolderPath,
+    StoragePath,
+    abort_uploads,
+    publish,
+    remove_tree,
+)
+from airflow_provider_unleash.exceptions import InvalidArgumentError, SnapshotChangedError
+
+log = logging.getLogger(__name__)
+
+# Spark, Hive, Athena and Trino ignore folders whose name starts with an underscore.
+FOLDER = "_staging"
+# Level 1 takes a third of the time of level 6, for files that are rarely read.
+_GZIP_LEVEL = 1
+# Pages that the client accepts are smaller, so a longer line is damaged.
+_MAX_LINE_BYTES = 1 << 29
+
+
+class _Header(msgspec.Struct):
+    """The first line of a staged file: what its pages belong to."""
+
+    snapshot: Snapshot
+    staged_at: float
+    first_page: int
+
+
+class _UnusableError(Exception):
+    """A staged file is too old or does not fit."""
+
+
+def check_checkpoint_pages(checkpoint_pages: int | None) -> None:
+    """
+    Check that this is a number of pages, or None, which turns staging off.
+
+    :raises InvalidArgumentError: if it is neither.
+    """
+    is_whole = isinstance(checkpoint_pages, int) and not isinstance(checkpoint_pages, bool) and checkpoint_pages > 0
+    if checkpoint_pages is not None and not is_whole:
+        raise InvalidArgumentError(
+            f"checkpoint_pages={checkpoint_pages!r} must be a whole number above zero, or None to stage no pages",
+            argument="checkpoint_pages",
+        )
+
+
+class Staging:
+    """
+    Stages the pages of one object while they are read, and loads those that an earlier try has staged.
+
+    Each ``checkpoint_pages`` pages become one file, ``<dst>/_staging/<hash>/00000.pages`` and so on, published whole or
+    not at all. The hash is that of the object's name and of everything else that determines its pages. A file starts
+    with a line about the snapshot; each further line is a page, as a response of the API. Tries that read the same
+    object at the same time write the same files.
+
+    An error in here costs requests, never rows: it is logged and the API is asked instead. A context manager: the files
+    stay if the block raises, unless it raises because the pages changed.
+
+    :param dst: folder that the object's name is relative to.
+    :param source: what determines the pages, such as object name, base URL and endpoint: strings and numbers.
+    :param checkpoint_pages: pages per file; an extraction of no more pages stages nothing, with None none does.
+    :param resume_within: files that are older are removed, not used.
+    :ivar next_page: the first page that is not staged.
+    :ivar resumed_pages: number of pages that :meth:`load` yielded.
+    """
+
+    def __init__(
+        self, dst: FolderPath, source: Sequence[object], *, checkpoint_pages: int | None, resume_within: timedelta
+    ) -> None:
+        digest = hashlib.sha256(repr((*source, __version__)).encode()).hexdigest()[:16]
+        self._folder = dst / FOLDER / digest
+        self._checkpoint_pages = checkpoint_pages
+        self._resume_within = resume_within.total_seconds()
+        self._snapshot = Snapshot(0, b"", b"")
+        self._file = ExitStack()
+        self._stream: gzip.GzipFile | None = None
+        self._next_file = self._pages_in_file = 0
+        self._is_enabled = self._has_files = False
+        self.next_page = 2
+        self.resumed_pages = 0
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._discard_file()
+        if error is None or isinstance(error, SnapshotChangedError):
+            self._remove()
+
+    def stages(self, total_pages: int) -> bool:
+        """Return whether an extraction of so many pages is staged."""
+        return self._checkpoint_pages is not None and total_pages > self._checkpoint_pages
+
+    def load(self, snapshot: Snapshot) -> Iterator[Page]:
+        """
+        Yield the pages from page 2 on that an earlier try has staged, without a gap; call it before :meth:`keep`.
+
+        Staged pages of another snapshot are removed.
+
+        :param snapshot: the snapshot of the pages that the API has now.
+        """
+        self._snapshot = snapshot
+        self._is_enabled = True
+        found = self._list_files()
+        self._has_files = bool(found)
+        for index in count():
+            if _file_name(index) not in found:
+                break
+            path = self._folder / _file_name(index)
+            try:
+                for page in self._read_file(path, snapshot):
+                    self.resumed_pages += 1
+                    self.next_page += 1
+                    yield page
+            except Exception as error:
+                # Another try may have removed the file, or it is damaged. The API has these pages too.
+                log.warning("Cannot use staged pages in %s: %s", path, error)
+                break
+            self._next_file = index + 1
+        if self.resumed_pages:
+            log.info("Resuming at page %d, after the staged pages in %s", self.next_page, self._folder)
+        for name in found:
+            if name >= _file_name(self._next_file):
+                _remove_logged(self._folder / name)
+
+    def _list_files(self) -> set[str]:
+        try:
+            self._folder.fs.invalidate_cache(self._folder.path)
+            return {str(path).rpartition("/")[2] for path in self._folder.fs.find(self._folder.path)}
+        except FileNotFoundError:
+            return set()
+        except Exception as error:
+            log.warning("Cannot list staged pages in %s, so all pages are requested: %s", self._folder, error)
+            return set()
+
+    def _read_file(self, path: StoragePath, snapshot: Snapshot) -> Iterator[Page]:
+        with path.fs.open(path.path, "rb", block_size=PART_BYTES) as packed, gzip.open(packed) as lines:
+            header = msgspec.json.decode(lines.readline(_MAX_LINE_BYTES), type=_Header)
+            if time.time() - header.staged_at > self._resume_within:
+                raise _UnusableError("they are older than resume_within")
+            if header.snapshot != snapshot:
+                raise _UnusableError("the API has other rows now")
+            if header.first_page != self.next_page:
+                raise _UnusableError(f"page {header.first_page} follows page {self.next_page - 1}")
+            while line := lines.readline(_MAX_LINE_BYTES):
+                if self.next_page > snapshot.total_pages:
+                    raise _UnusableError("there are more pages than the API has")
+                endpoint, _, body = line.partition(b" ")
+                response = Response(path.path, 200, {}, body)
+                yield parse_page(response, self.next_page, "tableau" if endpoint == b"tableau" else "compact")
+
+    def keep(self, pages: Iterable[Page]) -> Iterator[Page]:
+        """Yield the pages, and stage each that is not staged yet."""
+        for page in pages:
+            if self._is_enabled and page.number == self.next_page:
+                try:
+                    self._stage(page)
+                except Exception as error:
+                    self._is_enabled = False
+                    log.warning("Cannot stage pages, so a retry would request them again: %s", error)
+                    self._discard_file()
+                    self._remove()
+            yield page
+
+    def _stage(self, page: Page) -> None:
+        if self._stream is None:
+            self._has_files = True  # even if publishing the first file fails halfway
+            packed = self._file.enter_context(publish(self._folder / _file_name(self._next_file)))
+            self._stream = self._file.enter_context(gzip.GzipFile("", "wb", _GZIP_LEVEL, packed, mtime=0))
+            self._stream.write(msgspec.json.encode(_Header(self._snapshot, time.time(), page.number)) + b"\n")
+            self._pages_in_file = 0
+        body, endpoint = render_page(page)
+        self._stream.write(endpoint.encode() + b" " + body + b"\n")
+        self.next_page += 1
+        self._pages_in_file += 1
+        if self._pages_in_file == self._checkpoint_pages:
+            self._stream = None
+            self._next_file += 1
+            self._file.close()
+
+    def _discard_file(self) -> None:
+        """Drop the file that is not complete; nothing of it is published."""
+        self._stream = None
+        with suppress(Exception), self._file:
+            raise _UnusableError("it is incomplete")
+
+    def _remove(self) -> None:
+        """Remove the staged files, and unfinished uploads of them by killed tries."""
+        if self._has_files:
+            self._has_files = False
+            _remove_logged(self._folder)
+            abort_uploads(self._folder, below=True)
+
+
+def _file_name(index: int) -> str:
+    return f"{index:05}.pages"
+
+
+def _remove_logged(path: StoragePath) -> None:
+    retrying = Retrying(
+        # Not BaseException: a task timeout must end the task.
+        retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, PermissionError)),
+        stop=stop_after_attempt(3),
+        wait=wait_exponential(0.5),
+        reraise=True,
+    )
+    try:
+        retrying(remove_tree, path)
+    except Exception as error:
+        # The object does not need it. Failing would make tasks that may write but not delete fail forever.
+        log.warning("Cannot remove %s; you can remove it: %s", path, error)

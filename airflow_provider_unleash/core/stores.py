@@ -1,0 +1,235 @@
+"""Objects on any fsspec store: published whole, or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import logging
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+from urllib.parse import unquote
+
+from airflow_provider_unleash.exceptions import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+log = logging.getLogger(__name__)
+
+# S3 allows 10 000 parts of at least 5 MiB. fsspec's default would keep 50 MiB in memory.
+PART_BYTES = 8 * 1024 * 1024
+
+_BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "adl", "az", "wasb")
+# Aliases of schemes that Airflow's providers register.
+_SCHEME_ALIASES = {"local": "file", "s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "adl": "abfs", "az": "abfs"}
+# DuckDB's scheme for an Azure container: https://duckdb.org/docs/stable/core_extensions/azure
+_URL_SCHEMES = {"": "file", "local": "file", "abfs": "az", "abfss": "az"}
+_MAX_CREATE_ATTEMPTS = 100
+
+
+class StoragePath(Protocol):
+    """The attributes used of a path; ``ObjectStoragePath`` and ``UPath`` have them."""
+
+    @property
+    def fs(self) -> AbstractFileSystem: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def protocol(self) -> str: ...
+
+
+class FolderPath(StoragePath, Protocol):
+    """A :class:`StoragePath` of a folder."""
+
+    def __truediv__(self, name: str) -> FolderPath: ...
+
+
+# ---- URLs ----------------------------------------------------------------------------------------
+
+
+def check_dst(dst: str) -> None:
+    """
+    Check that the URL or absolute path of a folder leads where it says.
+
+    :raises InvalidArgumentError: if it does not, for example because a template rendered to None.
+    """
+    scheme, _, place = dst.partition("://") if "://" in dst else ("file", "", dst)
+    problem = None
+    is_local = scheme.lower() in ("file", "local")
+    # After two slashes, ObjectStoragePath would use the current folder.
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme) or (is_local and not re.match("/(?!/)", place)):
+        problem = "is not a URL or absolute path"
+    elif "://" in place:
+        problem = "contains two URLs"
+    elif not dst.isprintable() or dst != dst.strip():
+        problem = "contains control or invisible characters, or starts or ends with white space"
+    elif scheme.lower() in _BUCKET_SCHEMES and not place.partition("/")[0].rpartition("@")[2]:
+        problem = "has no bucket"
+    elif {".", ".."} & set(re.split(r"[/\\@]", unquote(place))):
+        problem = "contains a dot segment, which leads elsewhere"
+    if problem:
+        raise InvalidArgumentError(
+            f"dst={dst!r} {problem}; expected for example s3://aws_default@lake/unleash", argument="dst"
+        )
+
+
+def url_of(path: StoragePath) -> str:
+    """Return the URL that DuckDB or Snowflake reads: without an Airflow connection."""
+    return f"{_URL_SCHEMES.get(path.protocol, path.protocol)}://{path.path}"
+
+
+def place_of(dst: str) -> tuple[str, str, str]:
+    """
+    Return scheme, bucket and key of a folder, whichever Airflow connection and spelling lead there.
+
+    :param dst: folder URL or absolute path that :func:`check_dst` accepts.
+    """
+    scheme, _, place = dst.partition("://") if "://" in dst else ("file", "", dst)
+    scheme = _SCHEME_ALIASES.get(scheme.lower(), scheme.lower())
+    bucket, _, key = place.partition("/")
+    if scheme == "file":
+        key = re.sub("/+", "/", key)
+    return scheme, bucket.rpartition("@")[2], key.strip("/") if scheme == "file" else key.rstrip("/")
+
+
+def _is_local(path: StoragePath) -> bool:
+    return path.protocol in ("", "file", "local")
+
+
+def _is_s3(path: StoragePath) -> bool:
+    return path.protocol in ("s3", "s3a")
+
+
+# ---- publishing ----------------------------------------------------------------------------------
+
+
+def publish(path: StoragePath) -> AbstractContextManager[IO[bytes]]:
+    """Yield a stream. When the block ends, its content becomes the object; if it raises, nothing changes."""
+    if _is_local(path):
+        return _publish_file(Path(path.path))
+    if _is_s3(path):
+        return _publish_upload(path)
+    return _publish_copy(path)
+
+
+@contextmanager
+def _publish_upload(path: StoragePath) -> Iterator[IO[bytes]]:
+    # autocommit=False, because fsspec otherwise publishes a partial object after an exception or garbage collection.
+    handle = path.fs.open(path.path, "wb", block_size=PART_BYTES, autocommit=False)
+    try:
+        yield handle
+        handle.close()
+        handle.commit()
+    except BaseException:
+        for undo in (handle.close, handle.discard):  # in this order: s3fs cannot close a discarded handle
+            with suppress(Exception):
+                undo()
+        raise
+    # Abort only after publishing; otherwise concurrent attempts abort each other.
+    abort_uploads(path)
+
+
+def abort_uploads(path: StoragePath, *, below: bool = False) -> None:
+    """
+    Abort the open multipart uploads of an object that is published: those of killed processes, which cost money.
+
+    An upload that is still in progress fails and publishes nothing; it would have written the same object again.
+
+    :param below: abort the uploads of all objects whose name starts with the path.
+    """
+    if not _is_s3(path):
+        return
+    try:
+        bucket, key, _ = path.fs.split_path(path.path)
+        listed = path.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
+        for upload in listed.get("Uploads", ()):
+            name = upload["Key"]
+            if name.startswith(key) if below else name == key:
+                path.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=name, UploadId=upload["UploadId"])
+    except Exception as error:
+        # Not everyone who may write may list uploads. A lifecycle rule of the bucket can end them.
+        log.info("Cannot abort unfinished uploads of %s: %s", path, error)
+
+
+@contextmanager
+def _publish_copy(path: StoragePath) -> Iterator[IO[bytes]]:
+    # Some stores (adlfs) publish whatever is closed, even with autocommit=False, so upload complete files only.
+    with tempfile.NamedTemporaryFile(prefix="unleash-") as copy:
+        yield copy
+        copy.flush()
+        path.fs.put_file(copy.name, path.path)
+
+
+@contextmanager
+def _publish_file(target: Path) -> Iterator[IO[bytes]]:
+    """Write a hidden sibling and rename it. fsspec would write to the temporary folder, often another device."""
+    created = [path for path in (target.parent, *target.parent.parents) if not path.exists()]
+    _remove_abandoned(target)
+    try:
+        with _open_sibling(target) as sibling:
+            yield sibling
+            sibling.flush()
+            os.fsync(sibling.fileno())
+            Path(sibling.name).replace(target)
+    except BaseException:
+        for folder in created:
+            with suppress(OSError):  # another task may have written to it
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _open_sibling(target: Path) -> Iterator[IO[bytes]]:
+    """Yield a new file in the same folder; remove it if it was not renamed."""
+    with _create_sibling(target) as stream:
+        try:
+            yield stream
+        finally:
+            Path(stream.name).unlink(missing_ok=True)
+
+
+def _create_sibling(target: Path) -> IO[bytes]:
+    """Create a file in the same folder, locked to show that a process is writing it."""
+    for _ in range(_MAX_CREATE_ATTEMPTS):
+        sibling = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        # A failed task may remove the folder, and a new task this file before it is locked.
+        with suppress(FileNotFoundError, FileExistsError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stream = sibling.open("xb")
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if sibling.exists():
+                return stream
+            stream.close()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return sibling.open("xb")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the siblings that killed processes left."""
+    with suppress(FileNotFoundError):  # a failed task removed the folder
+        for sibling in list(target.parent.glob(f".{glob.escape(target.name)}.*.tmp")):
+            with suppress(OSError), sibling.open("r+b") as stream:  # NFS only locks files that are open for writing
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                sibling.unlink()
+
+
+def remove_tree(path: StoragePath) -> None:
+    """Remove an object or a folder with its content, and the parent if that leaves it empty; they may not exist."""
+    path.fs.invalidate_cache(path.path)
+    if _is_local(path):
+        with suppress(FileNotFoundError):
+            path.fs.rm(path.path, recursive=True)
+        with suppress(OSError):  # not empty
+            Path(path.path).parent.rmdir()
+        return
+    # fsspec's rm expands * ? [ as patterns, and s3fs's ignores objects that it may not remove.
+    with suppress(FileNotFoundError):
+        for found in path.fs.find(path.path):
+            path.fs.rm_file(found)

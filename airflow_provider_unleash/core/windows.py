@@ -1,0 +1,341 @@
+"""Which ``[start, end)`` a DAG run extracts, how a span is cut into windows, and which rows a window keeps."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, tzinfo
+from itertools import count
+
+import pendulum
+
+from airflow_provider_unleash.core.moments import (
+    UTC,
+    are_all_between,
+    assume_utc,
+    format_ms,
+    from_epoch_ms,
+    is_missing,
+    parse_duration,
+    parse_moment,
+    parse_moment_string,
+    parse_timestamp_or_none,
+    parse_timezone,
+    shift,
+    split_duration,
+    to_epoch_ms,
+)
+from airflow_provider_unleash.core.protocol import Page
+from airflow_provider_unleash.exceptions import InvalidArgumentError, WindowError
+
+log = logging.getLogger(__name__)
+
+TOLERATED_DIFFERENCE = timedelta(hours=1)
+
+_RULES = {
+    "start_end": "the task's start and end",
+    "data_interval": "the run's data interval",
+    "partition_date": "the run's partition date and window",
+    "window": "window, counted back from the run",
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """
+    A half-open interval ``[start, end)`` in epoch milliseconds.
+
+    :param start_ms: first millisecond in the window.
+    :param end_ms: first millisecond after the window; equal to ``start_ms`` only if the user asked for that.
+    :param rule: the rule that gave the window: start_end, data_interval, partition_date or window.
+    """
+
+    start_ms: int
+    end_ms: int
+    rule: str = "start_end"
+
+    @property
+    def start(self) -> datetime:
+        """The start as a datetime in UTC."""
+        return from_epoch_ms(self.start_ms)
+
+    @property
+    def end(self) -> datetime:
+        """The end as a datetime in UTC."""
+        return from_epoch_ms(self.end_ms)
+
+    def __str__(self) -> str:
+        return f"[{format_ms(self.start_ms)}, {format_ms(self.end_ms)}) from {_RULES[self.rule]}"
+
+
+# ---- the window of a run -------------------------------------------------------------------------
+
+
+def resolve_window(
+    *,
+    start: object = None,
+    end: object = None,
+    window: object = None,
+    data_interval_start: datetime | None = None,
+    data_interval_end: datetime | None = None,
+    partition_date: datetime | None = None,
+    logical_date: datetime | None = None,
+    run_after: datetime | None = None,
+    undated_partition: str | None = None,
+    dag_timezone: tzinfo = UTC,
+    run_kind: str = "",
+) -> Window:
+    """
+    Return the window of a run by the first rule that applies.
+
+    1. ``start`` and ``end`` are given.
+    2. The data interval is longer than zero.
+    3. ``window`` is given and the run has a partition date: ``[partition_date, partition_date + window)``.
+    4. ``window`` is given: ``[moment - window, moment)``, where the moment is the end of the data interval, else the
+       logical date, else ``run_after``.
+
+    Rules 3 and 4 count in the DAG's time zone; whole days are calendar days.
+
+    :param start: datetime, date, ISO 8601 string or epoch milliseconds; ``""`` and ``"None"`` are not given.
+    :param end: like ``start``.
+    :param window: ``timedelta``, pendulum duration or ISO 8601 duration.
+    :param undated_partition: partition key of a run whose partition date is unknown. Rules 3 and 4 do not apply to
+        such a run, because its partition may lie anywhere.
+    :param run_kind: kind of run that the error names, such as ``manual``.
+    :raises WindowError: if no rule applies, or start is after end.
+    :raises InvalidArgumentError: if a value cannot be parsed.
+    """
+    given, length = given_window(start, end), parse_duration(window)
+    if given is not None:
+        return given
+    interval = data_interval_window(data_interval_start, data_interval_end)
+    if interval is not None:
+        _warn_if_different(interval, length, dag_timezone)
+        return interval
+    if undated_partition:
+        raise WindowError(
+            f"The run is for partition {undated_partition!r}, and this Airflow version does not tell its date (3.3 "
+            "does). Set start and end, for example with {{ dag_run.partition_key }}",
+            argument="start",
+        )
+    if length is not None and partition_date is not None:
+        return _span(partition_date, length, 1, dag_timezone, "partition_date")
+    moment = data_interval_end or logical_date or run_after
+    if length is not None and moment is not None:
+        return _span(moment, length, -1, dag_timezone, "window")
+    raise WindowError(_explain_no_window(run_kind, data_interval_end, partition_date), argument="window")
+
+
+def given_window(start: object, end: object) -> Window | None:
+    """
+    Return the window from ``start`` to ``end``, or None if neither is given.
+
+    :raises WindowError: if only one is given, or start is after end.
+    :raises InvalidArgumentError: if one cannot be parsed.
+    """
+    start_ms, end_ms = parse_moment(start, "start"), parse_moment(end, "end")
+    if start_ms is None and end_ms is None:
+        return None
+    if start_ms is None or end_ms is None:
+        missing = "start" if start_ms is None else "end"
+        raise WindowError(f"Give both start and end: {missing} is missing", argument=missing)
+    if start_ms > end_ms:
+        raise WindowError(f"start {format_ms(start_ms)} is after end {format_ms(end_ms)}", argument="start")
+    return Window(start_ms, end_ms, "start_end")
+
+
+def data_interval_window(start: datetime | None, end: datetime | None) -> Window | None:
+    """Return the window of a data interval, or None if it is missing or empty."""
+    if start is None or end is None:
+        return None
+    interval = Window(to_ms(start), to_ms(end), "data_interval")
+    return interval if interval.start_ms < interval.end_ms else None
+
+
+def _span(moment: datetime, length: timedelta, direction: int, zone: tzinfo, rule: str) -> Window:
+    try:
+        first, last = sorted((to_ms(moment), to_ms(shift(moment, length, zone, direction))))
+    except (OverflowError, ValueError):
+        raise WindowError(
+            f"window={length} from {moment} ends outside the years 1 to 9999", argument="window"
+        ) from None
+    return Window(first, last, rule)
+
+
+def _warn_if_different(interval: Window, length: timedelta | None, zone: tzinfo) -> None:
+    if length is None:
+        return
+    expected = _span(interval.end, length, -1, zone, "window")
+    if abs(expected.start - interval.start) > TOLERATED_DIFFERENCE:
+        log.warning(
+            "The run's data interval is %s long, but window=%s. The data interval is used",
+            interval.end - interval.start,
+            length,
+        )
+
+
+def _explain_no_window(run_kind: str, data_interval_end: datetime | None, partition_date: datetime | None) -> str:
+    problem = "no data interval" if data_interval_end is None else "an empty data interval (start equals end)"
+    by_window = "the day before the run" if partition_date is None else f"the day from partition date {partition_date}"
+    return (
+        f"This {(run_kind + ' run').replace('_', '-').strip()} has {problem}, so it does not define a time window. "
+        'On Airflow 3, schedule="@daily" gives runs an empty interval, and a manual or asset-triggered run may have '
+        "none. Choose one:\n"
+        '1. Use a timetable with data intervals: schedule=CronDataIntervalTimetable("@daily", timezone="UTC"), '
+        "from airflow.timetables.interval\n"
+        f"2. Set window=timedelta(days=1) on this task: {by_window}\n"
+        '3. Set start="2020-08-17T00:00:00Z" and end="2020-08-18T00:00:00Z" on this task (templates work)'
+    )
+
+
+def to_ms(moment: datetime) -> int:
+    """Return a moment of a run in epoch milliseconds; a naive one is UTC."""
+    return to_epoch_ms(assume_utc(moment), "moment")
+
+
+# ---- a span in steps -----------------------------------------------------------------------------
+
+STEPS: dict[str, timedelta] = {
+    "hour": timedelta(hours=1),
+    "day": timedelta(days=1),
+    "week": timedelta(weeks=1),
+    "month": pendulum.duration(months=1),
+    "quarter": pendulum.duration(months=3),
+    "year": pendulum.duration(years=1),
+}
+
+
+def plan_windows(start: object, end: object, *, every: object, timezone: object = None) -> list[Window]:
+    """
+    Cut ``[start, end)`` into consecutive windows of one step each; the last one may be shorter.
+
+    Steps count from ``start``: years, months, weeks and days by the calendar, the rest by the clock. A day may have 23
+    or 25 hours. A month from the 31st ends on the last day of a shorter month, and later months still end on the 31st.
+
+    :param start: datetime, date, ISO 8601 string or epoch milliseconds; a naive value is UTC.
+    :param end: like ``start``; if they are equal, there are no windows.
+    :param every: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, a ``timedelta``, a pendulum duration
+        or an ISO 8601 duration such as ``P1D``.
+    :param timezone: the calendar's time zone, ``tzinfo`` or IANA name; by default that of ``start``, else UTC.
+    :raises WindowError: if only one of start and end is given, or start is after end.
+    :raises InvalidArgumentError: if a value cannot be parsed.
+    """
+    span, step = given_window(start, end), parse_step(every)
+    if span is None or step is None:
+        missing = "every" if span else "start"
+        raise InvalidArgumentError(f"{missing} is missing", argument=missing)
+    moment = parse_moment_string(start.strip(), "start") if isinstance(start, str) else start
+    zone = parse_timezone(timezone) or parse_timezone(getattr(moment, "tzinfo", None)) or UTC
+    return list(iter_steps(span, step, zone))
+
+
+def iter_steps(span: Window, step: timedelta, zone: tzinfo) -> Iterator[Window]:
+    """Yield the windows of a span; see :func:`plan_windows`."""
+    first = span.start_ms
+    for number in count(1):
+        if first >= span.end_ms:
+            return
+        last = _end_of_step(span, step, zone, number)
+        if last > first:  # some local days do not exist, such as 30 December 2011 in Samoa
+            yield Window(first, last, span.rule)
+            first = last
+
+
+def count_steps(span: Window, step: timedelta, zone: tzinfo) -> int:
+    """Return the number of steps in a span without creating them."""
+    numbers = range(1, 1 << 50)  # more than the milliseconds in 10 000 years
+    found = bisect_left(numbers, span.end_ms, key=lambda number: _end_of_step(span, step, zone, number))
+    return found + 1 if span.start_ms < span.end_ms else 0
+
+
+def _end_of_step(span: Window, step: timedelta, zone: tzinfo, number: int) -> int:
+    """Return the end of a step, counted from the start of the span so that months do not drift."""
+    try:
+        return min(to_ms(shift(span.start, step, zone, number)), span.end_ms)
+    except (OverflowError, ValueError):  # after the year 9999
+        return span.end_ms
+
+
+def parse_step(value: object, argument: str = "every") -> timedelta | None:
+    """
+    Return the duration of a step, or None if it is not given.
+
+    :param value: one of ``STEPS``, or a duration as in :func:`~.moments.parse_duration`.
+    :param argument: the parameter that the error names.
+    :raises InvalidArgumentError: if it cannot be parsed.
+    """
+    if isinstance(value, str) and value in STEPS:
+        return STEPS[value]
+    if isinstance(value, str) and not is_missing(value) and not value.startswith("P"):
+        raise InvalidArgumentError(
+            f"{argument}={value!r} must be one of {', '.join(STEPS)}, or an ISO 8601 duration such as P1D",
+            argument=argument,
+        )
+    step = parse_duration(value, argument)
+    if step is not None:
+        years, months, days, clock = split_duration(step)
+        if min(years, months, days) < 0 or clock < timedelta(0):
+            raise InvalidArgumentError(f"{argument}={value!r} mixes positive and negative parts", argument=argument)
+    return step
+
+
+# ---- the rows of a window ------------------------------------------------------------------------
+
+
+@dataclass
+class RowCounts:
+    """What was read for a window, and where its rows are stamped."""
+
+    pages: int = 0
+    rows: int = 0
+    rows_before_start: int = 0
+    rows_after_end: int = 0
+    rows_at_end: int = 0
+
+
+class HalfOpenPages:
+    """
+    The pages of ``[start, end)``, from an API that is asked for ``[start, end]``. Iterate once.
+
+    Rows stamped exactly ``end`` are dropped, because the next window has them. All other rows are kept and counted,
+    even those stamped outside the window or not at all, because no other window is known to return them.
+
+    :param window: the requested window; if start equals end, no rows are dropped.
+    :param pages: the API's pages.
+    :ivar counts: counts of what has been read so far.
+    """
+
+    def __init__(self, window: Window, pages: Iterable[Page]) -> None:
+        self.counts = RowCounts()
+        self._pages = pages
+        self._start = window.start
+        self._end = window.end
+        # Timestamps count by whole milliseconds, as in the request, so "at end" lasts one millisecond.
+        self._after_end = window.end + timedelta(milliseconds=1)
+        self._drops_end = window.start_ms < window.end_ms
+
+    def __iter__(self) -> Iterator[Page]:
+        for page in self._pages:
+            kept = self._keep_rows(page)
+            self.counts.pages += 1
+            self.counts.rows += len(kept.rows)
+            yield kept
+
+    def _keep_rows(self, page: Page) -> Page:
+        timestamps = page.column("timestamp") or ()
+        if are_all_between(timestamps, self._start, self._end):
+            return page
+        moments = list(map(parse_timestamp_or_none, timestamps))
+        stamped = [moment for moment in moments if moment is not None]
+        self.counts.rows_before_start += sum(moment < self._start for moment in stamped)
+        self.counts.rows_after_end += sum(moment >= self._after_end for moment in stamped)
+        if not self._drops_end:
+            return page
+        at_end = tuple(i for i, moment in enumerate(moments) if moment and self._end <= moment < self._after_end)
+        if not at_end:
+            return page
+        self.counts.rows_at_end += len(at_end)
+        dropped = set(at_end)
+        return replace(page, rows=[row for i, row in enumerate(page.rows) if i not in dropped], dropped=at_end)

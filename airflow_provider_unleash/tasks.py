@@ -1,0 +1,176 @@
+"""What operators and sensors share: times of the run, visible arguments, errors that are not retried, retry policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date, datetime, timedelta, timezone, tzinfo
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_unleash.core.sessions import session_bounds
+from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError
+
+try:
+    from airflow.providers.common.compat.sdk import RetryDecision, RetryPolicy
+except ImportError:  # before Airflow 3.3, where retry_delay always applies
+    RetryDecision = RetryPolicy = None  # type: ignore[misc, assignment]
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+# If the API asks for a longer delay than this, it is probably a mistake.
+MAX_RETRY_DELAY = timedelta(days=1)
+
+
+# ---- times of the run ----------------------------------------------------------------------------
+
+
+class RunTimes(TypedDict):
+    """The times of a run, None if it does not have them; arguments of ``resolve_window``."""
+
+    data_interval_start: datetime | None
+    data_interval_end: datetime | None
+    partition_date: datetime | None
+    logical_date: datetime | None
+    run_after: datetime | None
+    undated_partition: str | None
+    dag_timezone: tzinfo
+    run_kind: str
+
+
+def run_times(context: Context) -> RunTimes:
+    """Return the times of a run. Airflow 3 omits the keys that a run does not have."""
+    values: Mapping[str, Any] = context
+    dag, dag_run = values.get("dag"), values.get("dag_run")
+    run_type = getattr(dag_run, "run_type", "")
+    return RunTimes(
+        data_interval_start=values.get("data_interval_start"),
+        data_interval_end=values.get("data_interval_end"),
+        partition_date=values.get("partition_date") or getattr(dag_run, "partition_date", None),
+        logical_date=values.get("logical_date"),
+        # Airflow 2.11 has no run_after; the start of the run comes closest.
+        run_after=getattr(dag_run, "run_after", None) or getattr(dag_run, "start_date", None),
+        # Airflow 3.2 tells tasks the key of their partition only.
+        undated_partition=None if hasattr(dag_run, "partition_date") else getattr(dag_run, "partition_key", None),
+        dag_timezone=getattr(dag, "timezone", None) or timezone.utc,
+        run_kind=str(getattr(run_type, "value", run_type) or ""),
+    )
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def is_literal(value: Any) -> bool:
+    """Return whether an argument is final when the DAG is parsed: neither a template nor the output of a task."""
+    if isinstance(value, str):
+        return "{{" not in value and "{%" not in value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(is_literal, value))
+    if isinstance(value, Mapping):
+        return all(map(is_literal, value.values()))
+    return value is None or isinstance(value, (int, float, date, timedelta))
+
+
+def is_final(value: Any) -> bool:
+    """Return True: when the task runs, templates are rendered and outputs are values."""
+    return True
+
+
+def check_arguments(task: Any, checks: Mapping[str, Callable[[Any], object]], is_known: Callable[[Any], bool]) -> None:
+    """
+    Check the arguments of a task that are known, each by its own function.
+
+    :param is_known: :func:`is_literal` in a constructor, :func:`is_final` when the task runs.
+    :raises InvalidArgumentError: if one is invalid.
+    """
+    for name, check in checks.items():
+        if is_known(getattr(task, name)):
+            check(getattr(task, name))
+
+
+def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
+    """
+    Check that a value is one of a few.
+
+    :raises InvalidArgumentError: if it is not.
+    """
+    if value not in choices:
+        raise InvalidArgumentError(f"{argument}={value!r} must be one of {', '.join(choices)}", argument=argument)
+
+
+def check_literal_bounds(since: Any, until: Any) -> None:
+    """
+    Check the bounds of sessions as far as they are known when the DAG is parsed.
+
+    :raises InvalidArgumentError: if one cannot be parsed, or no session can start between them.
+    """
+    with no_retry_in_constructor():
+        session_bounds(*(value if is_literal(value) else None for value in (since, until)))
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_retry() -> Iterator[None]:
+    """Turn a permanent error into one that Airflow does not retry."""
+    try:
+        yield
+    except PermanentError as error:
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def no_retry_in_constructor() -> Iterator[None]:
+    """
+    Make the error of an argument one that Airflow does not retry, without changing its type.
+
+    A constructor runs when a DAG is parsed, which expects a ValueError, and again when a mapped task runs.
+    """
+    try:
+        yield
+    except InvalidArgumentError as error:
+        final = type(type(error).__name__, (type(error), AirflowFailException), {})
+        raise final(str(error), argument=error.argument) from None
+
+
+# ---- retries -------------------------------------------------------------------------------------
+
+
+def retry_arguments(retry_policy: Any | None) -> dict[str, Any]:
+    """Return the retry policy as an argument of ``BaseOperator``: the given one, else this package's own."""
+    if retry_policy is None and RetryPolicy is not None:
+        retry_policy = RetryAfterPolicy()
+    return {} if retry_policy is None else {"retry_policy": retry_policy}
+
+
+if RetryPolicy is not None:
+
+    class RetryAfterPolicy(RetryPolicy):
+        """
+        Retry when the API asks for it (``Retry-After``), and never after a permanent error (Airflow 3.3 and newer).
+
+        Otherwise Airflow's ``retry_delay`` applies. A policy cannot change the number of ``retries``.
+        """
+
+        def evaluate(
+            self, exception: BaseException, try_number: int, max_tries: int, context: Any | None = None
+        ) -> RetryDecision:
+            """Return when to retry after this exception."""
+            if isinstance(exception, PermanentError):
+                return RetryDecision.fail(reason=f"{type(exception).__name__} is permanent")
+            if isinstance(exception, TransientError) and exception.retry_after is not None:
+                delay = min(timedelta(seconds=min(exception.retry_after, 1e9)), MAX_RETRY_DELAY)
+                return RetryDecision.retry(delay=delay, reason=f"The API asked for {delay.total_seconds():.0f} s")
+            return RetryDecision.default()
+
+        def serialize(self) -> dict[str, Any]:
+            """Return no arguments."""
+            return {}
+
+        @classmethod
+        def deserialize(cls, data: dict[str, Any]) -> RetryAfterPolicy:
+            """Return a new policy."""
+            return cls()
