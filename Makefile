@@ -74,7 +74,7 @@ clean: ## Remove everything that the other targets created
 
 ##@ Maintain
 
-test-live: .venv/.browser ## Test a running Airflow and its web interface, 9 minutes; writes docs/windows-runs.md and images
+test-live: .venv/.browser ## Test a live Airflow and its web interface, 9 minutes; writes docs/windows-runs.md and images
 	@.venv/bin/python -m pytest tests/live $(ARGS)
 
 test-stores: ## Test Azure and GCS stores against emulators, and killed uploads to S3, 4 minutes
@@ -97,7 +97,7 @@ bench: $(ENV)/.bench ## Compare speed and memory with other tools, 30 minutes; A
 bench-cluster: .venv/.cluster ## Time a backfill with 1, 2 and 4 Celery workers, 10 minutes; ARGS=--page writes docs/scale.md
 	@.venv/bin/python -m tools.scaling $(ARGS)
 
-matrix: ## Run all tests on every Airflow, and write docs/compatibility.md; TARGETS="2.11.2 3.3.2@3.13" runs fast tests on these
+matrix: ## Run all tests on every Airflow, write docs/compatibility.md; TARGETS="2.11.2 3.3.2@3.13": only fast tests on these
 	@$(FIND_PYTHON); "$$python" -m tools.matrix $(or $(TARGETS),--page $(MATRIX)) $(if $(ARGS),--pytest "$(ARGS)")
 
 dist: $(ENV)/.dist ## Build wheel and sdist, and try them in an empty environment; TARGETS as for matrix; ARGS=--extras
@@ -143,7 +143,7 @@ WITHOUT_DEPENDENCIES_stores := 'apache-airflow-providers-google>=20'
 
 $(addprefix $(ENV)/.,browser cluster dist recipes stores): $(ENV)/.all
 $(ENV)/.%: $(ENV)/.demo
-	@echo "Installing what make needs for '$*' into $(ENV) ..."
+	@echo "Installing more packages into $(ENV): $* ..."
 	@$(INSTALL) $(PACKAGES_$*)
 	@$(if $(WITHOUT_DEPENDENCIES_$*),$(INSTALL) --no-deps $(WITHOUT_DEPENDENCIES_$*))
 	@touch $@

@@ -30,5 +30,5 @@ def test_whatever_goes_wrong_the_lake_has_each_object_as_it_was_or_as_it_shall_b
     assert counts["workers killed"] > 2
     assert counts["stores killed"] == 1
     # The same look finds what is wrong where something is.
-    for found in ("stray objects", "open uploads", "is not what its last extraction made of it", "temporary files"):
+    for found in ("stray objects", "open uploads", "differs from its last extraction", "temporary files"):
         assert found in tampering
