@@ -447,7 +447,7 @@ def test_every_error_that_a_user_meets_is_explained_once() -> None:
     rows = [code_in(row[0]) for row in rows_under(page("failures"), "you see")]
     assert sorted(rows) == sorted(errors)
     permanent = [issubclass(getattr(exceptions, name), exceptions.PermanentError) for name in rows]
-    assert permanent == [True] * 8 + [False] * 5  # «the first eight», says the page
+    assert permanent == [True] * 8 + [False] * 5  # the page says "the first eight"
 
 
 def test_the_tree_of_errors_is_that_of_the_code() -> None:

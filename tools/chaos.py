@@ -372,9 +372,10 @@ class Chaos:
         succeeded = any(report is not None and report.summary is not None for report in reports)
         self.counts.add(**{"objects checked": 1, "rows checked": len(found or ())})
         if found != new and (succeeded or found != old):
+            state = "is missing" if found is None else f"has {len(found)} rows"
+            before = "no object" if old is None else f"the old {len(old)} rows"
             raise ViolationError(
-                f"the object {'is missing' if found is None else f'has {len(found)} rows'}; "
-                f"expected the new {len(new)} rows or the old {'state, no object' if old is None else len(old)}; success: {succeeded}"
+                f"the object {state}; expected the new {len(new)} rows or {before}; success: {succeeded}"
             )
         if found == new:
             self._old[target] = plan.generation
@@ -542,7 +543,8 @@ def write_page(counts: Counts, seed: int) -> None:
     faults = ", ".join(f"{kind} {number}" for kind, number in counts.faults.most_common())
     errors = ", ".join(f"`{name}` {number}" for name, number in endings.most_common() if name.endswith("Error"))
     rows = {
-        f"extractions (seed {seed})": f"{happened['extractions']:,}, {happened['reruns']} of them over an existing object",
+        f"extractions (seed {seed})": f"{happened['extractions']:,}, "
+        f"{happened['reruns']} of them over an existing object",
         "tries": f"{happened['tries']:,}; {happened['duels']} extractions with two tries at once, "
         f"{happened['late rows between tries']} with a row that arrived between two tries",
         "tries that succeeded": f"{endings['success']:,}",

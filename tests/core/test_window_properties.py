@@ -56,7 +56,7 @@ class Server:
 
     :param stamps: epoch microseconds.
     :param digits: of the fraction of a second that the server writes: 3, 6 or 9.
-    :param inclusive_to: whether a row stamped exactly «to» is in the window.
+    :param inclusive_to: whether a row stamped exactly ``to`` is in the window.
     :param whole_ms: whether it compares whole milliseconds, or all that a stamp has.
     """
 

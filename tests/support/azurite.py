@@ -26,7 +26,7 @@ def serve_blobs() -> Iterator[str]:
     """Yield the endpoint URL of an empty store."""
     node = _find_node()
     if node is None or not _MAIN.exists():
-        raise RuntimeError("There is no Azurite: «make test-stores» installs it")
+        raise RuntimeError("Azurite is missing: `make test-stores` installs it")
     options = ["--inMemoryPersistence", "--blobPort=0", "--skipApiVersionCheck", "--disableTelemetry", "--silent"]
     process = subprocess.Popen([node, str(_MAIN), *options], stdout=subprocess.PIPE, text=True)
     try:

