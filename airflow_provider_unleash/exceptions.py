@@ -61,7 +61,7 @@ class TransportError(TransientError):
     """
     No response, a truncated one, or one that is not JSON (a proxy's maintenance page).
 
-    :ivar reason: ``tls``, ``timeout``, ``connection``, ``truncated`` or ``not_json``.
+    :ivar reason: ``tls``, ``timeout``, ``connection``, ``truncated``, ``not_json`` or ``cancelled``.
     """
 
     reason: str = "connection"

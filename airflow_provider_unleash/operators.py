@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
     from airflow_provider_unleash.client import UnleashClient
 
+# Keys that Airflow's serialization gives a meaning, so that rows with them would come out of XCom as something else.
+XCOM_RESERVED_KEYS = frozenset({"__classname__", "__id__", "__type", "__var"})
+
 
 class _UnleashOperator(BaseOperator):
     """
@@ -280,6 +283,7 @@ class _FetchOperator(_UnleashOperator):
     )
 
     _extraction: Extraction | None = None
+    _client: UnleashClient | None = None
 
     def __init__(
         self,
@@ -316,10 +320,15 @@ class _FetchOperator(_UnleashOperator):
         self._check_arguments(is_final)
         window = resolve_window(start=self.start, end=self.end, window=self.window, **run_times(context))
         self.log.info("The window is %s", window)
-        with self.hook.get_conn() as client:
+        with self.hook.get_conn() as self._client:
             began = time.monotonic()
-            self._extraction = Extraction(client.base_url, self.device_id, window)
-            return self._fetch(client, window, began)
+            self._extraction = Extraction(self._client.base_url, self.device_id, window)
+            return self._fetch(self._client, window, began)
+
+    def on_kill(self) -> None:
+        """End the requests of a task that is being killed, so that it stops at once and cleans up."""
+        if self._client is not None:
+            self._client.cancel()
 
     def _fetch(self, client: UnleashClient, window: Window, began: float) -> Any:
         raise NotImplementedError
@@ -363,6 +372,7 @@ class UnleashGetAnalyticsOperator(_FetchOperator):
     :param unleash_conn_id: connection of type "Unleash live" (templated).
     :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
     :raises ResultTooLargeError: if the rows take more than ``max_xcom_bytes``.
+    :raises UnexpectedResponseError: if XCom would change a row, because of its keys.
     :raises EmptyResultError: if there are no rows and ``on_empty="fail"``.
     :raises NotFoundError: if the account does not have the device.
     :raises WindowError: if the run has no window.
@@ -380,6 +390,7 @@ class UnleashGetAnalyticsOperator(_FetchOperator):
             endpoint=self.endpoint,
             on_empty=self.on_empty,
             max_bytes=self.max_xcom_bytes,
+            reserved_keys=XCOM_RESERVED_KEYS,
         )
         if not records and self.on_empty == "skip":
             raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")

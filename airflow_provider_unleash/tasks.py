@@ -146,13 +146,22 @@ def retry_arguments(retry_policy: Any | None) -> dict[str, Any]:
     return {} if retry_policy is None else {"retry_policy": retry_policy}
 
 
+def _own_delay(task: Any, try_number: int) -> timedelta:
+    """Return the shortest delay before the next try by the task's own settings, as Airflow computes it."""
+    if task is None:
+        return timedelta(0)
+    factor = 2.0 if task.retry_exponential_backoff is True else float(task.retry_exponential_backoff) or 1.0
+    seconds = task.retry_delay.total_seconds() * factor ** min(try_number - 1, 64)
+    return min(timedelta(seconds=min(seconds, 1e9)), task.max_retry_delay or timedelta.max)
+
+
 if RetryPolicy is not None:
 
     class RetryAfterPolicy(RetryPolicy):
         """
-        Retry when the API asks for it (``Retry-After``), and never after a permanent error (Airflow 3.3 and newer).
+        Retry no earlier than the API asks for (``Retry-After``), and never after a permanent error.
 
-        Otherwise Airflow's ``retry_delay`` applies. A policy cannot change the number of ``retries``.
+        If Airflow's own ``retry_delay`` is longer, it applies. A policy cannot change the number of ``retries``.
         """
 
         def evaluate(
@@ -163,7 +172,8 @@ if RetryPolicy is not None:
                 return RetryDecision.fail(reason=f"{type(exception).__name__} is permanent")
             if isinstance(exception, TransientError) and exception.retry_after is not None:
                 delay = min(timedelta(seconds=min(exception.retry_after, 1e9)), MAX_RETRY_DELAY)
-                return RetryDecision.retry(delay=delay, reason=f"The API asked for {delay.total_seconds():.0f} s")
+                if delay > _own_delay((context or {}).get("task"), try_number):
+                    return RetryDecision.retry(delay=delay, reason=f"The API asked for {delay.total_seconds():.0f} s")
             return RetryDecision.default()
 
         def serialize(self) -> dict[str, Any]:

@@ -108,6 +108,10 @@ class UnleashClient(RecordSource):
         if on_close is not None:
             on_close(self.traffic)
 
+    def cancel(self) -> None:
+        """End all requests, those in flight too, with a :class:`.TransportError`; safe in a signal handler."""
+        self._requester.cancel()
+
     @property
     def traffic(self) -> Traffic:
         """The requests so far."""

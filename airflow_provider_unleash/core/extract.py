@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +22,7 @@ from airflow_provider_unleash.exceptions import (
     EmptyResultError,
     NotFoundError,
     ResultTooLargeError,
+    UnexpectedResponseError,
 )
 
 if TYPE_CHECKING:
@@ -133,12 +134,15 @@ def fetch_records(
     endpoint: Endpoint = "compact",
     on_empty: OnEmpty = "succeed",
     max_bytes: int,
+    reserved_keys: Set[str] = frozenset(),
 ) -> tuple[list[dict[str, Any]], RowCounts, int]:
     """
     Return the rows of a device in a window as records, with their counts and their bytes as JSON.
 
     :param max_bytes: the most that the rows may take as JSON.
-    :raises ResultTooLargeError: if they take more.
+    :param reserved_keys: keys that the receiver would not take as data.
+    :raises ResultTooLargeError: if the rows take more than ``max_bytes``.
+    :raises UnexpectedResponseError: if a row has a reserved key, on any level.
     :raises EmptyResultError: if there are no rows and ``on_empty="fail"``.
     :raises NotFoundError: if the account does not have the device.
     :raises SnapshotChangedError: if pages changed while they were read, four times.
@@ -150,6 +154,7 @@ def fetch_records(
         with open_window(client, device_id, window, endpoint) as pages:
             for page in pages:
                 new = page.records()
+                _check_keys(page, new, reserved_keys)
                 size += len(json.dumps(new))
                 if size > max_bytes:
                     raise ResultTooLargeError(
@@ -164,6 +169,28 @@ def fetch_records(
         return records, pages.counts, size
 
     return restart_on_change(attempt)
+
+
+def _check_keys(page: Page, records: list[dict[str, Any]], reserved_keys: Set[str]) -> None:
+    for index, record in enumerate(records):
+        for found in reserved_keys.intersection(_iter_keys(record)):
+            raise UnexpectedResponseError(
+                f"Page {page.number}, row {page.row_index(index)} has the key {found!r}, which XCom would change. Use "
+                "UnleashToObjectStorageOperator",
+                page=page.number,
+                row=page.row_index(index),
+                field=found,
+            )
+
+
+def _iter_keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            if isinstance(item, (dict, list)):
+                yield from _iter_keys(item)
 
 
 def check_empty(client: UnleashClient, device_id: str, counts: RowCounts, on_empty: OnEmpty) -> None:

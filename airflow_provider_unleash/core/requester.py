@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -80,7 +81,7 @@ class RequestGroup:
 
     def __init__(self, throttle: Throttle) -> None:
         self.throttle = throttle
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # cancel() may run in a signal handler, in a thread that holds the lock
         self._sockets: dict[int, socket.socket] = {}
         self._cancelled = False
 
@@ -157,6 +158,14 @@ class Requester:
         self._session = _open_session(base_url, auth_headers(api_key, auth), user_agent, pool_size)
         self._traffic = Traffic()
         self._traffic_lock = threading.Lock()
+        self._groups: WeakSet[RequestGroup] = WeakSet()
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Send no more requests and end those in flight, in all groups."""
+        self._cancelled = True
+        for group in list(self._groups):
+            group.cancel()
 
     def close(self) -> None:
         """Close the open connections."""
@@ -175,9 +184,13 @@ class Requester:
 
     def new_group(self, limit: int = 1) -> RequestGroup:
         """Return a group of at most ``limit`` requests in flight."""
-        return RequestGroup(
+        group = RequestGroup(
             Throttle(limit, self._max_attempts, on_pause=lambda seconds: self._count(throttled_seconds=seconds))
         )
+        self._groups.add(group)
+        if self._cancelled:
+            group.cancel()
+        return group
 
     def get(self, path: str, parse: Callable[[Response], T], group: RequestGroup | None = None) -> T:
         """
@@ -186,7 +199,6 @@ class Requester:
         :param path: path after the base URL.
         :param parse: parses a response of status 200; its :class:`.TransientError` causes a retry too.
         :param group: the group that the request belongs to.
-        :raises CancelledError: if the group is cancelled before the request is sent.
         :raises UnleashError: if the request failed for good.
         """
         group = group or self.new_group()
@@ -197,7 +209,8 @@ class Requester:
             except TransientError as error:
                 failures += not isinstance(error, RateLimitError)  # the throttle counts those, for all requests
                 is_too_long = error.retry_after is not None and error.retry_after > MAX_PAUSE
-                if is_too_long or group.throttle.is_exhausted or failures >= self._max_attempts:
+                is_over = group.throttle.is_exhausted or failures >= self._max_attempts
+                if group.is_cancelled() or is_too_long or is_over:
                     raise
                 self._count(retries=1)
                 log.warning("%s. Retrying", error)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from airflow_provider_unleash.exceptions import RateLimitError, TransientError
+from airflow_provider_unleash.exceptions import RateLimitError, TransientError, TransportError
 
 T = TypeVar("T")
 
@@ -17,10 +17,6 @@ MIN_BACKOFF = 0.5
 MAX_BACKOFF = 30.0
 # Seconds. If the server asks for a longer pause, the task fails and frees its worker slot; Airflow retries it later.
 MAX_PAUSE = 60.0
-
-
-class CancelledError(Exception):
-    """The request belongs to a group that was cancelled."""
 
 
 def backoff(failures: int) -> float:
@@ -54,7 +50,7 @@ class Throttle:
         """
         Wait for a free slot and return what ``send`` returns.
 
-        :raises CancelledError: if ``is_cancelled()`` becomes true before the request is sent.
+        :raises TransportError: if ``is_cancelled()`` becomes true before the request is sent.
         """
         sent_at = self._acquire(is_cancelled)
         try:
@@ -75,7 +71,7 @@ class Throttle:
         with self._changed:
             while True:
                 if is_cancelled():
-                    raise CancelledError
+                    raise TransportError("The request was cancelled", reason="cancelled")
                 pause = self._resume_at - time.monotonic()
                 if pause <= 0 and self._in_flight < self._limit:
                     self._in_flight += 1
