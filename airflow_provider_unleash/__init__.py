@@ -19,6 +19,11 @@ _CONNECTION_FIELDS: dict[str, Any] = {
         "description": "For connecting and for each read. Default 30.",
         "schema": {"type": ["number", "null"], "minimum": 0.1},
     },
+    "response_timeout": {
+        "label": "Response timeout (seconds)",
+        "description": "For a whole response. Default 300.",
+        "schema": {"type": ["number", "null"], "minimum": 0.1},
+    },
     "max_attempts": {
         "label": "Attempts",
         "description": "Attempts per request. Default 5.",

@@ -35,7 +35,7 @@ class Cursor:
     def pending(self, sessions: Iterable[str]) -> list[str]:
         """Return the sessions that are not handled yet, oldest first."""
         handled = set(self.handled)
-        return [session for session in select_sessions(sessions, since_ms=self.floor or None) if session not in handled]
+        return [session for session in select_sessions(sessions, since_ms=self.floor) if session not in handled]
 
     def mark_handled(self, sessions: Iterable[str], listed: Collection[str]) -> None:
         """
@@ -48,7 +48,7 @@ class Cursor:
         handled = {*self.handled, *sessions}
         if listed:
             handled &= set(listed)
-        self.handled = select_sessions(handled, since_ms=self.floor or None)
+        self.handled = select_sessions(handled, since_ms=self.floor)
         surplus = len(self.handled) - MAX_HANDLED_SESSIONS
         if surplus > 0:
             oldest_kept = [self.handled[surplus], *self.pending(listed)[:1]]
@@ -100,7 +100,6 @@ class SessionCursor:
         Return the sessions that are not handled yet, oldest first.
 
         :param sessions: the sessions that the API lists now.
-        :raises UnexpectedResponseError: an id is not a start in epoch milliseconds.
         """
         return self._cursor.pending(sessions)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from datetime import datetime
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ from airflow_provider_unleash import get_provider_info
 from airflow_provider_unleash.core.columns import check_extra_installed, columns_of
 from airflow_provider_unleash.core.frames import check_df_type, to_frame, to_table
 from airflow_provider_unleash.core.pages import restart_on_change
-from airflow_provider_unleash.core.protocol import API_URL
+from airflow_provider_unleash.core.protocol import API_URL, PAT_PREFIX
 from airflow_provider_unleash.core.records import ReadOptions, RecordSource
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
@@ -250,6 +251,7 @@ def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
 
     conn_id = connection.conn_id
     try:
+        _check_key_is_in_password(connection)
         arguments = {"on_close": report_traffic, **_client_arguments(connection), **overrides}
         return UnleashClient(connection.password or "", user_agent=f"airflow/{airflow_version}", **arguments)
     except InvalidArgumentError as error:
@@ -260,17 +262,39 @@ def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
         raise InvalidArgumentError(f"Connection {conn_id!r}: {message}", argument=error.argument) from None
 
 
+def _check_key_is_in_password(connection: Connection) -> None:
+    """Check that no other field contains a token, before it is used or printed."""
+    for field in ("host", "login", "schema", "extra"):
+        if PAT_PREFIX in str(getattr(connection, field, None) or "").lower():
+            raise InvalidArgumentError(
+                f"{field} contains a personal access token, which belongs in the password. It may be in logs already: "
+                "revoke it and create a new one",
+                argument=field,
+            )
+    if connection.login and not connection.password:
+        raise InvalidArgumentError("The API key belongs in the password, but only login is set", argument="password")
+
+
+def _check_extra_names(extra: Mapping[str, Any], known: Iterable[str]) -> None:
+    for name in extra.keys() - set(known):
+        similar = get_close_matches(name, known, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else f"the extras are {', '.join(known)}"
+        raise InvalidArgumentError(f"Unknown extra {name!r}: {hint}", argument=name)
+
+
 def _client_arguments(connection: Connection) -> dict[str, Any]:
     extra = connection.extra_dejson
     parsers: dict[str, Callable[[Any], Any]] = {
         "auth": str,
         "timeout": lambda value: float(str(value)),  # from text, so that true is not 1.0 and 4.5 is not 4
+        "response_timeout": lambda value: float(str(value)),
         "max_attempts": lambda value: int(str(value)),
         "page_concurrency": lambda value: int(str(value)),
         "mask_stream_tokens": _parse_bool,
         "verify": _parse_verify,
         "allow_http": _parse_bool,
     }
+    _check_extra_names(extra, list(parsers))
     arguments: dict[str, Any] = {}
     for name, parse in parsers.items():
         value = extra.get(name)

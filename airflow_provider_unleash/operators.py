@@ -100,7 +100,6 @@ class UnleashListSessionsOperator(_UnleashOperator):
     :param until: only sessions that start before this (templated).
     :param unleash_conn_id: connection of type "Unleash live" (templated).
     :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
-    :raises UnexpectedResponseError: if there is a bound and an id is not in epoch milliseconds.
     """
 
     template_fields: Sequence[str] = (*_UnleashOperator.template_fields, "since", "until")

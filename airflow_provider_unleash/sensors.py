@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_unleash import exceptions
 from airflow_provider_unleash.core.sessions import select_sessions, session_bounds
-from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, UnleashError
+from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransportError, UnleashError
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, UnleashHook
 from airflow_provider_unleash.metrics import report_poll
 from airflow_provider_unleash.tasks import (
@@ -57,7 +58,6 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
         same connection; defaults to ``[operators] default_deferrable``. Overrides ``mode``.
     :param unleash_conn_id: connection of type "Unleash live" (templated).
     :param retry_policy: when to retry the task (Airflow 3.3); by default after the time that the API asks for.
-    :raises UnexpectedResponseError: a session id is not a start in epoch milliseconds.
     :raises WindowError: ``since`` is not before ``until``.
     """
 
@@ -162,8 +162,11 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
         with no_retry():
             known, since_ms, until_ms = self._read_bounds(context)
             report_poll()
+            listed = self._list_sessions()
+            if listed is None:
+                return PokeReturnValue(is_done=False)
             sessions = select_sessions(
-                UnleashHook(self.unleash_conn_id).list_sessions(),
+                listed,
                 since_ms=since_ms,
                 until_ms=until_ms,
                 known_sessions=known,
@@ -172,6 +175,21 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
             )
         self._log_sessions(sessions)
         return PokeReturnValue(is_done=len(sessions) >= self.min_sessions, xcom_value=sessions)
+
+    def _list_sessions(self) -> list[str] | None:
+        """Return all sessions; None if the sensor's timeout comes first, which Airflow checks between pokes only."""
+        with UnleashHook(self.unleash_conn_id).get_conn() as client:
+            timer = threading.Timer(min(self.timeout, threading.TIMEOUT_MAX), client.cancel)
+            timer.daemon = True
+            timer.start()
+            try:
+                return client.list_sessions()
+            except TransportError as error:
+                if error.reason != "cancelled":
+                    raise
+                return None
+            finally:
+                timer.cancel()
 
     def _log_sessions(self, sessions: list[str]) -> None:
         self.log.info("New sessions: %d (min_sessions=%d)", len(sessions), self.min_sessions)

@@ -8,9 +8,10 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator, Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from airflow.providers.common.compat.connection import get_async_connection
@@ -20,9 +21,12 @@ from asgiref.sync import sync_to_async
 from airflow_provider_unleash.core.moments import to_epoch_ms
 from airflow_provider_unleash.core.sessions import SessionList
 from airflow_provider_unleash.cursor import list_pending
-from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError, UnleashError
+from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError, TransportError
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, open_client
 from airflow_provider_unleash.metrics import report_poll, report_traffic
+
+if TYPE_CHECKING:
+    from airflow_provider_unleash.client import UnleashClient
 
 try:
     from airflow.triggers.base import BaseEventTrigger
@@ -37,6 +41,8 @@ MAX_FAILED_POLLS = 10
 MAX_BACKOFF = 600.0
 # The longest Retry-After that polls obey, seconds: a wrong header must not stop all polls for good.
 MAX_RETRY_AFTER = 3600.0
+# Seconds for a poll, whatever the connection allows for a response.
+POLL_TIMEOUT = 330.0
 # An event carries up to this many sessions; its consumer gets the others from the API and its cursor.
 MAX_EVENT_SESSIONS = 500
 # The shortest interval between polls, seconds, whatever poke_interval says.
@@ -111,15 +117,22 @@ class _SharedPoll:
         asked_at = asyncio.get_running_loop().time()
         sessions = SessionList([])
         error: Exception | None = RuntimeError("The poll was cancelled")
+        clients: list[UnleashClient] = []
         try:
             connection = await get_async_connection(self._conn_id)
             # Not asyncio.to_thread: masking a connection's secrets talks to the supervisor, which Airflow 3.0 and 3.1
             # do on the triggerer's event loop. Only asgiref's threads can call back into that loop.
-            sessions = await sync_to_async(_list_sessions, thread_sensitive=False)(connection)
+            list_sessions = sync_to_async(_list_sessions, thread_sensitive=False, executor=_executor)
+            async with asyncio.timeout(POLL_TIMEOUT):
+                sessions = await list_sessions(connection, clients)
             error = None
+        except TimeoutError:
+            error = TransportError(f"The poll took longer than {POLL_TIMEOUT:.0f} s", reason="timeout")
         except Exception as caught:  # of any kind: each waiting trigger decides what to do with it
             error = caught
         finally:
+            for client in clients:  # its thread may still be reading
+                client.cancel()
             # Wake the waiting triggers even if this poll was cancelled, unless it was because none is left.
             if self._in_flight is asyncio.current_task():
                 failures = 0 if error is None else self._latest.failures + 1
@@ -135,10 +148,15 @@ class _SharedPoll:
         return max(self._interval, backoff, min(MAX_RETRY_AFTER, retry_after or 0.0))
 
 
-def _list_sessions(connection: Any) -> SessionList:
+# Threads of their own: slow responses must not hold up the event loop's threads, which also look up host names.
+_executor = ThreadPoolExecutor(32, "unleash-poll")
+
+
+def _list_sessions(connection: Any, clients: list[UnleashClient]) -> SessionList:
     report_poll(in_triggerer=True)
     # One attempt: between attempts a thread would only sleep, and the event loop can wait without one.
     with open_client(connection, max_attempts=1, on_close=partial(report_traffic, in_triggerer=True)) as client:
+        clients.append(client)
         return SessionList(client.list_sessions())
 
 
@@ -233,11 +251,7 @@ class UnleashNewSessionsTrigger(BaseTrigger):
             error = result.error
             if error is None:
                 failures = 0
-                try:
-                    sessions = self._select(result.sessions)
-                except UnleashError as unexpected:
-                    yield _error_event(unexpected)
-                    return
+                sessions = self._select(result.sessions)
                 if len(sessions) >= self.min_sessions:
                     yield TriggerEvent({"status": "success", "sessions": sessions})
                     return

@@ -20,6 +20,8 @@ from airflow_provider_unleash.exceptions import InvalidArgumentError, TransportE
 
 log = logging.getLogger(__name__)
 
+MAX_TIMEOUT = 86_400.0  # seconds; the operating system rejects much longer ones
+
 
 class UnleashClient(RecordSource):
     """
@@ -34,6 +36,7 @@ class UnleashClient(RecordSource):
     :param auth: ``auto`` sends a key that starts with ``ul_pat_`` as Bearer and any other as ``x-api-key``;
         ``api_key`` and ``bearer`` choose one.
     :param timeout: seconds for the connect and for each read.
+    :param response_timeout: seconds for a whole response.
     :param max_attempts: attempts per request.
     :param page_concurrency: requests in flight while the pages of a window are read.
     :param mask_stream_tokens: True replaces ``?token=...`` in ``source_file_name`` by ``?token=***``; False keeps it;
@@ -53,6 +56,7 @@ class UnleashClient(RecordSource):
         *,
         auth: Auth = "auto",
         timeout: float = 30.0,
+        response_timeout: float = 300.0,
         max_attempts: int = 5,
         page_concurrency: int = 4,
         mask_stream_tokens: bool | None = None,
@@ -71,8 +75,8 @@ class UnleashClient(RecordSource):
                 argument="verify",
             )
         key = protocol.check_api_key(api_key)
-        if len(key) >= 8 and key.lower() in base_url.lower():
-            raise InvalidArgumentError("The host contains the API key, which belongs in the password", argument="host")
+        if (len(key) >= 8 and key.lower() in base_url.lower()) or protocol.PAT_PREFIX in base_url.lower():
+            raise InvalidArgumentError("The host contains an API key, which belongs in the password", argument="host")
         self.base_url = protocol.parse_base_url(base_url, allow_http=allow_http)
         self.page_concurrency = int(_check_positive(page_concurrency, "page_concurrency", minimum=1))
         self.mask_stream_tokens = mask_stream_tokens
@@ -82,7 +86,8 @@ class UnleashClient(RecordSource):
             self.base_url,
             key,
             auth,
-            timeout=_check_positive(timeout, "timeout"),
+            timeout=_check_positive(timeout, "timeout", maximum=MAX_TIMEOUT),
+            response_timeout=_check_positive(response_timeout, "response_timeout", maximum=MAX_TIMEOUT),
             max_attempts=int(_check_positive(max_attempts, "max_attempts", minimum=1)),
             verify=verify,
             max_response_bytes=int(_check_positive(max_response_bytes, "max_response_bytes", minimum=1)),
@@ -238,8 +243,10 @@ def _iter_all(reader: PageReader) -> Generator[Page, None, None]:
         yield from reader.iter_from(1)
 
 
-def _check_positive(value: float, argument: str, minimum: float = 0.0) -> float:
+def _check_positive(value: float, argument: str, minimum: float = 0.0, maximum: float = math.inf) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or value < minimum or value == 0:
         raise InvalidArgumentError(f"{argument}={value!r} must be a number above zero", argument=argument)
+    if value > maximum:
+        raise InvalidArgumentError(f"{argument}={value!r} must be at most {maximum:.0f}", argument=argument)
     return value

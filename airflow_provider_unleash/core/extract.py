@@ -77,6 +77,7 @@ def land(
 
     >>> from upath import UPath
     >>> from airflow_provider_unleash.client import UnleashClient
+    >>> from airflow_provider_unleash.core.extract import land
     >>> from airflow_provider_unleash.window import Window
     >>> with UnleashClient("ul_pat_...") as client:
     ...     landed = land(client, "Wb8fabc31378ce07", Window(1768176000000, 1768262400000), UPath("/tmp/lake"))
@@ -173,7 +174,7 @@ def fetch_records(
 
 def _check_keys(page: Page, records: list[dict[str, Any]], reserved_keys: Set[str]) -> None:
     for index, record in enumerate(records):
-        for found in reserved_keys.intersection(_iter_keys(record)):
+        for found in reserved_keys & set(_iter_keys(record)):
             raise UnexpectedResponseError(
                 f"Page {page.number}, row {page.row_index(index)} has the key {found!r}, which XCom would change. Use "
                 "UnleashToObjectStorageOperator",

@@ -159,9 +159,8 @@ def parse_duration(value: object, argument: str = "window") -> timedelta | None:
     """
     if is_missing(value):
         return None
-    if isinstance(value, str) and value.startswith("P"):
-        parsed = _parse_iso(value)
-        value = value if parsed is None else parsed
+    if isinstance(value, str):
+        value = _parse_iso_duration(value.strip()) or value
     if not isinstance(value, timedelta):
         raise InvalidArgumentError(
             f"{argument}={value!r} is not a duration; expected for example timedelta(days=1) or 'P1D'",
@@ -192,6 +191,23 @@ def parse_timezone(value: object, argument: str = "timezone") -> tzinfo | None:
     raise InvalidArgumentError(
         f"{argument}={value!r} is not a time zone; expected a name such as Europe/Berlin", argument=argument
     )
+
+
+# Not pendulum's parser: it takes the parts in any order, and numbers modulo 2**32.
+_ISO_DURATION = re.compile(
+    r"P(?=.)(?:(?P<years>\d+)Y)?(?:(?P<months>\d+)M)?(?:(?P<weeks>\d+)W)?(?:(?P<days>\d+)D)?"
+    r"(?:T(?=.)(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?(?:(?P<seconds>\d+(?:\.\d+)?)S)?)?"
+)
+
+
+def _parse_iso_duration(text: str) -> pendulum.Duration | None:
+    match = _ISO_DURATION.fullmatch(text)
+    if match is None:
+        return None
+    parts = {unit: float(number) if "." in number else int(number) for unit, number in match.groupdict("0").items()}
+    with suppress(OverflowError):
+        return pendulum.duration(**parts)
+    return None
 
 
 def _parse_iso(text: str) -> object:

@@ -83,6 +83,8 @@ def parse_base_url(url: str, *, allow_http: bool = False) -> str:
         raise _bad_host("it has no host name")
     if parts.username is not None or parts.password is not None:
         raise _bad_host("it contains credentials; the API key belongs in the connection's password")
+    if "/v1/analytics" in parts.path:
+        raise _bad_host("it contains /v1/analytics, which is added to each request: remove it")
     if parts.query or parts.fragment:
         raise _bad_host("it has a query or a fragment")
     if parts.scheme == "http" and not allow_http and not is_loopback(host):
@@ -212,10 +214,15 @@ class Response:
         return text[:EXCERPT_CHARS]
 
     def redact(self, text: str) -> str:
-        """Return the text without the key, in any URL encoding, and without stream tokens."""
-        for spelling in {self.secret, quote(self.secret), quote(self.secret, safe="")} - {""}:
-            text = re.sub(re.escape(spelling), "***", text, flags=re.IGNORECASE)
-        return mask_tokens_in_text(text)
+        """Return the text without the key and stream tokens."""
+        return redact(text, self.secret)
+
+
+def redact(text: str, secret: str) -> str:
+    """Return the text without the key, in any URL encoding, and without stream tokens."""
+    for spelling in {secret, quote(secret), quote(secret, safe="")} - {""}:
+        text = re.sub(re.escape(spelling), "***", text, flags=re.IGNORECASE)
+    return mask_tokens_in_text(text)
 
 
 def raise_for_status(response: Response) -> None:
@@ -230,14 +237,15 @@ def raise_for_status(response: Response) -> None:
         return
     facts: dict[str, Any] = {"status": status, "url": response.url}
     message = f"{response.url} returned {status}: {response.excerpt() or 'empty body'}"
+    retry_after = parse_retry_after(response.headers)
+    if status == 429 or (status == 403 and retry_after is not None):
+        raise RateLimitError(message, retry_after=retry_after, **facts)
     if status in (401, 403):
         raise AuthenticationError(f"{message}. {_KEY_ADVICE}", **facts)
     if status == 404:
         raise NotFoundError(message, **facts)
-    if status == 429:
-        raise RateLimitError(message, retry_after=parse_retry_after(response.headers), **facts)
     if status in (408, 425) or status >= 500:
-        raise ServerError(message, retry_after=parse_retry_after(response.headers), **facts)
+        raise ServerError(message, retry_after=retry_after, **facts)
     if 300 <= status < 400:
         location = response.redact(_header(response.headers, "Location") or "nowhere")
         raise BadRequestError(
@@ -502,7 +510,7 @@ def _decode(response: Response, decoder: msgspec.json.Decoder[Any], expected: st
     except (msgspec.DecodeError, UnicodeDecodeError):
         if not _is_json(body):
             raise TransportError(
-                f"{response.url} returned {response.status}, but not JSON: {response.excerpt() or 'empty body'}",
+                f"{response.url} returned {response.status}, but {_describe_body(response)}",
                 reason="not_json",
                 status=response.status,
                 url=response.url,
@@ -521,9 +529,18 @@ def _decode(response: Response, decoder: msgspec.json.Decoder[Any], expected: st
     )
 
 
+def _describe_body(response: Response) -> str:
+    coding = (_header(response.headers, "Content-Encoding") or "identity").lower()
+    if coding not in ("identity", "gzip", "x-gzip", "deflate"):
+        return f"with Content-Encoding {coding}, which was not asked for"
+    if b"\0" in response.body[:4] or response.body[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "in UTF-16 or UTF-32; JSON must be in UTF-8"
+    return f"not JSON: {response.excerpt() or 'empty body'}"
+
+
 def _is_json(body: bytes) -> bool:
     try:
-        json.loads(body, parse_constant=_refuse_constant)
+        json.loads(body.decode(), parse_constant=_refuse_constant)  # of bytes, it would guess the encoding
     except (ValueError, RecursionError):
         return False
     return True

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from http.client import HTTPResponse
+from http.cookiejar import DefaultCookiePolicy
 from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -23,7 +25,7 @@ from urllib3.exceptions import NewConnectionError
 from urllib3.exceptions import TimeoutError as PoolTimeoutError
 
 from airflow_provider_unleash import __version__
-from airflow_provider_unleash.core.protocol import Auth, Response, auth_headers, is_loopback, raise_for_status
+from airflow_provider_unleash.core.protocol import Auth, Response, auth_headers, is_loopback, raise_for_status, redact
 from airflow_provider_unleash.core.throttle import MAX_PAUSE, Throttle, backoff, is_refusal
 from airflow_provider_unleash.exceptions import (
     InvalidArgumentError,
@@ -72,53 +74,79 @@ _OUTCOMES: dict[str, tuple[type[UnleashError], ...]] = {
 OUTCOMES = ("ok", *_OUTCOMES, "cancelled")
 
 
+class _Flight:
+    """
+    One request in flight.
+
+    :param is_cancelled: whether nobody waits for the request any more.
+    """
+
+    def __init__(self, is_cancelled: Callable[[], bool]) -> None:
+        self._is_cancelled = is_cancelled
+        self._socket: socket.socket | None = None
+        self.is_expired = False
+
+    @property
+    def was_sent(self) -> bool:
+        return self._socket is not None
+
+    def watch(self, connected: socket.socket) -> None:
+        """Remember the socket that the response is about to be read from."""
+        self._socket = connected
+        if self.is_expired or self._is_cancelled():
+            self.end()
+
+    def expire(self) -> None:
+        self.is_expired = True
+        self.end()
+
+    def end(self) -> None:
+        """Let the thread that reads the response read no more."""
+        if self._socket is not None:
+            with suppress(OSError):  # already closed
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
 class RequestGroup:
     """
     Requests that share a throttle and are cancelled together.
+
+    It has no locks, because :meth:`cancel` may run in a signal handler. Each step is atomic in CPython.
 
     :param throttle: limits the requests in flight.
     """
 
     def __init__(self, throttle: Throttle) -> None:
         self.throttle = throttle
-        self._lock = threading.RLock()  # cancel() may run in a signal handler, in a thread that holds the lock
-        self._sockets: dict[int, socket.socket] = {}
+        self._flights: set[_Flight] = set()
         self._cancelled = False
 
     def is_cancelled(self) -> bool:
         """Return whether :meth:`cancel` was called."""
         return self._cancelled
 
-    @contextmanager
-    def in_flight(self) -> Iterator[None]:
-        """Let :meth:`cancel` end the request that this thread sends in the block."""
-        _thread.group = self
-        try:
-            yield
-        finally:
-            _thread.group = None
-            with self._lock:
-                self._sockets.pop(threading.get_ident(), None)
-
-    def watch(self, connected: socket.socket) -> None:
-        """Remember the socket that this thread is about to read from."""
-        with self._lock:
-            self._sockets[threading.get_ident()] = connected
-            if self._cancelled:
-                _shut_down(connected)
-
     def cancel(self) -> None:
         """Send no more requests and end those in flight."""
-        with self._lock:
-            self._cancelled = True
-            for connected in self._sockets.values():
-                _shut_down(connected)
+        self._cancelled = True
+        for flight in list(self._flights):
+            flight.end()
         self.throttle.wake()
 
-
-def _shut_down(connected: socket.socket) -> None:
-    with suppress(OSError):  # already closed
-        connected.shutdown(socket.SHUT_RDWR)
+    @contextmanager
+    def in_flight(self, seconds: float) -> Iterator[_Flight]:
+        """Let :meth:`cancel`, or the end of this time, end the request that this thread sends in the block."""
+        flight = _thread.flight = _Flight(self.is_cancelled)
+        # A read timeout is not a deadline: a body may trickle one byte at a time.
+        timer = threading.Timer(seconds, flight.expire)
+        timer.daemon = True
+        timer.start()
+        self._flights.add(flight)
+        try:
+            yield flight
+        finally:
+            self._flights.discard(flight)
+            timer.cancel()
+            _thread.flight = None
 
 
 class Requester:
@@ -129,6 +157,7 @@ class Requester:
     :param api_key: valid key; never in a log or error.
     :param auth: how the key is sent.
     :param timeout: seconds for the connect and for each read.
+    :param response_timeout: seconds for a whole response.
     :param max_attempts: attempts per request.
     :param verify: True, or the path of a CA bundle.
     :param max_response_bytes: larger bodies are refused while they are read.
@@ -143,6 +172,7 @@ class Requester:
         auth: Auth,
         *,
         timeout: float,
+        response_timeout: float,
         max_attempts: int,
         verify: bool | str,
         max_response_bytes: int,
@@ -152,6 +182,7 @@ class Requester:
         self.base_url = base_url
         self._key = api_key
         self._timeout = timeout
+        self._response_timeout = response_timeout
         self._max_attempts = max_attempts
         self._verify = verify
         self._max_response_bytes = max_response_bytes
@@ -221,8 +252,7 @@ class Requester:
         self._count(requests=1)
         outcome = "cancelled"  # also if another exception ends the request, such as a task timeout
         try:
-            with group.in_flight():
-                result = parse(self._send(path))
+            result = parse(self._send(path, group))
             outcome = "ok"
             return result
         except UnleashError as error:
@@ -233,26 +263,44 @@ class Requester:
             with self._traffic_lock:
                 self._traffic.outcomes[outcome] += 1
 
-    def _send(self, path: str) -> Response:
+    def _send(self, path: str, group: RequestGroup) -> Response:
         """Send one request; return its response if the status is 200, else raise the matching error."""
         url = self.base_url + path
-        try:
-            with self._session.get(
-                url,
-                timeout=(self._timeout, self._timeout),
-                allow_redirects=False,
-                stream=True,
-                verify=self._verify,
-            ) as http:
-                # No variable for the body: some log handlers print the variables of a traceback's frames.
-                response = Response(url, http.status_code, http.headers, self._read_body(http), self._key)
-        except requests.RequestException as error:
-            # Drop the traceback: the frames of requests hold the header with the key.
-            raise _transport_error(url, error) from None
+        error: BaseException | None = None
+        with group.in_flight(self._response_timeout) as flight:
+            try:
+                with self._session.get(
+                    url,
+                    timeout=(self._timeout, self._timeout),
+                    allow_redirects=False,
+                    stream=True,
+                    verify=self._verify,
+                ) as http:
+                    # No variable for the body: some log handlers print the variables of a traceback's frames.
+                    response = Response(url, http.status_code, http.headers, self._read_body(http), self._key)
+            except UnleashError as caught:
+                error = caught
+            except Exception as caught:  # of requests, urllib3, http.client or the codecs: sorted by what happened
+                error = _own_error(url, caught, redact(str(_cause_of(caught)), self._key), was_sent=flight.was_sent)
+            except BaseException as caught:  # such as a task timeout
+                error = caught
+        if group.is_cancelled() and isinstance(error, Exception):
+            error = TransportError("The request was cancelled", reason="cancelled", url=url)
+        elif flight.is_expired and (error is None or isinstance(error, Exception)):
+            message = f"No complete response from {url} within response_timeout={self._response_timeout} s"
+            error = TransportError(message, reason="timeout", url=url)
+        if error is not None:
+            # Without traceback and context: the frames of requests and urllib3 hold the header with the key.
+            error.__context__ = error.__cause__ = None
+            raise error.with_traceback(None)
         raise_for_status(response)
         return response
 
     def _read_body(self, http: requests.Response) -> bytes:
+        if http.status_code != 200:  # the status is the error, whatever its body is
+            with suppress(Exception):
+                return next(http.iter_content(8192), b"")
+            return b""
         chunks, size = [], 0
         for chunk in http.iter_content(_CHUNK_BYTES):
             size += len(chunk)
@@ -272,16 +320,29 @@ class Requester:
 _thread = threading.local()
 
 
+class _FinalResponse(HTTPResponse):
+    """Skips interim responses such as 103; http.client only skips 100."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        version, status, reason = super()._read_status()  # type: ignore[misc]  # typeshed lacks private methods
+        while 102 <= status < 200:
+            while self.fp.readline(1 << 16) not in (b"\r\n", b"\n", b""):
+                pass
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+        return version, status, reason
+
+
 class _WatchedConnection:
     """A connection whose socket another thread can shut down; requests cannot cancel a request."""
 
+    response_class: Any = _FinalResponse
     sock: socket.socket | None
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         super().request(*args, **kwargs)  # type: ignore[misc]  # the class it is mixed into has it
-        group: RequestGroup | None = getattr(_thread, "group", None)
-        if group is not None and self.sock is not None:
-            group.watch(self.sock)
+        flight: _Flight | None = getattr(_thread, "flight", None)
+        if flight is not None and self.sock is not None:
+            flight.watch(self.sock)
 
 
 class _HTTPConnection(_WatchedConnection, HTTPConnection):
@@ -324,8 +385,14 @@ class _KeyAuth(AuthBase):
         return request
 
 
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Return None. Even with allow_redirects=False, requests would parse the target and read the whole body."""
+
+
 def _open_session(base_url: str, headers: dict[str, str], user_agent: str, pool_size: int) -> requests.Session:
-    session = requests.Session()
+    session = _Session()
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.auth = _KeyAuth(headers)
     session.headers.update(
         {
@@ -342,10 +409,15 @@ def _open_session(base_url: str, headers: dict[str, str], user_agent: str, pool_
     return session
 
 
-def _transport_error(url: str, error: requests.RequestException) -> UnleashError:
-    """Return the error of this package for an exception of requests."""
-    cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
-    message = f"No usable response from {url}: {cause or type(error).__name__}"
+def _cause_of(error: Exception) -> object:
+    cause = getattr(error.args[0], "reason", error.args[0]) if error.args else None
+    return cause or type(error).__name__
+
+
+def _own_error(url: str, error: Exception, cause: str, *, was_sent: bool) -> UnleashError:
+    """Return the error of this package for one of the libraries below it, by what happened to the request."""
+    message = f"No usable response from {url}: {cause}"
+    is_network = isinstance(error, (requests.ConnectionError, requests.Timeout))
     if isinstance(error, requests.exceptions.SSLError):
         return TransportError(
             f"{message}. TLS failed. If a proxy or your own CA signs the certificate, set the connection's extra "
@@ -353,10 +425,18 @@ def _transport_error(url: str, error: requests.RequestException) -> UnleashError
             reason="tls",
             url=url,
         )
-    if isinstance(cause, PoolTimeoutError) and not isinstance(cause, NewConnectionError):
+    if (
+        is_network
+        and isinstance(_cause_of(error), PoolTimeoutError)
+        and not isinstance(_cause_of(error), NewConnectionError)
+    ):
         return TransportError(message, reason="timeout", url=url)
-    if isinstance(error, (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)):
-        return TransportError(f"{message}. The body was truncated or damaged", reason="truncated", url=url)
-    if isinstance(error, ValueError):  # InvalidURL, InvalidProxyURL or InvalidHeader: nothing was sent
-        return InvalidArgumentError(message, argument="host", url=url)
+    if not was_sent and not is_network:
+        return InvalidArgumentError(
+            f"Cannot send a request to {url}: {cause}. Check the connection's host, proxy settings and CA bundle",
+            argument="host",
+            url=url,
+        )
+    if was_sent and not isinstance(error, requests.ConnectionError):
+        return TransportError(f"{message}. The response was truncated or damaged", reason="truncated", url=url)
     return TransportError(f"{message}. Check the host, port, proxy and firewall", reason="connection", url=url)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable
 from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from airflow_provider_unleash.core.moments import MIN_EPOCH_MS, format_ms, parse_moment
@@ -13,49 +14,48 @@ from airflow_provider_unleash.core.protocol import EXCERPT_CHARS
 from airflow_provider_unleash.core.windows import data_interval_window, to_ms
 from airflow_provider_unleash.exceptions import UnexpectedResponseError, WindowError
 
+log = logging.getLogger(__name__)
+
 
 # Every poll lists the same ids, and a thousand waiting tasks parse them a thousand times.
 @lru_cache(maxsize=1 << 16)
+def _start_or_none(session_id: str) -> int | None:
+    is_number = session_id.isascii() and session_id.isdigit() and len(session_id) <= 20  # int() rejects 4301 digits
+    return int(session_id) if is_number and MIN_EPOCH_MS <= int(session_id) < 10**14 else None
+
+
 def parse_session_start(session_id: str) -> int:
     """
     Return the start of a session in epoch milliseconds, which is what its id looks like.
 
     The API's documented example has ids of that form, but the API does not promise it.
 
-    :raises UnexpectedResponseError: if the id does not look like epoch milliseconds.
+    :raises UnexpectedResponseError: if the id is not in epoch milliseconds.
     """
-    if _is_number(session_id) and MIN_EPOCH_MS <= int(session_id) < 10**14:
-        return int(session_id)
-    raise UnexpectedResponseError(
-        f"Session id {session_id[:EXCERPT_CHARS]!r} is not in epoch milliseconds, so the start of the session is "
-        "unknown. Set known_sessions, which compares ids only",
-        field="session_id",
-        value=session_id,
-    )
-
-
-def _is_number(session_id: str) -> bool:
-    return session_id.isascii() and session_id.isdigit() and len(session_id) <= 20  # int() rejects 4301 digits
-
-
-def _by_start(session_id: str) -> tuple[bool, int, str]:
-    is_number = _is_number(session_id)
-    return (not is_number, int(session_id) if is_number else 0, session_id)
+    start = _start_or_none(session_id)
+    if start is None:
+        raise UnexpectedResponseError(
+            f"Session id {session_id[:EXCERPT_CHARS]!r} is not in epoch milliseconds, so its start is unknown",
+            field="session_id",
+            value=session_id,
+        )
+    return start
 
 
 class SessionList:
     """
-    The sessions that the API lists: each once, oldest first, parsed once for all who select from them.
+    The sessions that the API lists: each once, parsed once for all who select from them.
 
     :param sessions: session ids, in any order.
+    :ivar ids: oldest first, then those whose start is unknown.
     """
 
     def __init__(self, sessions: Iterable[str]) -> None:
-        self.ids = sorted(dict.fromkeys(sessions), key=_by_start)
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        return [parse_session_start(session) for session in self.ids]
+        starts = {session: _start_or_none(session) for session in sessions}
+        dated = sorted((start, session) for session, start in starts.items() if start is not None)
+        self._starts = [start for start, _ in dated]
+        self._undated = sorted(session for session, start in starts.items() if start is None)
+        self.ids = [session for _, session in dated] + self._undated
 
     def select(
         self,
@@ -70,22 +70,32 @@ class SessionList:
         Return the ids of the new sessions, oldest first.
 
         A session is new if it is not in ``known_sessions``; without these, if ``since <= start < until``. With
-        ``min_age_ms``, it must also have started that long before ``now_ms``.
-
-        :raises UnexpectedResponseError: if the start of a session matters and its id is not in epoch milliseconds.
+        ``min_age_ms``, it must also have started that long before ``now_ms``. If its start matters and is unknown, a
+        session is skipped with a warning.
         """
         if known_sessions is not None:
-            known = frozenset(known_sessions)
-            new = [session for session in self.ids if session not in known]
-            return [one for one in new if not min_age_ms or parse_session_start(one) <= now_ms - min_age_ms]
+            since_ms = until_ms = None
         low, high = 0, len(self.ids)
+        if since_ms is not None or until_ms is not None or min_age_ms:
+            self._warn_of_undated()
+            high = len(self._starts)
         if since_ms is not None:
             low = bisect_left(self._starts, since_ms)
         if until_ms is not None:
             high = bisect_left(self._starts, until_ms)
         if min_age_ms:
             high = min(high, bisect_right(self._starts, now_ms - min_age_ms))
-        return self.ids[low:high]
+        known = frozenset(known_sessions or ())
+        return [session for session in self.ids[low:high] if session not in known]
+
+    def _warn_of_undated(self) -> None:
+        if self._undated:
+            log.warning(
+                "Skipping sessions whose id is not in epoch milliseconds, so that their start is unknown: %s%s. Set "
+                "known_sessions to compare ids only",
+                ", ".join(repr(session[:EXCERPT_CHARS]) for session in self._undated[:5]),
+                "" if len(self._undated) <= 5 else f" and {len(self._undated) - 5} more",
+            )
 
 
 def select_sessions(sessions: Iterable[str], **conditions: Any) -> list[str]:

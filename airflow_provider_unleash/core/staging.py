@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import logging
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from datetime import timedelta
@@ -70,8 +71,8 @@ class Staging:
 
     Each ``checkpoint_pages`` pages become one file, ``<dst>/_staging/<hash>/00000.pages`` and so on, published whole or
     not at all. The hash is that of the object's name and of everything else that determines its pages. A file starts
-    with a line about the snapshot; each further line is a page, as a response of the API. Tries that read the same
-    object at the same time write the same files.
+    with a line about the snapshot; each further line is a checksum and a page, as a response of the API. Tries that
+    read the same object at the same time write the same files.
 
     An error in here costs requests, never rows: it is logged and the API is asked instead. A context manager: the files
     stay if the block raises, unless it raises because the pages changed.
@@ -167,7 +168,11 @@ class Staging:
             while line := lines.readline(_MAX_LINE_BYTES):
                 if self.next_page > snapshot.total_pages:
                     raise _UnusableError("there are more pages than the API has")
-                endpoint, _, body = line.partition(b" ")
+                checksum, _, content = line.rstrip(b"\n").partition(b" ")
+                # gzip has a checksum too, but compares it at the end of the file, when these pages are in use already.
+                if checksum != _checksum(content):
+                    raise _UnusableError(f"page {self.next_page} is damaged")
+                endpoint, _, body = content.partition(b" ")
                 response = Response(path.path, 200, {}, body)
                 yield parse_page(response, self.next_page, "tableau" if endpoint == b"tableau" else "compact")
 
@@ -192,7 +197,8 @@ class Staging:
             self._stream.write(msgspec.json.encode(_Header(self._snapshot, time.time(), page.number)) + b"\n")
             self._pages_in_file = 0
         body, endpoint = render_page(page)
-        self._stream.write(endpoint.encode() + b" " + body + b"\n")
+        content = endpoint.encode() + b" " + body
+        self._stream.write(_checksum(content) + b" " + content + b"\n")
         self.next_page += 1
         self._pages_in_file += 1
         if self._pages_in_file == self._checkpoint_pages:
@@ -212,6 +218,10 @@ class Staging:
             self._has_files = False
             _remove_logged(self._folder)
             abort_uploads(self._folder, below=True)
+
+
+def _checksum(content: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(content)
 
 
 def _file_name(index: int) -> str:

@@ -1,0 +1,282 @@
+"""One window of one device becomes one object, or a list of records."""
+
+from __future__ import annotations
+
+import doctest
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from upath import UPath
+
+from airflow_provider_unleash.client import UnleashClient
+from airflow_provider_unleash.core.extract import Landed, fetch_records, land
+from airflow_provider_unleash.exceptions import (
+    EmptyReplacementError,
+    EmptyResultError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResultTooLargeError,
+    ServerError,
+    SnapshotChangedError,
+)
+from airflow_provider_unleash.simulator import Fault, Simulator
+from airflow_provider_unleash.window import Window
+
+DEVICE, SILENT = "Wb8fabc31378ce07", "W7d2e90b4c6a1f58"
+START, END = 1_768_176_000_000, 1_768_262_400_000
+DAY = Window(START, END)
+NAME = f"device={DEVICE}/start_date=2026-01-12/20260112T000000Z_20260113T000000Z"
+FORMATS = [("jsonl", None), ("jsonl", "gzip"), ("json", None), ("csv", None), ("csv", "gzip"), ("parquet", None)]
+
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
+
+@pytest.fixture
+def sim() -> Iterator[Simulator]:
+    with Simulator(fixed_pages=12, page_size=10) as simulator:
+        yield simulator
+
+
+def land_from(sim: Simulator, lake: Path, device_id: str = DEVICE, window: Window = DAY, **options: Any) -> Landed:
+    with UnleashClient(sim.api_key, sim.base_url, page_concurrency=1, mask_stream_tokens=False) as client:
+        return land(client, device_id, window, UPath(lake), **options)
+
+
+def read_counts(path: Path) -> list[float]:
+    """Return the count of each row, read by DuckDB, or gzip and json."""
+    if path.suffix == ".parquet":
+        return [count for (count,) in duckdb.sql(f"SELECT count FROM '{path}'").fetchall()]
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+    if ".csv" in path.name:
+        return [count for (count,) in duckdb.sql(f"SELECT count FROM read_csv('{path}')").fetchall()]
+    rows = json.loads(text) if ".json" in path.suffixes else list(map(json.loads, io.StringIO(text)))
+    return [row["count"] for row in rows]
+
+
+def counts_of(sim: Simulator, device_id: str = DEVICE) -> list[float]:
+    return [row["count"] for row in sim.rows(device_id, START, END)]
+
+
+def files(lake: Path) -> list[str]:
+    return sorted(str(path.relative_to(lake)) for path in lake.rglob("*") if path.is_file())
+
+
+# ---- landing -------------------------------------------------------------------------------------
+
+
+def test_the_example_in_the_docstring_of_land_works(tmp_path: Path) -> None:
+    with Simulator(api_keys=["ul_pat_..."]) as sim:
+        source = "".join(example.source for example in doctest.DocTestParser().get_examples(land.__doc__ or ""))
+        for old, new in (('"ul_pat_..."', f'"ul_pat_...", "{sim.base_url}"'), ("/tmp/lake", str(tmp_path))):
+            assert old in source
+            source = source.replace(old, new)
+        names: dict[str, Any] = {}
+        exec(source, names)
+        landed = names["landed"]
+        assert read_counts(Path(landed.path)) == counts_of(sim)
+        assert landed.counts.rows == len(counts_of(sim)) > 1000
+
+
+@pytest.mark.parametrize("endpoint", ["compact", "tableau"])
+@pytest.mark.parametrize(("file_format", "compression"), FORMATS)
+def test_each_format_is_published_as_one_object_with_all_rows(
+    sim: Simulator, tmp_path: Path, file_format: Any, compression: Any, endpoint: Any
+) -> None:
+    landed = land_from(sim, tmp_path, file_format=file_format, compression=compression, endpoint=endpoint)
+    [name] = files(tmp_path)
+    assert name == f"{NAME}.{file_format}{'.gz' if compression else ''}"
+    assert landed.path == UPath(tmp_path) / name
+    assert read_counts(tmp_path / name) == counts_of(sim)
+    assert landed.size == (tmp_path / name).stat().st_size
+    assert (landed.counts.pages, landed.counts.rows) == (12, 120)
+    assert (landed.resumed_pages, landed.is_skipped) == (0, False)
+
+
+@pytest.mark.parametrize(("time", "rows_at_end"), [("12T23:59:59.9999995Z", 0), ("13T00:00:00.000Z", 1)])
+def test_only_rows_stamped_at_the_end_of_the_window_are_left_to_the_next_window(
+    tmp_path: Path, time: str, rows_at_end: int
+) -> None:
+    rows = [{"timestamp": f"2026-01-{stamp}", "count": 1} for stamp in ("12T12:00:00.000Z", time)]
+    with Simulator(rows={DEVICE: rows}) as sim:
+        counts = land_from(sim, tmp_path).counts
+    assert (counts.rows, counts.rows_at_end) == (2 - rows_at_end, rows_at_end)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"device_id": "../x"}, "device_id"),
+        ({"file_format": "xml"}, "file_format"),
+        ({"endpoint": "xml"}, "endpoint"),
+    ],
+)
+def test_an_invalid_argument_is_named_and_nothing_is_written(
+    sim: Simulator, tmp_path: Path, arguments: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        land_from(sim, tmp_path, **arguments)
+    assert caught.value.argument == named
+    assert files(tmp_path) == []
+
+
+# ---- failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("file_format", "compression"), FORMATS)
+@pytest.mark.parametrize(("kind", "error"), [("404", NotFoundError), ("500", ServerError)])
+def test_a_failed_extraction_keeps_the_previous_object(
+    sim: Simulator, tmp_path: Path, file_format: Any, compression: Any, kind: str, error: type[Exception]
+) -> None:
+    landed = land_from(sim, tmp_path, file_format=file_format, compression=compression)
+    before = Path(landed.path.path).read_bytes()
+    sim.add_fault(Fault(kind, page=7, times=None))
+    with pytest.raises(error):
+        land_from(sim, tmp_path, file_format=file_format, compression=compression)
+    assert files(tmp_path) == [str(Path(landed.path.path).relative_to(tmp_path))]
+    assert Path(landed.path.path).read_bytes() == before
+
+
+@pytest.mark.parametrize("file_format", ["jsonl", "parquet"])
+def test_a_retry_resumes_and_writes_the_same_object(sim: Simulator, tmp_path: Path, file_format: Any) -> None:
+    options = {"file_format": file_format, "checkpoint_pages": 3}
+    whole = land_from(sim, tmp_path / "whole", **options)
+    sim.add_fault(Fault("404", page=9))
+    with pytest.raises(NotFoundError):
+        land_from(sim, tmp_path / "lake", **options)
+    assert [name.split("/")[0] for name in files(tmp_path / "lake")] == ["_staging"] * 2
+    sim.clear_requests()
+    landed = land_from(sim, tmp_path / "lake", **options)
+    assert landed.resumed_pages == 6
+    pages = [int(request.path.rpartition("/")[2]) for request in sim.requests]
+    assert pages == [1, 12, 8, 9, 10, 11, 1, 12]
+    assert files(tmp_path / "lake") == files(tmp_path / "whole")
+    assert Path(landed.path.path).read_bytes() == Path(whole.path.path).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"checkpoint_pages": None}, {"resume_within": None}, {"resume_within": timedelta(0)}, {"checkpoint_pages": 12}],
+)
+def test_staging_can_be_turned_off_and_is_off_for_short_extractions(
+    sim: Simulator, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    sim.add_fault(Fault("404", page=9))
+    with pytest.raises(NotFoundError):
+        land_from(sim, tmp_path, **{"checkpoint_pages": 3, **options})
+    assert files(tmp_path) == []
+
+
+def test_pages_that_another_kind_of_extraction_staged_are_not_used(sim: Simulator, tmp_path: Path) -> None:
+    sim.add_fault(Fault("404", page=9))
+    with pytest.raises(NotFoundError):
+        land_from(sim, tmp_path, checkpoint_pages=3)
+    for other in ({"endpoint": "tableau"}, {"file_format": "csv"}, {"window": Window(START, END - 1)}):
+        assert land_from(sim, tmp_path, checkpoint_pages=3, **other).resumed_pages == 0  # type: ignore[arg-type]
+
+
+# ---- changing pages ------------------------------------------------------------------------------
+
+
+def test_pages_that_change_are_read_again_and_the_object_has_every_row_once(tmp_path: Path) -> None:
+    with Simulator(page_size=100, growing=600) as sim:
+        landed = land_from(sim, tmp_path, checkpoint_pages=3)
+        assert read_counts(Path(landed.path.path)) == counts_of(sim)
+        assert sum(request.path.endswith("/1") for request in sim.requests) > 2
+    assert files(tmp_path) == [f"{NAME}.jsonl"]
+
+
+def test_pages_that_change_four_times_leave_neither_object_nor_staged_pages(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Simulator(page_size=10, growing=1) as sim, pytest.raises(SnapshotChangedError):
+        land_from(sim, tmp_path, checkpoint_pages=3)
+    assert caplog.text.count("Reading the window again") == 3
+    assert files(tmp_path) == []
+
+
+# ---- no rows -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("file_format", "compression"), FORMATS)
+def test_no_rows_replace_rows_only_with_permission(
+    sim: Simulator, tmp_path: Path, file_format: Any, compression: Any
+) -> None:
+    options: dict[str, Any] = {"file_format": file_format, "compression": compression}
+    path = Path(land_from(sim, tmp_path, **options).path.path)
+    before = path.read_bytes()
+    with Simulator(rows={DEVICE: []}) as empty:
+        for on_empty, error in (("succeed", EmptyReplacementError), ("fail", EmptyResultError)):
+            with pytest.raises(error):
+                land_from(empty, tmp_path, on_empty=on_empty, **options)
+        assert land_from(empty, tmp_path, on_empty="skip", **options).is_skipped
+        assert path.read_bytes() == before
+        assert land_from(empty, tmp_path, replace_with_empty=True, **options).counts.rows == 0
+        assert read_counts(path) == []
+        land_from(empty, tmp_path, **options)  # an empty object may be replaced
+    land_from(sim, tmp_path, **options)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("on_empty", "written"), [("succeed", [f"{NAME.replace(DEVICE, SILENT)}.jsonl"]), ("skip", []), ("fail", [])]
+)
+def test_a_window_without_rows_is_an_empty_object_nothing_or_an_error(
+    sim: Simulator, tmp_path: Path, on_empty: Any, written: list[str]
+) -> None:
+    if on_empty == "fail":
+        with pytest.raises(EmptyResultError):
+            land_from(sim, tmp_path, SILENT, on_empty=on_empty)
+    else:
+        landed = land_from(sim, tmp_path, SILENT, on_empty=on_empty)
+        assert (landed.counts.rows, landed.is_skipped) == (0, on_empty == "skip")
+    assert files(tmp_path) == written
+
+
+@pytest.mark.parametrize("on_empty", ["succeed", "skip", "fail"])
+def test_a_device_that_the_account_does_not_have_is_an_error(sim: Simulator, tmp_path: Path, on_empty: Any) -> None:
+    with pytest.raises(NotFoundError, match="UnleashListDevicesOperator") as caught:
+        land_from(sim, tmp_path, "Wunknown", on_empty=on_empty)
+    assert caught.value.device_id == "Wunknown"
+    assert files(tmp_path) == []
+
+
+# ---- records -------------------------------------------------------------------------------------
+
+
+def fetch_from(sim: Simulator, device_id: str = DEVICE, **options: Any) -> tuple[list[dict[str, Any]], Any, int]:
+    with UnleashClient(sim.api_key, sim.base_url, page_concurrency=1) as client:
+        return fetch_records(client, device_id, DAY, **{"max_bytes": 1 << 20, **options})
+
+
+def test_records_are_those_of_the_window_and_their_bytes_have_a_limit(sim: Simulator) -> None:
+    expected = sim.rows(DEVICE, START, END)
+    records, counts, size = fetch_from(sim)
+    assert records == expected
+    assert (counts.rows, counts.pages) == (120, 12)
+    assert fetch_from(sim, max_bytes=size) == (records, counts, size)
+    sim.clear_requests()
+    with pytest.raises(ResultTooLargeError, match="UnleashToObjectStorageOperator") as caught:
+        fetch_from(sim, max_bytes=size // 3)
+    assert caught.value.limit == size // 3
+    assert len(sim.requests) < 8
+
+
+def test_records_of_a_silent_or_unknown_device_follow_on_empty(sim: Simulator) -> None:
+    assert fetch_from(sim, SILENT)[0] == []
+    with pytest.raises(EmptyResultError):
+        fetch_from(sim, SILENT, on_empty="fail")
+    with pytest.raises(NotFoundError):
+        fetch_from(sim, "Wunknown")
+
+
+def test_records_are_read_again_if_pages_change() -> None:
+    with Simulator(page_size=100, growing=600) as sim:
+        assert fetch_from(sim, max_bytes=1 << 24)[0] == sim.rows(DEVICE, START, END)

@@ -1,0 +1,299 @@
+"""Files in every format hold the rows of their pages, and their names hold device and window."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_unleash.core import formats
+from airflow_provider_unleash.core.formats import check_file_format, has_rows, object_name
+from airflow_provider_unleash.core.protocol import Page
+from airflow_provider_unleash.exceptions import InvalidArgumentError
+from tests.support.pages import (
+    FORMATS,
+    HEADER,
+    KNOWN,
+    Place,
+    duck,
+    page_of,
+    plain_bytes,
+    read_file,
+    read_records,
+    record,
+    sample,
+    tree,
+    write,
+)
+
+MIDNIGHT = 1_597_622_400_000  # 2020-08-17T00:00:00Z
+DAY_MS = 86_400_000
+PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
+every_format = pytest.mark.parametrize(("file_format", "compression"), FORMATS)
+json_format = pytest.mark.parametrize("file_format", ["jsonl", "json"])
+zipped_or_not = pytest.mark.parametrize("compression", [None, "gzip"])
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+SPECIAL = [
+    record(class_name='say "hi", you', source_file_name="a,b;c\td"),
+    record(class_name="two\nlines\r\nand\rmore", model_id="'quoted'"),
+    record(class_name="Ünïcödé \u2013 人 🚲", device_id=" spaces "),
+    record(class_name="=1+1", count=0.1, frame_number=2**53 + 1),
+    record(count=1e300, frame_number=-(2**63), session_id="0007"),
+    record(count=-0.5, frame_number=0, timestamp="2020-02-29T23:59:59.999Z"),
+    record(**dict.fromkeys(KNOWN)),
+]
+
+
+def in_file(row: dict[str, Any], file_format: str) -> dict[str, Any]:
+    """Return a row of known keys as a reader of the file gets it."""
+    if file_format in ("json", "jsonl"):
+        return row
+    row = {**row, "count": None if row["count"] is None else float(row["count"]), "extra": None}
+    if file_format == "csv":
+        return {key: "" if row[key] is None else str(row[key]) for key in HEADER}
+    moment = row["timestamp"] and datetime.fromisoformat(row["timestamp"].replace("Z", "+00:00"))
+    return {**row, "timestamp": moment and moment.astimezone(timezone.utc)}
+
+
+@every_format
+@pytest.mark.parametrize("endpoint", ["compact", "tableau"])
+def test_rows_are_read_back_unchanged(file_format: str, compression: Any, endpoint: str, folder: Any) -> None:
+    path = folder / "a" / "object"
+    pages = [sample("compact"), sample("metrics"), page_of(*SPECIAL)]
+    if endpoint == "tableau":
+        pages = [page_of(*(dict(reversed(row.items())) for row in page.records())) for page in pages]
+    size = write(path, pages, file_format, compression)
+    assert size == Path(path.path).stat().st_size
+    found = read_file(path, file_format, compression)
+    assert found == [in_file(row, file_format) for page in pages for row in page.records()]
+    keys = {"csv": HEADER, "parquet": HEADER}.get(file_format, list(pages[0].keys))
+    assert {tuple(row) for row in found} == {tuple(keys)}
+
+
+@pytest.mark.parametrize("file_format", ["jsonl", "json", "csv", "parquet"])
+def test_duckdb_reads_the_same_values_from_each_format(file_format: str, folder: Any) -> None:
+    path = folder / f"object.{file_format}"
+    write(path, [sample("compact"), sample("metrics")], file_format)
+    reader = {"jsonl": "read_json", "json": "read_json", "csv": "read_csv", "parquet": "read_parquet"}[file_format]
+    [found] = duck(
+        "SELECT count(*), sum(count), max(frame_number), count(DISTINCT class_name), "
+        f"epoch_ms(max(timestamp::TIMESTAMPTZ)) FROM {reader}('{path.path}')"
+    )
+    assert found == (6, 18, 110252, 5, MIDNIGHT + (6 * 3600 + 16 * 60 + 52) * 1000)
+
+
+@json_format
+@zipped_or_not
+def test_json_keeps_rows_unchanged_with_their_order_of_keys(file_format: str, compression: Any, folder: Any) -> None:
+    first = [{}, {"a": None}, {"a": 1.0, "b": [1, {"c": None}]}, {"": "", 'é "\\\n': True}]
+    second = [{"count": "many", "extra": {"x": 1}}, {"timestamp": "soon", "frame_number": 2**63, "small": -0.0}]
+    write(folder / "o", [page_of(*first), page_of(*second, number=2)], file_format, compression)
+    assert json.dumps(read_file(folder / "o", file_format, compression)) == json.dumps([*first, *second])
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+)
+VALUES = SCALARS | st.text(max_size=3) | st.lists(SCALARS, max_size=2)
+
+
+@PROPERTY
+@given(st.lists(st.lists(st.dictionaries(st.text(max_size=4), VALUES, max_size=3), max_size=3), max_size=3))
+def test_json_keeps_any_rows_with_any_keys(pages: list[list[dict[str, Any]]]) -> None:
+    memory = fsspec.filesystem("memory")
+    for file_format in ("jsonl", "json"):
+        write(Place("/test_formats", "memory", memory), [page_of(*page) for page in pages], file_format)
+        data = memory.cat("/test_formats")
+        assert read_records(data, file_format) == [row for page in pages for row in page]
+        assert file_format == "jsonl" or data.endswith(b"]\n")
+
+
+def test_csv_follows_rfc_4180(folder: Any) -> None:
+    write(folder / "o", [page_of(record(class_name='a "b"', model_id="x,y", session_id=None, count=2.0))], "csv")
+    assert plain_bytes(folder / "o") == (
+        b"class_name,count,device_id,frame_number,model_id,session_id,source_file_name,timestamp,extra\r\n"
+        b'"a ""b""",2.0,W1,7,"x,y",,a.mp4,2020-08-17T02:08:49.000Z,\r\n'
+    )
+
+
+@every_format
+def test_the_same_rows_give_the_same_bytes(file_format: str, compression: Any, folder: Any) -> None:
+    pages = [sample("compact"), page_of(record(new={"b": 1, "a": 2}))]
+    for name in ("one", "two"):
+        write(folder / name, pages, file_format, compression)
+    files = tree(folder)
+    assert files["one"] == files["two"]
+    if compression:
+        assert files["one"][:8] == b"\x1f\x8b\x08" + bytes(5), "no file name and no time in the header"  # type: ignore[index]
+
+
+@zipped_or_not
+@pytest.mark.parametrize(
+    ("file_format", "content"), [("jsonl", b""), ("json", b"[]\n"), ("csv", ",".join(HEADER).encode() + b"\r\n")]
+)
+@pytest.mark.parametrize("pages", [[], [Page(1, 0, (), [])], [Page(1, 1, tuple(KNOWN), [])]])
+def test_a_file_without_rows_is_valid(
+    file_format: str, content: bytes, compression: Any, pages: list[Page], folder: Any
+) -> None:
+    write(folder / "o", pages, file_format, compression)
+    assert plain_bytes(folder / "o", compression) == content
+
+
+def test_parquet_has_compressed_row_groups_of_limited_size_in_page_order(
+    folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "ROW_GROUP_ROWS", 10)
+    pages = [page_of(*(record(frame_number=7 * number + index) for index in range(7))) for number in range(5)]
+    write(folder / "o", pages, "parquet")
+    found = pq.ParquetFile((folder / "o").path)
+    groups = [found.metadata.row_group(index) for index in range(found.num_row_groups)]
+    assert [group.num_rows for group in groups] == [14, 14, 7]
+    assert found.read().column("frame_number").to_pylist() == list(range(35))
+    assert {groups[0].column(index).compression for index in range(groups[0].num_columns)} == {"ZSTD"}
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("W1", MIDNIGHT, MIDNIGHT, "csv"), "W1/start_date=2020-08-17/20200817T000000Z_20200817T000000Z.csv"),
+        (
+            ("W1", MIDNIGHT, MIDNIGHT + DAY_MS, "csv", "gzip"),
+            "W1/start_date=2020-08-17/20200817T000000Z_20200818T000000Z.csv.gz",
+        ),
+        (
+            ("a b%2F", MIDNIGHT - 1, MIDNIGHT + 5, "parquet", None),
+            "a%20b%252F/start_date=2020-08-16/20200816T235959.999Z_20200817T000000.005Z.parquet",
+        ),
+        (
+            ("k=ü?#", 1582934400000, 1609459199999, "jsonl"),
+            "k%3D%C3%BC%3F%23/start_date=2020-02-29/20200229T000000Z_20201231T235959.999Z.jsonl",
+        ),
+        (("...", 0, 1, "json", "gzip"), ".../start_date=1970-01-01/19700101T000000Z_19700101T000000.001Z.json.gz"),
+    ],
+)
+def test_the_name_of_an_object_depends_on_device_window_and_format(arguments: Any, name: str) -> None:
+    assert object_name(*arguments) == f"device={name}"
+
+
+def test_duckdb_reads_the_keys_of_a_tree_from_its_paths(folder: Any) -> None:
+    for device_id, day in (("W1", 0), ("W1", 1), ("kamera 7", 1)):
+        start_ms = MIDNIGHT + day * DAY_MS
+        name = object_name(device_id, start_ms, start_ms + DAY_MS, "parquet")
+        write(folder / "lake" / name, [sample("compact")] if day else [], "parquet")
+    found = duck(
+        "SELECT device, start_date::VARCHAR, count(*), sum(count) "
+        f"FROM read_parquet('{folder.path}/lake/**/*.parquet', hive_partitioning = true) GROUP BY ALL ORDER BY ALL"
+    )
+    assert found == [("W1", "2020-08-18", 2, 4.0), ("kamera 7", "2020-08-18", 2, 4.0)]
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argument"),
+    [
+        *(((name, None, None), "file_format") for name in ("xml", "JSONL", "", None)),
+        *((("csv", compression, None), "compression") for compression in ("zip", "", True)),
+        *((("parquet", "gzip", None), "compression"), (("csv", None, {"count": "int64"}), "column_types")),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_an_error_that_names_one_and_nothing_is_written(
+    arguments: Any, argument: str, folder: Any
+) -> None:
+    for use in (check_file_format, lambda *arguments: write(folder / "new" / "o", [], *arguments)):
+        with pytest.raises(InvalidArgumentError) as caught:
+            use(*arguments)
+        assert caught.value.argument == argument
+    assert tree(folder) == {}
+
+
+def test_without_pyarrow_parquet_is_an_error_that_says_how_to_install_it_and_other_formats_work(
+    folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InvalidArgumentError, match=r"pip install 'airflow-provider-unleash\[parquet\]'") as caught:
+        write(folder / "new" / "o", [], "parquet")
+    assert caught.value.argument == "file_format"
+    assert tree(folder) == {}
+    for file_format in ("jsonl", "json", "csv"):
+        write(folder / "o", [sample("compact")], file_format)
+    check_file_format("parquet")  # a DAG is parsed where pyarrow may be missing
+
+
+# ---- whether an object has rows ------------------------------------------------------------------
+
+
+@every_format
+@pytest.mark.parametrize(
+    ("pages", "expected"),
+    [
+        *(([], False), ([Page(1, 0, (), [])], False), ([Page(1, 1, tuple(KNOWN), [])], False)),
+        *(([sample("compact")], True), ([page_of(dict.fromkeys(KNOWN))], True), ([page_of({"new": 1})], True)),
+        *(([Page(1, 1, (), []), sample("metrics")], True), ([page_of(record(new="x" * 200_000))], True)),
+    ],
+)
+def test_an_object_has_rows_if_rows_were_written(
+    file_format: Any, compression: Any, pages: list[Page], expected: bool, folder: Any
+) -> None:
+    assert not has_rows(folder / "missing" / "o", file_format, compression)
+    write(folder / "o", pages, file_format, compression)
+    assert has_rows(folder / "o", file_format, compression) is expected
+
+
+@pytest.mark.parametrize(
+    ("file_format", "compression", "content"),
+    [
+        *(("parquet", None, content) for content in (b"", b"PAR1 and then the disk was full")),
+        *(("jsonl", "gzip", content) for content in (b"\x1f\x8b\x08\x00half", b"plain text")),
+        *(("json", None, content) for content in (b"\xff\xfe[", b"[", b"[{")),
+        *(("jsonl", None, b"{"), ("csv", None, b"a,b\r\n\xff,2\r\n")),
+        ("csv", "gzip", gzip.compress(b"a,b\r\n1,2\r\n", mtime=0)[:-9]),
+    ],
+)
+def test_an_object_that_cannot_be_read_counts_as_having_rows(
+    file_format: Any, compression: Any, content: bytes, folder: Any
+) -> None:
+    Path((folder / "o").path).write_bytes(content)
+    assert has_rows(folder / "o", file_format, compression)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "content", "expected"),
+    [
+        *(("jsonl", content, False) for content in (b"", b"\n")),
+        *(("jsonl", content, True) for content in (b"{}\n", b"\n" * 100 + b"{}")),
+        *(("json", content, False) for content in (b"[]", b"", b"[ ]\n", b"[\r\n]")),
+        *(("json", content, True) for content in (b"[{}]", b" " * 100 + b"[{}]")),
+        *(("csv", content, False) for content in (b"", b"a,b", b"a,b\n", b'"a\nb",c\r\n')),
+        ("csv", b'"a\nb",c\r\n1,2', True),
+    ],
+)
+@zipped_or_not
+def test_objects_of_other_programs_have_rows_if_they_contain_some(
+    file_format: Any, compression: Any, content: bytes, expected: bool, folder: Any
+) -> None:
+    Path((folder / "o").path).write_bytes(gzip.compress(content) if compression else content)
+    assert has_rows(folder / "o", file_format, compression) is expected
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_parquet_of_other_programs_has_rows_if_it_contains_some(rows: int, folder: Any) -> None:
+    pq.write_table(pa.table({"a": list(range(rows))}), (folder / "o").path)
+    assert has_rows(folder / "o", "parquet") is bool(rows)
