@@ -22,6 +22,21 @@ from tests.support.answering import answering
 home.choose_home()
 
 
+# Seconds. Only the tests in these folders start a live Airflow, a cluster, Spark or emulators of stores.
+SECONDS_BY_FOLDER = {"live": 30 * 60, "cluster": 40 * 60, "recipes": 10 * 60, "stores": 10 * 60}
+SECONDS_IF_SLOW = 15 * 60
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests more time than the default limit in ``pyproject.toml``."""
+    for item in items:
+        seconds = SECONDS_BY_FOLDER.get(item.path.parent.name)
+        if seconds is None and item.get_closest_marker("slow"):
+            seconds = SECONDS_IF_SLOW
+        if seconds is not None and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(seconds))
+
+
 def pytest_unconfigure() -> None:
     home.remove_home()
 

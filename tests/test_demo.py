@@ -106,7 +106,7 @@ def connect(stage):
 
 def test_a_second_show_in_the_same_folder_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("tools.stage.BUILD", tmp_path)
-    with demo.open_stage("show"), pytest.raises(demo.StageError, match="running already"), demo.open_stage("show"):
+    with demo.open_stage("show"), pytest.raises(demo.StageError, match="already running"), demo.open_stage("show"):
         pass
 
 

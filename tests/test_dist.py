@@ -66,7 +66,7 @@ def test_what_does_not_belong_into_a_wheel_is_found(built: tuple[Path, Path], tm
     wheel = Path(shutil.copy(built[0], tmp_path))
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr(name, "")
-    assert dist.check_wheel(wheel, dist.list_tree()) == [f"{wheel.name} has {name}, too"]
+    assert dist.check_wheel(wheel, dist.list_tree()) == [f"{wheel.name} has an unexpected file {name}"]
 
 
 @in_a_clone
@@ -89,7 +89,7 @@ def test_what_git_ignores_is_found_in_an_sdist(built: tuple[Path, Path], tmp_pat
     (folder / "build" / "x").touch()
     with tarfile.open(sdist, "w:gz") as archive:
         archive.add(folder, folder.name)
-    assert dist.check_sdist(sdist, dist.list_tree()) == [f"{sdist.name} has {folder.name}/build/x, too"]
+    assert dist.check_sdist(sdist, dist.list_tree()) == [f"{sdist.name} has an unexpected file {folder.name}/build/x"]
 
 
 # ---- metadata ----------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def found(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_an_airflow_that_shows_all_is_well(found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path) -> None:
-    assert dist.judge(found, built[0], tmp_path) == []
+    assert dist.find_faults(found, built[0], tmp_path) == []
 
 
 @pytest.mark.parametrize("command", [words[0] for words in dist.COMMANDS])
@@ -172,8 +172,8 @@ def test_an_airflow_that_does_not_show_something_is_found(
     found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path, command: str
 ) -> None:
     found["answers"][command] = []
-    faults = dist.judge(found, built[0], tmp_path)
-    assert faults == [f"«airflow providers {command}» does not show it"]
+    faults = dist.find_faults(found, built[0], tmp_path)
+    assert faults == [f"`airflow providers {command}` does not show the provider"]
 
 
 def test_an_airflow_that_shows_no_form_at_all_need_not_show_ours(
@@ -181,14 +181,14 @@ def test_an_airflow_that_shows_no_form_at_all_need_not_show_ours(
 ) -> None:
     found["form"] = False
     found["answers"] |= {"behaviours": [], "widgets": []}
-    assert dist.judge(found, built[0], tmp_path) == []
+    assert dist.find_faults(found, built[0], tmp_path) == []
 
 
 def test_a_warning_and_a_package_from_elsewhere_are_found(
     found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path
 ) -> None:
     found |= {"package": str(ROOT), "warnings": ["old"]}
-    assert dist.judge(found, built[0], tmp_path) == [f"imported from {ROOT}", "warns at import: old"]
+    assert dist.find_faults(found, built[0], tmp_path) == [f"imported from {ROOT}", "warns at import: old"]
 
 
 def test_an_installer_that_fails_is_heard(tmp_path: Path) -> None:

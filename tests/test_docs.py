@@ -49,20 +49,24 @@ def test_code_is_an_excerpt_of_what_is_run_or_of_a_kind_that_is_tried_here(docum
 @pytest.mark.parametrize(
     ("language", "text", "fault"),
     [
-        ("python", "devices = UnleashListDevices(\n", "no example has, word for word"),
-        ("python", "evices = UnleashListDevicesOperator(task_id=", "no example has, word for word"),
-        ("sql", "SELECT rows FROM nowhere\n", "no text in an example or a test has, word for word"),
-        ("json", '{"timeout": 60,}\n', "no JSON"),
-        ("shell", "make coffee\n", "no target coffee in the Makefile"),
-        ("shell", "apt-get install redis\n", "no test that needs Debian's packages says: apt-get install redis"),
-        ("shell", "pip install 'airflow-provider-unleash[parquet,s4]'\n", "no extra s4 in pyproject.toml"),
-        ("text", "airflow-provider-unleash[parquet,s4]\n", "no extra s4 in pyproject.toml"),
+        ("python", "devices = UnleashListDevices(\n", "not an excerpt of an example"),
+        ("python", "evices = UnleashListDevicesOperator(task_id=", "not an excerpt of an example"),
+        ("sql", "SELECT rows FROM nowhere\n", "not an excerpt of an SQL file"),
+        ("json", '{"timeout": 60,}\n', "not JSON"),
+        ("shell", "make coffee\n", "the Makefile has no target coffee"),
+        (
+            "shell",
+            "apt-get install redis\n",
+            "no test that needs Debian packages names the command: apt-get install redis",
+        ),
+        ("shell", "pip install 'airflow-provider-unleash[parquet,s4]'\n", "pyproject.toml has no extra s4"),
+        ("text", "airflow-provider-unleash[parquet,s4]\n", "pyproject.toml has no extra s4"),
         ("bash", "python -m airflow_provider_unleash.simulator --prot 1\n", "unrecognized arguments: --prot 1"),
         ("bash", "python -m airflow_provider_unleash.simulator --fault kind=418x\n", "argument --fault"),
-        ("shell", "python example.py\n", "no test tries python example.py"),
-        ("shell", "curl https://api.unleashlive.com\n", "no test tries commands of curl"),
-        ("yaml", "a: b\n", "code must be one of python, sql, json, shell, bash, text, not yaml"),
-        ("", "a\n", "not without a language"),
+        ("shell", "python example.py\n", "no test runs python example.py"),
+        ("shell", "curl https://api.unleashlive.com\n", "no test runs the program curl"),
+        ("yaml", "a: b\n", "language must be one of python, sql, json, shell, bash, text, not yaml"),
+        ("", "a\n", "not empty"),
     ],
 )
 def test_code_that_no_test_tries_is_a_fault(tmp_path: Path, language: str, text: str, fault: str) -> None:
@@ -91,7 +95,7 @@ def test_code_by_its_indent_alone_has_no_language_and_a_list_is_no_code(tmp_path
 
 @pytest.mark.parametrize("path", sorted(EXAMPLE_DAGS.rglob("*.sql")), ids=lambda path: path.name)
 def test_a_test_or_an_example_names_every_query_that_is_a_file(path: Path) -> None:
-    tests = [test for test in TESTS.glob("**/test_*.py") if test != Path(__file__)]
+    tests = [test for test in TESTS.glob("**/*.py") if test != Path(__file__)]
     runners = [*(test.read_text() for test in tests), *EXAMPLES.values()]
     assert any(re.search(rf"""["'/]{re.escape(path.name)}["']""", runner) for runner in runners)
 
@@ -443,7 +447,7 @@ def test_every_error_that_a_user_meets_is_explained_once() -> None:
     rows = [code_in(row[0]) for row in rows_under(page("failures"), "you see")]
     assert sorted(rows) == sorted(errors)
     permanent = [issubclass(getattr(exceptions, name), exceptions.PermanentError) for name in rows]
-    assert permanent == [True] * 8 + [False] * 5  # «the first eight», says the page
+    assert permanent == [True] * 8 + [False] * 5  # the page says "the first eight"
 
 
 def test_the_tree_of_errors_is_that_of_the_code() -> None:

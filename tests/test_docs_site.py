@@ -76,9 +76,9 @@ def test_what_is_wrong_is_named_and_there_is_no_site(clone: Path) -> None:
         "contains a link '../example_dags/nowhere.py'",
         "contains a link 'nowhere.png'",
         "contains an absolute link '/formats.md'",
-        "no example has, word for word:\nimport nowhere",
-        "code must be one of",
-        "asks another host for https://cdn.example.com/x.js",
+        "not an excerpt of an example:\nimport nowhere",
+        "language must be one of",
+        "loads https://cdn.example.com/x.js from another host",
         "Parameter 'max_xcom_byte' does not appear in the function signature",
     ):
         assert fault in done.stderr

@@ -61,6 +61,7 @@ def test_an_import_against_the_layers_breaks_its_contract(copy: Path) -> None:
     assert f"{package}.writers -> airflow" in checked.stdout
 
 
+@pytest.mark.slow
 def test_types_find_what_an_author_gets_wrong_and_nothing_in_the_examples(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
     wrong.write_text(

@@ -138,9 +138,11 @@ def test_the_version_is_written_once():
     assert places == ["__init__.py"]
 
 
-def test_the_distribution_declares_one_provider_and_no_plugin():
+def test_the_distribution_declares_a_provider_and_nothing_else():
     entry_points = distribution("airflow-provider-unleash").entry_points
-    assert {(entry.group, entry.name) for entry in entry_points} == {("apache_airflow_provider", "provider_info")}
+    assert {(entry.group, entry.name) for entry in entry_points} == {
+        ("apache_airflow_provider", "provider_info"),
+    }
 
 
 # ---- exceptions --------------------------------------------------------------------------------

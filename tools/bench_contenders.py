@@ -1,7 +1,7 @@
 """
-What ``make bench`` compares, each a function that reads all pages of one window; and the process that runs one.
+The contenders of ``make bench``: functions that read all pages of one window, and the process that runs one of them.
 
-It reads jobs from its standard input, a line of JSON each, and answers each with a line of what it took.
+The process reads jobs from standard input, one JSON object per line, and writes one line with the costs of each job.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Job:
     One extraction.
 
     :param api: base URL
-    :param page_concurrency: of ours; the others know one only
+    :param page_concurrency: requests in flight; only this package uses it
     """
 
     api: str
@@ -44,7 +44,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Cost:
-    """What an extraction took: seconds, seconds of all threads, MiB of the process at most and before."""
+    """Cost of an extraction: rows, wall and CPU seconds, peak memory of the process and memory before, in MiB."""
 
     rows: int
     wall: float
@@ -54,18 +54,18 @@ class Cost:
 
 
 # ---- the contenders ------------------------------------------------------------------------------
-# Libraries are imported where they are used: each contender has a process of its own, which shall hold its own only.
+# Imports are local, so that the process of a contender loads only the libraries of that contender.
 
 
 def run_floor(job: Job, folder: Path) -> int:
-    """Read the bytes of all pages and decode them once, nothing else: what no client can do without."""
+    """Read all pages and decode them once: the minimum for any client."""
     import msgspec
 
     return sum(len(content["data"]) for content in _contents(job, msgspec.json.decode))
 
 
 def run_loop(job: Job, folder: Path) -> int:
-    """Do what one writes by hand: a loop of requests, and a file of JSON lines."""
+    """Run a handwritten loop of requests that writes JSON lines."""
     rows = 0
     with (folder / "rows.jsonl").open("w") as file:
         for content in _contents(job, json.loads):
@@ -90,7 +90,7 @@ def _contents(job: Job, decode: Callable[[bytes], Any]) -> Iterator[Any]:
 
 
 def run_http_operator(job: Job, folder: Path) -> int:
-    """Go Airflow's own way, which keeps all pages in memory; what it returns would go to XCom."""
+    """Run Airflow's HttpOperator, which keeps all pages in memory and would return them to XCom."""
     from airflow.providers.http.operators.http import HttpOperator
 
     pages: list[int] = []
@@ -119,8 +119,8 @@ def run_http_operator(job: Job, folder: Path) -> int:
 
 
 def run_dlt(job: Job, folder: Path) -> int:
-    """Run dlt's rest_api source to its filesystem destination, from the tableau endpoint because it wants objects."""
-    # It sends what it does to its makers, else, and writes into the home.
+    """Run dlt's rest_api source with its filesystem destination; it needs objects, so it reads the tableau endpoint."""
+    # Otherwise dlt sends telemetry, and writes to the user's home.
     os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "DLT_DATA_DIR": str(folder)}
     import dlt
     from dlt.sources.helpers.rest_client.paginators import BasePaginator
@@ -159,7 +159,7 @@ def run_dlt(job: Job, folder: Path) -> int:
 
 
 def run_ours(file_format: str, job: Job, folder: Path) -> int:
-    """Run the operator of this package, everything switched on."""
+    """Run this package's operator with all its features on."""
     from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 
     connection = {"conn_type": "unleash", "host": job.api, "password": DEFAULT_KEYS[0]}
@@ -169,7 +169,7 @@ def run_ours(file_format: str, job: Job, folder: Path) -> int:
         task_id="extract",
         device_id=DEVICE,
         dst=f"file://{folder}",
-        file_format=file_format,  # type: ignore[arg-type]  # one of them, by the table below
+        file_format=file_format,  # type: ignore[arg-type]  # see CONTENDERS
         start=START,
         end=END,
     )
@@ -192,7 +192,7 @@ CONTENDERS: dict[str, Callable[[Job, Path], int]] = {
 
 
 def measure(contender: Callable[[Job, Path], int], job: Job) -> Cost:
-    """Run it once, in an empty folder."""
+    """Run a contender once in an empty folder."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         before = _memory("VmRSS")
         wall, cpu = time.perf_counter(), time.process_time()
@@ -207,19 +207,19 @@ def _memory(name: str) -> float:
     return int(match[1]) / 1024
 
 
-def open_answers() -> TextIO:
-    """Return where answers go, to whoever asked; what libraries print goes where the log is from now on."""
-    answers = os.fdopen(os.dup(1), "w")
+def open_results() -> TextIO:
+    """Return a stream to the parent process. From now on, prints of libraries go to the log."""
+    results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    return answers
+    return results
 
 
 def main() -> None:
     """Run the jobs of one contender."""
-    answers = open_answers()
+    results = open_results()
     contender = CONTENDERS[sys.argv[1]]
     for line in sys.stdin:
-        print(json.dumps(asdict(measure(contender, Job(**json.loads(line))))), file=answers, flush=True)
+        print(json.dumps(asdict(measure(contender, Job(**json.loads(line))))), file=results, flush=True)
 
 
 if __name__ == "__main__":

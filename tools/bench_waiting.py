@@ -1,4 +1,4 @@
-"""What a thousand deferred sensors on one connection cost; reads a job from its standard input, and answers."""
+"""Measure the cost of a thousand deferred sensors on one connection; a job on standard input, the result on output."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import time
 from dataclasses import asdict, dataclass
 
 from airflow_provider_unleash.simulator import DEFAULT_KEYS
-from tools.bench_contenders import open_answers
+from tools.bench_contenders import open_results
 
 WARM_UP_REQUESTS = 1
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """What was waited for: so many sensors, with so many seconds between polls, for so many seconds."""
+    """A number of sensors, the seconds between their polls, and the seconds to wait."""
 
     api: str
     sensors: int = 1000
@@ -28,17 +28,17 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Burden:
-    """What it cost the process: the longest time that its event loop did nothing else, and CPU time, seconds."""
+    """Cost for the process in seconds: the longest block of its event loop, and CPU time."""
 
     block: float
     cpu: float
 
 
 async def wait(job: Waiting) -> Burden:
-    """Run the triggers of sensors that find nothing, made as the triggerer makes them."""
+    """Run the triggers of sensors that find no sessions, created as the triggerer creates them."""
     from airflow_provider_unleash.triggers import UnleashNewSessionsTrigger
 
-    # Each task has a window of its own, in a future without sessions.
+    # Each task waits for sessions after a different time, far in the future.
     bounds = range(10**13, 10**13 + job.sensors)
     deferred = (UnleashNewSessionsTrigger(since=since, poke_interval=job.poke_interval).serialize() for since in bounds)
     triggers = [_make(path, arguments) for path, arguments in deferred]
@@ -63,21 +63,21 @@ def _make(path: str, arguments: dict[str, object]) -> object:
 
 async def _drain(trigger: object) -> None:
     async for event in trigger.run():  # type: ignore[attr-defined]
-        raise AssertionError(f"There are no such sessions: {event}")
+        raise AssertionError(f"Unexpected event: {event}")
 
 
 def main() -> None:
-    """Do the job."""
-    answers = open_answers()
+    """Run the job from standard input."""
+    results = open_results()
     job = Waiting(**json.loads(sys.stdin.readline()))
     connection = {"conn_type": "unleash", "host": job.api, "password": DEFAULT_KEYS[0]}
     os.environ["AIRFLOW_CONN_UNLEASH_DEFAULT"] = json.dumps(connection)
     asyncio.run(_warm_up())
-    print(json.dumps(asdict(asyncio.run(wait(job)))), file=answers, flush=True)
+    print(json.dumps(asdict(asyncio.run(wait(job)))), file=results, flush=True)
 
 
 async def _warm_up() -> None:
-    """Import what the first poll imports, as any triggerer has."""
+    """Let the first poll import its modules, as in a triggerer that has run for a while."""
     from airflow_provider_unleash.triggers import UnleashNewSessionsTrigger
 
     async for _ in UnleashNewSessionsTrigger(poke_interval=0.1).run():

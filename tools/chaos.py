@@ -1,9 +1,9 @@
 """
-Extractions under random faults, kills, reruns and duels, and what is in the lake after each.
+Run extractions under random faults, kills, reruns and duels (two tries at once), and check the lake after each.
 
-``make chaos`` runs it, at length; tests/test_chaos.py does for half a minute. The lake is a real S3-compatible store
-and a folder, the API a simulator, each try of an extraction a process of its own. A seed fixes what is planned; what
-happens depends on the machine's clock, too.
+``make chaos`` runs this for minutes, tests/test_chaos.py for half a minute. The lake is a real S3-compatible store and
+a folder, the API is a simulator, and each try of an extraction is a process. The seed determines the plan; what happens
+also depends on timing.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ DAY = datetime(2026, 1, 12, tzinfo=timezone.utc)
 ROWS_A_DAY, PAGE_SIZE, CHECKPOINT_PAGES = 4000, 200, 6
 SILENT = "W7d2e90b4c6a1f58"
 DEVICES = ("Wb8fabc31378ce07", "W022abc5be35bb72", "Weea288bc1faaddd", "W9d3f1bcad8e8abd", SILENT)
-# Two pages, some twenty, and so many that the object takes several parts of an upload.
+# Two pages, about twenty, and so many that the upload of the object has several parts.
 LENGTHS = (timedelta(hours=2), timedelta(days=1), timedelta(days=11))
 FORMATS = ("parquet", "jsonl", "csv")
 STATUSES = ("400", "401", "403", "404", "408", "500", "502", "503", "504")
 KINDS = (*FAULT_KINDS, *STATUSES)
-# What may be asked for under faults before they end, and tries have to succeed.
+# Tries with faults and kills. After them, a try has to succeed.
 TRIES = 3
 TARGETS_OF_A_LANE = 12
-# Added to a generation: the same with a late row.
+# Added to the number of a generation: the same rows and a late one.
 LATE = 100
 SECONDS_OF_A_TRY = 90.0
 
@@ -55,15 +55,15 @@ Row = tuple[Any, ...]
 
 
 class ViolationError(Exception):
-    """What must never be."""
+    """A promise of the package is broken."""
 
 
-# ---- what is planned -------------------------------------------------------------------------------
+# ---- plans -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Target:
-    """One object."""
+    """An object that extractions write."""
 
     store: str
     device: str
@@ -90,7 +90,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to one extraction: faults and kill of each try, whether two run at once, and what the rows do."""
+    """The plan for one extraction: faults and kill of each try, two tries at once or not, and how the rows change."""
 
     target: Target
     generation: int
@@ -103,7 +103,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Kill:
-    """Kill the worker, or the store, so many seconds after that share of the requests is answered."""
+    """Kill the worker or the store some seconds after a share of the requests has a response."""
 
     what: str
     share: float
@@ -111,7 +111,7 @@ class Kill:
 
 
 def make_plan(seed: int, lane: int, number: int) -> Plan:
-    """Return the plan of an extraction; lanes share no objects."""
+    """Return the plan of an extraction. Lanes share no objects."""
     rng = random.Random(f"{seed}/{number}")
     target = _make_target(lane, rng.randrange(TARGETS_OF_A_LANE))
     kills = [_make_kill(rng) for _ in range(TRIES)]
@@ -124,7 +124,7 @@ def make_plan(seed: int, lane: int, number: int) -> Plan:
         faults=tuple(_make_faults(rng, target) for _ in range(TRIES)),
         kills=tuple(kills),
         is_duel=rng.random() < 0.1,
-        # One page is one answer, whatever comes later.
+        # With one page, there is nothing to grow during the extraction.
         grows=(fate := rng.random()) < 0.1 and target.length > LENGTHS[0],
         is_late=fate > 0.85,
     )
@@ -150,29 +150,29 @@ def _make_fault(rng: random.Random, target: Target) -> Fault:
     pages = max(1, int(target.length / timedelta(days=1) * ROWS_A_DAY / PAGE_SIZE))
     return Fault(
         kind,
-        # The devices are listed where there are no rows.
+        # The devices are listed only if there are no rows.
         path=rng.choice(("", "/devices")) if target.device == SILENT else "",
         page=rng.choice((None, None, 1, 2, rng.randint(1, pages), pages)) if target.device != SILENT else None,
         times=rng.choice((1, 1, 2, 3, None)),
         after=rng.choice((0, 0, 1, rng.randint(1, pages))),
         probability=rng.choice((1.0, 1.0, 0.2)),
         retry_after=rng.choice((None, 0.05, "date:1", 120)) if kind in ("429", "503") else None,
-        seconds=rng.choice((0.05, 1.5)),  # the client waits for a second
+        seconds=rng.choice((0.05, 1.5)),  # the timeout of the client is one second
     )
 
 
 def _make_kill(rng: random.Random) -> Kill | None:
     if rng.random() < 0.5:
         return None
-    # More often where it is most delicate: when all pages are there, and the object is being published.
+    # More often at the critical time: all pages are read, and the object is being published.
     return Kill("worker", rng.choice((rng.random(), rng.random(), 1.0)), rng.choice((0.0, rng.uniform(0, 0.08))))
 
 
-# ---- what is there ---------------------------------------------------------------------------------
+# ---- the lake --------------------------------------------------------------------------------------
 
 
 class Lake:
-    """A store as somebody sees it who does not know this package."""
+    """The lake, read without this package."""
 
     def __init__(self, store: SeaweedFS, folder: Path) -> None:
         self._folder = folder
@@ -190,13 +190,13 @@ class Lake:
         return self._s3.read(target.name)
 
     def names(self) -> set[tuple[str, str]]:
-        """Return store and name of all that is there."""
+        """Return the store and the name of each object."""
         found = {("s3", name) for name in self._s3.names()}
         tree = self._folder / "tree"
         return found | {("file", str(path.relative_to(tree))) for path in tree.rglob("*") if path.is_file()}
 
     def tamper(self, target: Target) -> None:
-        """Take the last row from an object of lines in the S3 store, add another object and an open upload."""
+        """Remove the last row of a JSON lines object in S3, and add another object and an open upload."""
         lines = (self.read(target) or b"").splitlines(keepends=True)
         self._s3.client.put_object(Bucket="lake", Key=f"tree/{target.name}", Body=b"".join(lines[:-1]))
         self._s3.client.put_object(Bucket="lake", Key="tree/stray", Body=b"")
@@ -204,7 +204,7 @@ class Lake:
 
 
 def rows_in(content: bytes, file_format: str) -> list[Row]:
-    """Read an object with readers that are not ours."""
+    """Read an object with independent readers."""
     if file_format == "parquet":
         import pyarrow.parquet as pq
 
@@ -221,12 +221,12 @@ def _canonical(row: dict[str, Any]) -> Row:
     return (*texts, float(row["count"]), int(row["frame_number"]), moment)
 
 
-# ---- what happens ----------------------------------------------------------------------------------
+# ---- running plans ---------------------------------------------------------------------------------
 
 
 @dataclass
 class Counts:
-    """What happened in all extractions together."""
+    """The events of all extractions."""
 
     happened: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -244,7 +244,7 @@ class Counts:
 
 
 class Chaos:
-    """Runs plans in lanes, each against the state that the one before has left."""
+    """Runs plans in lanes. Each extraction starts from the state that the one before left."""
 
     def __init__(self, store: SeaweedFS, folder: Path, seed: int) -> None:
         self._store = store
@@ -252,14 +252,14 @@ class Chaos:
         self._seed = seed
         self.lake = Lake(store, folder)
         self.counts = Counts()
-        self._old: dict[Target, int] = {}  # the generation that each object has
+        self._old: dict[Target, int] = {}  # the generation of each object
         self._restarting = threading.Lock()
         self._expected: dict[tuple[int, str, datetime, datetime], list[Row]] = {}
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["chaos_worker"])
+        self._context.set_forkserver_preload(["tools.chaos_worker"])
 
     def run(self, extractions: int, lanes: int) -> None:
-        """Run so many plans, so many at once."""
+        """Run a number of extractions, one at a time per lane."""
         with ThreadPoolExecutor(lanes) as pool:
             list(pool.map(lambda lane: self._run_lane(lane, range(lane, extractions, lanes)), range(lanes)))
         self.check_leftovers()
@@ -278,7 +278,7 @@ class Chaos:
             api = stack.enter_context(self._open_api(plan))
             for number, (faults, kill) in enumerate(zip(plan.faults, plan.kills, strict=True)):
                 if number == 1 and plan.is_late:
-                    # Between two tries: neither the first page nor the number of pages tells of it.
+                    # Rows that arrive between two tries, without a change of the first page or the number of pages.
                     stack.close()
                     plan = replace(plan, generation=plan.generation + LATE)
                     api = stack.enter_context(self._open_api(plan, api.port))
@@ -291,13 +291,13 @@ class Chaos:
                 if self._check_object(plan, reports):
                     break
             else:
-                # Nothing goes wrong any more in this extraction; the store may be killed by the other lanes' once more.
+                # No more faults in this extraction, but other lanes may still kill the store.
                 for _ in range(3):
                     if self._check_object(plan, self._try(plan, api, None, alone=True)):
                         break
                 else:
-                    raise ViolationError("it did not succeed although nothing went wrong any more")
-            # Who was beaten in a duel may have put pages aside after the winner had cleaned up.
+                    raise ViolationError("no success without faults")
+            # The loser of a duel may have checkpointed pages after the winner cleaned up.
             if plan.is_duel and not self._check_object(plan, self._try(plan, api, None, alone=True)):
                 raise ViolationError("the rerun after a duel did not succeed")
 
@@ -313,7 +313,7 @@ class Chaos:
     # ---- one try ----
 
     def _try(self, plan: Plan, api: Simulator, kill: Kill | None, alone: bool = False) -> list[Report | None]:
-        """Run one process, or two at once, to the end; return their reports, None of one that was killed."""
+        """Run one process, or two at once, and return their reports; None if killed."""
         api.clear_requests()
         job = self._job(plan, api)
         tries = [_Try(self._context, job) for _ in range(2 if plan.is_duel and not alone else 1)]
@@ -323,7 +323,7 @@ class Chaos:
         for report in reports:
             self._count_report(report)
         if not killed and None in reports:
-            raise ViolationError("a try ended without a report, though nobody killed it")
+            raise ViolationError("a try that was not killed ended without a report")
         return reports
 
     def _job(self, plan: Plan, api: Simulator) -> Job:
@@ -340,7 +340,7 @@ class Chaos:
         return Job(str(self._folder), {"unleash_default": unleash, "lake_conn": lake}, target.window, arguments)
 
     def _kill(self, plan: Plan, api: Simulator, kill: Kill, victim: _Try) -> bool:
-        """Wait for the moment and kill; tell whether the worker was."""
+        """Kill the worker or the store at the planned time, and return whether the worker was killed."""
         requests = len(self._rows(plan.target, plan.generation)) // PAGE_SIZE + 2
         due = int(kill.share * requests)
         while len(api.requests) < due and victim.is_alive():
@@ -359,12 +359,12 @@ class Chaos:
             self.counts.add(**{"stores killed": 1})
         return False
 
-    # ---- what must hold ----
+    # ---- checks ----
 
     def _check_object(self, plan: Plan, reports: list[Report | None]) -> bool:
-        """Compare the object with what it was and what it should become; tell whether a try succeeded."""
+        """Check that the object is the old or the new one, and return whether a try succeeded."""
         target = plan.target
-        with self._restarting:  # it is only not there while it starts
+        with self._restarting:  # the store is unavailable while it restarts
             content = self.lake.read(target)
         found = None if content is None else rows_in(content, target.file_format)
         old = self._rows(target, self._old[target]) if target in self._old else None
@@ -372,19 +372,20 @@ class Chaos:
         succeeded = any(report is not None and report.summary is not None for report in reports)
         self.counts.add(**{"objects checked": 1, "rows checked": len(found or ())})
         if found != new and (succeeded or found != old):
+            state = "is missing" if found is None else f"has {len(found)} rows"
+            before = "no object" if old is None else f"the old {len(old)} rows"
             raise ViolationError(
-                f"the object has {'nothing' if found is None else f'{len(found)} rows'}, which is neither the new "
-                f"{len(new)} nor the old {'nothing' if old is None else len(old)}; success: {succeeded}"
+                f"the object {state}; expected the new {len(new)} rows or {before}; success: {succeeded}"
             )
         if found == new:
             self._old[target] = plan.generation
         if not succeeded:
             return False
         if not plan.is_duel and (uploads := self.lake.uploads(target.name)):
-            raise ViolationError(f"open uploads after the success: {uploads}")
+            raise ViolationError(f"open uploads after a success: {uploads}")
         for report in reports:
             if report is not None and report.summary is not None and report.summary["rows"] != len(new):
-                raise ViolationError(f"the summary says {report.summary['rows']} rows of {len(new)}")
+                raise ViolationError(f"the summary counts {report.summary['rows']} rows, not {len(new)}")
         return True
 
     def _rows(self, target: Target, generation: int) -> list[Row]:
@@ -395,7 +396,7 @@ class Chaos:
         return self._expected[key]
 
     def tamper(self) -> None:
-        """Do what must be found: take a row from an object, add another object, an upload and a temporary file."""
+        """Create violations: remove a row of an object, add another object, an upload and a temporary file."""
         harmed = next(
             target
             for target, generation in self._old.items()
@@ -405,7 +406,7 @@ class Chaos:
         (self._folder / "tmp" / "stray").touch()
 
     def check_leftovers(self) -> None:
-        """Look for what nobody asked for, and at every object once more."""
+        """Look for stray objects, uploads and temporary files, and compare every object again."""
         names = self.lake.names()
         expected = {(target.store, target.name) for target in self._old}
         if strays := names - expected:
@@ -419,7 +420,7 @@ class Chaos:
             rows = self._rows(target, generation)
             self.counts.add(**{"objects checked": 1, "rows checked": len(rows)})
             if content is None or rows_in(content, target.file_format) != rows:
-                self.counts.violations.append(f"{target} is not what its last extraction made of it")
+                self.counts.violations.append(f"{target} differs from its last extraction")
         if temporary := [path.name for path in (self._folder / "tmp").iterdir()]:
             self.counts.violations.append(f"temporary files: {temporary}")
         self.counts.add(objects=len(expected))
@@ -430,9 +431,9 @@ class Chaos:
         if report is None:
             self.counts.add_to(self.counts.endings, ["killed"])
             return
-        # fsspec keeps a daemon thread for its event loop, and that one for names of hosts.
+        # fsspec keeps a daemon thread for its event loop, and that loop one for host names.
         if threads := [name for name in report.threads if name not in ("fsspecIO", "asyncio_0")]:
-            raise ViolationError(f"threads are left: {threads}")
+            raise ViolationError(f"threads still run: {threads}")
         self.counts.add_to(self.counts.endings, [report.error or "success"])
         if report.summary is not None:
             self.counts.add(**{"pages": report.summary["pages"], "pages resumed": report.summary["resumed_pages"]})
@@ -444,7 +445,7 @@ class Chaos:
 
 
 def _api_rows(target: Target, generation: int, start: int, end: int) -> list[dict[str, Any]]:
-    """Return what the API has of a window; of a late generation, one row more than of that before it."""
+    """Return the API's rows of a window. A late generation has one more row than the generation before."""
     source = Simulator(seed=generation % LATE, rows_per_day=ROWS_A_DAY, page_size=PAGE_SIZE, devices=DEVICES)
     rows = source.rows(target.device, start, end)
     if generation < LATE or not rows:
@@ -474,7 +475,7 @@ class _Try:
         self._process.kill()
 
     def finish(self) -> Report | None:
-        """Return what it reported, None if it was killed; it has to end by itself."""
+        """Return the report, or None if the process was killed."""
         report = None
         with suppress(EOFError):
             if not self._ours.poll(SECONDS_OF_A_TRY):
@@ -484,13 +485,13 @@ class _Try:
         self._process.join(20)
         if self._process.is_alive():
             self._process.kill()
-            raise ViolationError("a process did not end after its work")
+            raise ViolationError("a process did not end after its report")
         return report
 
 
 @contextmanager
 def open_chaos(seed: int) -> Iterator[Chaos]:
-    """Yield a store and a folder to wreak havoc on."""
+    """Yield a ``Chaos`` with a store and a temporary folder."""
     with SeaweedFS() as store, tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
         for child in ("tree", "tmp", "home"):
@@ -514,9 +515,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--extractions", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lanes", type=int, default=3, help="extractions under way at once")
-    parser.add_argument("--tamper", action="store_true", help="in the end, show that what must not be would be found")
-    parser.add_argument("--page", action="store_true", help=f"write the figures into {PAGE.name}")
+    parser.add_argument("--lanes", type=int, default=3, help="extractions at once (default: %(default)s)")
+    parser.add_argument(
+        "--tamper", action="store_true", help="at the end, create violations and show that the checks find them"
+    )
+    parser.add_argument("--page", action="store_true", help=f"write the results to {PAGE.name}")
     options = parser.parse_args(argv)
     began = time.monotonic()
     with open_chaos(options.seed) as chaos:
@@ -535,20 +538,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_page(counts: Counts, seed: int) -> None:
-    """Put the figures into the documentation."""
+    """Write the results into docs/reliability.md."""
     happened, endings = counts.happened, counts.endings
     faults = ", ".join(f"{kind} {number}" for kind, number in counts.faults.most_common())
     errors = ", ".join(f"`{name}` {number}" for name, number in endings.most_common() if name.endswith("Error"))
     rows = {
-        f"extractions (seed {seed})": f"{happened['extractions']:,}, {happened['reruns']} of objects that were there",
-        "tries": f"{happened['tries']:,}; {happened['duels']} extractions with two at once, "
-        f"{happened['late rows between tries']} with a row that came between two tries",
+        f"extractions (seed {seed})": f"{happened['extractions']:,}, "
+        f"{happened['reruns']} of them over an existing object",
+        "tries": f"{happened['tries']:,}; {happened['duels']} extractions with two tries at once, "
+        f"{happened['late rows between tries']} with a row that arrived between two tries",
         "tries that succeeded": f"{endings['success']:,}",
         "tries that were killed": f"{endings['killed']:,}",
         "tries that failed": errors,
         "faults of the API": f"{counts.faults.total():,}: {faults}",
         "the store was killed": f"{happened['stores killed']} times",
-        "pages read": f"{happened['pages']:,}, {happened['pages resumed']:,} of them put aside by an earlier try",
+        "pages read": f"{happened['pages']:,}, {happened['pages resumed']:,} of them staged by an earlier try",
         "objects compared": f"{happened['objects checked']:,}, with {happened['rows checked']:,} rows",
         "**violations**": f"**{len(counts.violations)}**",
     }
@@ -559,7 +563,7 @@ def write_page(counts: Counts, seed: int) -> None:
 
 
 def show(counts: Counts, facts: str) -> None:
-    """Print what happened, and what must not have."""
+    """Print the events and the violations."""
     tables = {"what happened": counts.happened, "how tries ended": counts.endings, "faults of the API": counts.faults}
     for title, counter in tables.items():
         print(f"\n{title}")

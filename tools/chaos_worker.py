@@ -1,4 +1,4 @@
-"""One try of an extraction in a process of its own, which may be killed at any moment."""
+"""Run one try of an extraction in a process that may be killed at any time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any
 
-# Imported once, by the server that forks the tries.
+# Preloaded by the server that forks the tries.
 import airflow.providers.amazon.aws.fs.s3  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 import s3fs  # noqa: F401
@@ -25,12 +25,12 @@ from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 @dataclass(frozen=True)
 class Job:
     """
-    What a try is told.
+    The input of a try.
 
-    :param folder: has the file «log» for what it prints, and the folder «tmp»
-    :param connections: fields by connection id
-    :param window: the run's data interval
-    :param arguments: of the operator
+    :param folder: folder with the file ``log`` for output, and the folder ``tmp``
+    :param connections: connection fields by connection id
+    :param window: data interval of the run
+    :param arguments: arguments of the operator
     """
 
     folder: str
@@ -41,16 +41,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Report:
-    """How a try ended, which was not killed: the summary or the error's name and text, and threads that still run."""
+    """The result of a try that was not killed: the summary or the error, and the threads that still run."""
 
     summary: dict[str, Any] | None
     error: str
-    said: str
+    message: str
     threads: tuple[str, ...]
 
 
 def run_try(job: Job, supervisor: Connection) -> None:
-    """Execute the operator, and report."""
+    """Execute the operator, and send a report."""
     tempfile.tempdir = f"{job.folder}/tmp"
     log = os.open(f"{job.folder}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -62,12 +62,12 @@ def run_try(job: Job, supervisor: Connection) -> None:
     start, end = job.window
     context: Any = {"dag_run": SimpleNamespace(run_type="scheduled")}
     context |= {"data_interval_start": start, "data_interval_end": end}
-    summary, error, said = None, "", ""
+    summary, error, message = None, "", ""
     try:
         summary = operator.execute(context)
     except Exception as raised:
         cause = raised.__cause__ or raised
-        error, said = type(cause).__name__, str(cause)
+        error, message = type(cause).__name__, str(cause)
     threads = tuple(thread.name for thread in threading.enumerate() if thread is not threading.main_thread())
-    supervisor.send(Report(summary, error, said, threads))
+    supervisor.send(Report(summary, error, message, threads))
     supervisor.close()

@@ -1,7 +1,7 @@
 """
-One past day of every device, from a simulated API to Parquet, by the daily example DAG; checked and shown.
+Extract a past day of every device from a simulated API to Parquet with the daily example DAG, check and plot the rows.
 
-``make demo`` runs it. It exits 0 only when the DAG run succeeded and the files hold exactly the simulator's rows.
+``make demo`` runs this. The exit code is 0 if the DAG run succeeds and the files hold exactly the simulator's rows.
 """
 
 from __future__ import annotations
@@ -30,49 +30,49 @@ Counts = Counter[tuple[str, int]]
 
 
 def show() -> None:
-    """Do it, step by step."""
+    """Run the demo step by step."""
     print(f"airflow-provider-unleash {version('airflow-provider-unleash')} on Airflow {version('apache-airflow')}\n")
     with open_stage("demo") as stage:
         _land(stage)
         print("", *_tree(stage.lake), sep="\n")
         counts, picture = _count(stage.lake), stage.folder / "by_hour.png"
-        print("\nCounts by class and hour, UTC; metrics of a crowd on average", *_table(counts), sep="\n")
+        print("\nCounts by class and hour, UTC (crowd metrics: averages)", *_table(counts), sep="\n")
         _draw(counts, picture)
     print(f"\nfiles    {stage.lake}\npicture  {picture}\nlog      {stage.log}")
 
 
 def _land(stage: Stage) -> None:
-    with _step("Start a simulator of the Unleash live API") as say:
+    with _step("Start a simulator of the Unleash live API") as report:
         stage.start_simulator()
-        say(stage.api)
-    with _step("Make a database for Airflow") as say:
+        report(stage.api)
+    with _step("Create Airflow's database") as report:
         stage.run_airflow("db", "migrate")
-        say("SQLite")
-    with _step(f"Run {DAG_ID} for {DAY:%Y-%m-%d}") as say:
+        report("SQLite")
+    with _step(f"Run {DAG_ID} for {DAY:%Y-%m-%d}") as report:
         stage.run_airflow("dags", "test", DAG_ID, f"{NEXT_DAY:%Y-%m-%d}")
-        say(_check_run(stage))
-    with _step("Read the files with DuckDB") as say:
+        report(_check_run(stage))
+    with _step("Read the files with DuckDB") as report:
         rows = read_rows(stage.lake)
-        say(f"{len(rows):,} rows")
-    with _step("Compare with the simulator's arithmetic") as say:
+        report(f"{len(rows):,} rows")
+    with _step("Compare with the simulator's rows") as report:
         differences = compare(expected_rows(PROFILES), rows)
         if differences:
-            raise StageError("\n".join(["The files do not hold the simulator's rows:", *differences]))
-        say("every row as it should be")
+            raise StageError("\n".join(["The files differ from the simulator's rows:", *differences]))
+        report("every row is correct")
 
 
 @contextmanager
 def _step(title: str) -> Iterator[Callable[[str], None]]:
-    """Print a line that begins with what is done, and ends with what came out and how long it took."""
-    said: list[str] = []
+    """Print a line with the title of a step, its result and its duration."""
+    results: list[str] = []
     began = time.monotonic()
     print(f"  {title:<42}", end="", flush=True)
-    yield said.append
-    print(f"{' '.join(said):<28}{time.monotonic() - began:5.1f} s", flush=True)
+    yield results.append
+    print(f"{' '.join(results):<28}{time.monotonic() - began:5.1f} s", flush=True)
 
 
 def _check_run(stage: Stage) -> str:
-    """Return how the tasks ended, as Airflow's own database has it; raise unless the run is a success."""
+    """Return the states of the tasks from Airflow's database; raise an error unless the run succeeded."""
     states = stage.query(f"SELECT state FROM dag_run WHERE dag_id = '{DAG_ID}'")
     if states != [("success",)]:
         raise stage.failure(f"The DAG run did not succeed: {states}")
@@ -80,17 +80,17 @@ def _check_run(stage: Stage) -> str:
     return "tasks: " + ", ".join(f"{count} {state}" for state, count in tasks.most_common())
 
 
-# ---- what landed, and what should have ----------------------------------------------------------
+# ---- rows ---------------------------------------------------------------------------------------
 
 
 def read_rows(lake: Path) -> list[Row]:
-    """Return all rows: the folder's device and date, the eight known columns in their order, the extra one."""
+    """Return all rows: device and date of the folder, the eight known columns in order, and ``extra``."""
     columns = ", ".join("epoch_ms(timestamp)" if key == "timestamp" else key for key in KEYS)
     return _query(lake, f"SELECT device, CAST(start_date AS VARCHAR), {columns}, extra FROM lake")
 
 
 def expected_rows(devices: Iterable[str]) -> list[Row]:
-    """Return what should be there: the rows of the day, its end not included."""
+    """Return the simulator's rows of the day, without those stamped at its end."""
     start, end = _epoch_ms(DAY), _epoch_ms(NEXT_DAY)
     return [
         (device, f"{DAY:%Y-%m-%d}", *(record[key] for key in KEYS[:-1]), _epoch_ms(record["timestamp"]), None)
@@ -100,7 +100,7 @@ def expected_rows(devices: Iterable[str]) -> list[Row]:
 
 
 def compare(expected: Iterable[Row], found: Iterable[Row]) -> list[str]:
-    """Return a line for each device whose rows are not exactly the expected ones, in whatever order."""
+    """Return a line for each device whose rows differ from the expected ones; the order does not matter."""
     wanted, there = Counter(expected), Counter(found)
     missing, unexpected = wanted - there, there - wanted
     return [
@@ -128,7 +128,7 @@ def _query(lake: Path, sql: str) -> list[Row]:
         return connection.execute(sql).fetchall()
 
 
-# ---- for the eye --------------------------------------------------------------------------------
+# ---- output -------------------------------------------------------------------------------------
 
 
 def _tree(lake: Path) -> Iterator[str]:
@@ -142,7 +142,7 @@ def _tree(lake: Path) -> Iterator[str]:
 
 
 def _table(counts: Counts) -> Iterator[str]:
-    """Yield an hour a line: objects are added up, a crowd's metrics averaged; the bar is all objects."""
+    """Yield a line per hour: sums of objects, averages of crowd metrics, and a bar for all objects."""
     names = [*OBJECTS, *sorted({name for name, _ in counts} - set(OBJECTS))]
     words = [name.split("_") for name in names]
     widths = [max(5, *map(len, parts)) + 1 for parts in words]
@@ -156,7 +156,7 @@ def _table(counts: Counts) -> Iterator[str]:
 
 
 def _headings(words: list[list[str]], widths: list[int]) -> Iterator[str]:
-    """Yield the lines of a heading whose names stand one word a line, on a common ground."""
+    """Yield the lines of a heading with one word per line, aligned at the bottom."""
     height = max(map(len, words))
     padded = [[""] * (height - len(parts)) + parts for parts in words]
     for line in zip(*padded, strict=True):
@@ -169,7 +169,7 @@ def _bar(share: float, width: int = 18) -> str:
 
 
 def _count(lake: Path) -> Counts:
-    """Return by class and hour: the sum for objects, the average for a crowd's metrics."""
+    """Return the sum (objects) or the average (crowd metrics) by class and hour."""
     function = f"CASE WHEN class_name IN {OBJECTS} THEN sum(count) ELSE avg(count) END"
     hour = "epoch_ms(timestamp) // 3600000 % 24"
     rows = _query(lake, f"SELECT class_name, {hour}, {function} FROM lake GROUP BY 1, 2")
@@ -177,7 +177,7 @@ def _count(lake: Path) -> Counts:
 
 
 def _draw(counts: Counts, path: Path) -> None:
-    # Its cache of fonts would else go to the user's home.
+    # Otherwise matplotlib writes its font cache to the user's home.
     os.environ.setdefault("MPLCONFIGDIR", str(BUILD / "matplotlib"))
     import matplotlib
 

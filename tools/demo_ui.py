@@ -1,7 +1,7 @@
 """
-Airflow's web interface on loopback, with the examples, a connection and a simulated API; until Ctrl-C.
+Run Airflow's web interface on loopback with the examples, a connection and a simulated API, until Ctrl-C.
 
-``make demo-ui`` runs it. ``--check`` ends it as soon as all parts are healthy and all examples are there.
+``make demo-ui`` runs this. ``--check`` stops as soon as all components are healthy and all examples are loaded.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ PARTS = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 
 
 def show(port: int, check: bool) -> None:
-    """Start everything, say where it is, and wait for the end."""
+    """Start everything, print the addresses, and wait for Ctrl-C."""
     with open_stage("demo-ui") as stage:
-        print("Starting a simulator, and Airflow with a scheduler, a triggerer and its web interface …", flush=True)
+        print("Starting a simulator, and Airflow with a scheduler, a triggerer and its web interface ...", flush=True)
         stage.listen_on(port)
         stage.start_simulator()
         stage.environ["AIRFLOW__CORE__PARALLELISM"] = "4"
         stage.run_airflow("db", "migrate")
-        # Not «standalone»: its log servers listen on all interfaces. -s leaves them out; logs are read as files.
+        # Not "airflow standalone", because its log servers listen on all interfaces. -s turns them off.
         stage.start_api_server()
         stage.start_airflow("scheduler", "-s")
         stage.start_airflow("dag-processor")
@@ -36,11 +36,11 @@ def show(port: int, check: bool) -> None:
         _greet(stage)
         if not check:
             wait_for_the_end(stage)
-        print("Stopping …", flush=True)
+        print("Stopping ...", flush=True)
 
 
 def wait_until_ready(stage: Stage, dags: set[str]) -> None:
-    """Return when all parts are healthy and these DAGs are there."""
+    """Return when all components are healthy and these DAGs are loaded."""
     deadline = time.monotonic() + SECONDS_TO_START
     while not (_is_healthy(stage.url) and dags <= {dag for (dag,) in stage.query("SELECT dag_id FROM dag")}):
         stage.check_alive()
@@ -61,19 +61,19 @@ def _is_healthy(url: str) -> bool:
 def _greet(stage: Stage) -> None:
     print(
         f"""
-  Airflow      {stage.url}   (no password; only this machine gets there)
+  Airflow      {stage.url}   (no password; reachable only from this machine)
   simulator    {stage.api}   (connection unleash_default)
   files        {stage.lake}
   log          {stage.log}
 
-Switch on example_unleash_daily: yesterday's rows of every device become Parquet files. Ctrl-C ends it all.
+Turn on example_unleash_daily: yesterday's rows of every device become Parquet files. Press Ctrl-C to stop.
 """,
         flush=True,
     )
 
 
 def wait_for_the_end(stage: Stage) -> None:
-    """Return at Ctrl-C; raise if something ends before."""
+    """Return at Ctrl-C; raise an error if a process ends before."""
     with suppress(KeyboardInterrupt):
         while True:
             stage.check_alive()
@@ -82,8 +82,8 @@ def wait_for_the_end(stage: Stage) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=0, help="of the web interface; 0 picks a free one")
-    parser.add_argument("--check", action="store_true", help="end when all is healthy, with exit code 0")
+    parser.add_argument("--port", type=int, default=0, help="port of the web interface (default: a free one)")
+    parser.add_argument("--check", action="store_true", help="stop when everything is healthy, with exit code 0")
     args = parser.parse_args()
     return run(partial(show, args.port, args.check))
 

@@ -1,8 +1,8 @@
 """
-Wheel and sdist as one would publish them: built, their contents and metadata checked, installed, shown by Airflow.
+Build wheel and sdist, check their contents and metadata, install the wheel, and check that Airflow shows the provider.
 
-``make dist`` runs it. It exits 0 only when nothing was found. The network is needed to install, not to build: hatchling
-comes from the environment that this runs in.
+``make dist`` runs this. The exit code is 0 if no fault is found. Installing needs the network; building does not,
+because hatchling is installed in this environment.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ NAME = "airflow-provider-unleash"
 PACKAGE = "airflow_provider_unleash"
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
-# What only a clone needs. The registry's file is read from the repository, where it has one.
+# Files that are only in the repository. The Astronomer registry reads its file from there.
 NOT_SHIPPED = (".ci/", ".astro-registry.yaml")
 
-# What each extra is there for.
+# The modules that each extra provides.
 EXTRAS = {
     "parquet": ["pyarrow.parquet"],
     "s3": ["s3fs", "airflow.providers.amazon.aws.fs.s3"],
@@ -44,10 +44,11 @@ EXTRAS = {
     "openlineage": ["airflow.providers.openlineage.extractors", "openlineage.client"],
 }
 
-# constraints/ has what is newest; Google's provider asks for older ones (tenacity, googleapis-common-protos).
+# constraints/ holds the newest versions, but Google's provider needs older ones (tenacity, googleapis-common-protos).
 UNCONSTRAINED = {"gcs"}
 
-# Runs where nothing but Airflow and the wheel is. One process for all commands: each takes seconds to start.
+# Runs in an environment with only Airflow and the wheel. One process for all commands, because each takes seconds to
+# start.
 PROBE = """
 import contextlib, io, json, sys, warnings
 from importlib.util import find_spec
@@ -76,7 +77,7 @@ def ask(*words):
 
 parser = cli_parser.get_parser()
 answers = {words[0]: ask(*words) for words in COMMANDS}
-# Without wtforms, Airflow before 3.2 lists no form at the command line, of no provider; 3.1 shows it in the browser.
+# Without wtforms, Airflow before 3.2 lists no connection forms on the command line.
 form = find_spec("wtforms") is not None or tuple(map(int, airflow.__version__.split(".")[:2])) >= (3, 2)
 found = {"package": str(package), "warnings": ours, "form": form, "answers": answers}
 sys.__stdout__.write("\\n" + json.dumps(found) + "\\n")
@@ -86,16 +87,16 @@ COMMANDS = [["list"], ["get", NAME, "--full"], ["hooks"], ["behaviours"], ["widg
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("targets", nargs="+", help="Airflows to install it with, e.g. 2.11.2 3.3.2@3.13")
-    parser.add_argument("--extras", action="store_true", help="install each extra with each of them, too")
-    parser.add_argument("--uv", default="", help="installs faster than pip")
+    parser.add_argument("targets", nargs="+", help="Airflow versions to install it with, e.g. 2.11.2 3.3.2@3.13")
+    parser.add_argument("--extras", action="store_true", help="also install each extra with each of them")
+    parser.add_argument("--uv", default="", help="path of uv, which installs faster than pip")
     options = parser.parse_args()
     wheel, sdist = build(DIST)
     print(f"Built {wheel.relative_to(ROOT)} and {sdist.relative_to(ROOT)}", flush=True)
     faults = [*check_wheel(wheel, list_tree()), *check_sdist(sdist, list_tree())]
     check = [sys.executable, "-m", "twine", "--no-color", "check", "--strict", str(wheel), str(sdist)]
     if subprocess.run(check, check=False).returncode:
-        faults.append("twine refuses them")
+        faults.append("twine rejects the distributions")
     for target in [Target(*name.split("@")) if "@" in name else Target(name, HERE) for name in options.targets]:
         for extra in ["", *(EXTRAS if options.extras else [])]:
             began = time.monotonic()
@@ -104,7 +105,7 @@ def main() -> int:
             what = f"Airflow {target.airflow} on Python {target.python}" + (f" with [{extra}]" if extra else "")
             print(f"{what}: {'; '.join(found) or 'ok'}, {time.monotonic() - began:.0f} s", flush=True)
             faults += [f"{what}: {fault}" for fault in found]
-    print("\n".join(["", *faults]) if faults else "\nNothing found.")
+    print("\n".join(["", *faults]) if faults else "\nNo faults found.")
     return int(bool(faults))
 
 
@@ -112,7 +113,7 @@ def main() -> int:
 
 
 def build(folder: Path) -> tuple[Path, Path]:
-    """Build the sdist from the clone and the wheel from the sdist, as pip would where there is no wheel."""
+    """Build the sdist from the repository, and the wheel from the sdist, as pip does without a wheel."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{PACKAGE}-*"):
         old.unlink()
@@ -135,14 +136,14 @@ def _hatchling(kind: str, folder: Path, source: Path) -> None:
 
 
 def list_tree() -> set[str]:
-    """Return the clone's files, new ones too, but nothing that git ignores."""
+    """Return the files of the repository, including new ones, without those that git ignores."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     return {name for name in names if name and (ROOT / name).exists()}
 
 
 def check_wheel(wheel: Path, tree: set[str]) -> list[str]:
-    """Say what a wheel has too much or too little of: the package and its metadata are all it should have."""
+    """Return the missing and unexpected files of a wheel, which holds only the package and its metadata."""
     info = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
     files = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
     expected = {name for name in tree if name.startswith(f"{PACKAGE}/")} | {f"{info}/{file}" for file in files}
@@ -150,7 +151,7 @@ def check_wheel(wheel: Path, tree: set[str]) -> list[str]:
 
 
 def check_sdist(sdist: Path, tree: set[str]) -> list[str]:
-    """Say what an sdist has too much or too little of: it is the clone, so that its tests run."""
+    """Return the missing and unexpected files of an sdist, which holds the repository, including the tests."""
     folder = sdist.name.removesuffix(".tar.gz")
     expected = {f"{folder}/{name}" for name in tree if not name.startswith(NOT_SHIPPED)} | {f"{folder}/PKG-INFO"}
     with tarfile.open(sdist) as archive:
@@ -159,7 +160,7 @@ def check_sdist(sdist: Path, tree: set[str]) -> list[str]:
 
 def compare(where: str, names: set[str], expected: set[str]) -> Iterator[str]:
     yield from (f"{where} lacks {name}" for name in sorted(expected - names))
-    yield from (f"{where} has {name}, too" for name in sorted(names - expected))
+    yield from (f"{where} has an unexpected file {name}" for name in sorted(names - expected))
 
 
 def read_metadata(wheel: Path) -> Message:
@@ -172,10 +173,10 @@ def read_metadata(wheel: Path) -> Message:
 
 
 def try_extra(wheel: Path, extra: str, target: Target, folder: Path, uv: str) -> list[str]:
-    """Install into an empty environment, and say what is wrong there."""
+    """Install into an empty environment, and return the faults."""
     python = sys.executable if target.python == HERE else find_python(target.python)
     if python is None:
-        return [f"no Python {target.python} here"]
+        return [f"Python {target.python} is not installed"]
     requirements = [f"{wheel}[{extra}]" if extra else str(wheel), f"apache-airflow=={target.airflow}"]
     if extra not in UNCONSTRAINED:
         requirements += ["--constraint", str(ROOT / "constraints" / f"airflow-{target.airflow}.txt")]
@@ -188,32 +189,32 @@ def try_extra(wheel: Path, extra: str, target: Target, folder: Path, uv: str) ->
         code = PROBE.replace("PACKAGE", PACKAGE).replace("COMMANDS", repr(COMMANDS))
     done = run_python(code, folder)
     if done.returncode:
-        return [(done.stderr.strip().splitlines() or ["no word"])[-1]]
-    return [] if extra else judge(json.loads(done.stdout.splitlines()[-1]), wheel, folder)
+        return [(done.stderr.strip().splitlines() or ["no error message"])[-1]]
+    return [] if extra else find_faults(json.loads(done.stdout.splitlines()[-1]), wheel, folder)
 
 
 def install(requirements: list[str], environment: Path, python: str, uv: str) -> str:
-    """Return nothing, or what the installer said last."""
+    """Return the last line of the installer's error, or an empty string."""
     make = [uv, "venv", "--quiet", "--python", python] if uv else [python, "-m", "venv"]
     inside = str(environment / "bin" / "python")
     pip = [uv, "pip", "install", "--quiet", "--python", inside] if uv else [inside, "-m", "pip", "install", "-qq"]
     for command in ([*make, str(environment)], [*pip, *requirements]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            return (done.stderr.strip().splitlines() or ["no word"])[-1].strip()
+            return (done.stderr.strip().splitlines() or ["no error message"])[-1].strip()
     return ""
 
 
 def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run code with what is installed, and with nothing else: no settings, no modules of this clone."""
+    """Run code in the new environment, isolated from settings and from the modules of this repository."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
     environ |= {"AIRFLOW_HOME": str(folder / "home"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     command = [str(folder / "env" / "bin" / "python"), "-I", "-c", code]
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
 
 
-def judge(found: dict[str, Any], wheel: Path, folder: Path) -> list[str]:
-    """Say what Airflow does not show of what it should, and which warnings are this package's."""
+def find_faults(found: dict[str, Any], wheel: Path, folder: Path) -> list[str]:
+    """Return what Airflow does not show of the provider, and the warnings of this package."""
     answers = found["answers"]
     version = wheel.name.split("-")[1]
     shows = {
@@ -227,7 +228,9 @@ def judge(found: dict[str, Any], wheel: Path, folder: Path) -> list[str]:
     }
     if not found["form"]:
         del shows["behaviours"], shows["widgets"]
-    faults = [f"«airflow providers {command}» does not show it" for command, shown in shows.items() if not shown]
+    faults = [
+        f"`airflow providers {command}` does not show the provider" for command, shown in shows.items() if not shown
+    ]
     if not Path(found["package"]).is_relative_to(folder):
         faults.append(f"imported from {found['package']}")
     return faults + [f"warns at import: {text}" for text in found["warnings"]]

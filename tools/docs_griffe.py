@@ -1,4 +1,4 @@
-"""What the reference makes of the source: links for reST roles, and constructors with what their bases take."""
+"""A griffe extension for the reference: links for reST roles, and constructors with the parameters of their bases."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _CODE = re.compile(r"^\.\. code-block:: (\w+)\n\n((?: {4}.*\n|\n)*(?: {4}.*))", 
 
 
 class Reference(griffe.Extension):
-    """Lets mkdocstrings show docstrings that are written for Airflow's tools and for help(), too."""
+    """Lets mkdocstrings show docstrings that are written in reST, as Airflow's are."""
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **kwargs: Any) -> None:
-        """Change what was loaded of this package."""
+        """Rewrite the docstrings and signatures of this package."""
         if pkg.name != PACKAGE:
             return
         things = {thing.path: thing for thing in _walk(pkg)}
@@ -32,7 +32,7 @@ class Reference(griffe.Extension):
             if isinstance(thing, griffe.Class):
                 _take_parameters_of_bases(thing, things)
             if isinstance(thing, griffe.Function):
-                _say_defaults(thing, things)
+                _show_defaults(thing, things)
 
 
 def _walk(thing: griffe.Object) -> Iterator[griffe.Object]:
@@ -43,7 +43,7 @@ def _walk(thing: griffe.Object) -> Iterator[griffe.Object]:
 
 
 class _Links:
-    """Makes a reST role a link of mkdocstrings: a short name is the one that stands nearest."""
+    """Turns a reST role into a link of mkdocstrings. A short name means the nearest object of that name."""
 
     def __init__(self, here: str, paths: list[str]) -> None:
         self._here = here
@@ -61,7 +61,7 @@ class _Links:
 
 
 def _take_parameters_of_bases(thing: griffe.Class, things: dict[str, griffe.Object]) -> None:
-    """Put what ``**kwargs`` hands on into the signature, as the docstring has it; Airflow's own stay ``**kwargs``."""
+    """Replace ``**kwargs`` with the parameters of base classes in this package; Airflow's stay ``**kwargs``."""
     for base in thing.bases:
         path = base if isinstance(base, str) else base.canonical_path
         parent = things.get(path)
@@ -80,8 +80,8 @@ def _take_parameters_of_bases(thing: griffe.Class, things: dict[str, griffe.Obje
             own.parameters = griffe.Parameters(*first, *(one for one in inherited.parameters if one.name not in names))
 
 
-def _say_defaults(function: griffe.Function, things: dict[str, griffe.Object]) -> None:
-    """Show the value of a default in the place of the constant's name."""
+def _show_defaults(function: griffe.Function, things: dict[str, griffe.Object]) -> None:
+    """Show the value of a default instead of the name of its constant."""
     for parameter in function.parameters:
         if isinstance(parameter.default, griffe.Expr):
             constant = things.get(parameter.default.canonical_path)

@@ -1,8 +1,8 @@
 """
-What `make docs` adds to MkDocs: snippets are checked, and what lies outside docs/ has a page in the site, too.
+MkDocs hooks for `make docs`: check snippets, and add pages for files outside docs/.
 
-Documents link to an example, the changelog or the licence by its path in the repository, which GitHub follows. In the
-site there is no repository, so these files become pages, and the links lead there.
+The documents link to examples, the changelog and the license by their paths in the repository, which works on GitHub.
+In the site, these files become pages, and the links are rewritten.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.pages import Page
 
-# Below it, a warning ends a strict build.
+# A warning of a logger below "mkdocs" fails a strict build.
 log = logging.getLogger("mkdocs.hooks.docs")
 
 EXAMPLES = sorted(path for kind in ("py", "sql") for path in (ROOT / "example_dags").glob(f"**/*.{kind}"))
-# What has a page, by its path in the repository.
+# Pages by paths in the repository.
 PAGES = {
     "CHANGELOG.md": "changelog.md",
     "LICENSE": "license.md",
@@ -46,7 +46,7 @@ def on_pre_build(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of what lies outside docs/."""
+    """Add pages for files outside docs/."""
     for name, content in _generate():
         files.append(File.generated(config, name, content=content, inclusion=InclusionLevel.NOT_IN_NAV))
     return files
@@ -62,12 +62,15 @@ def _generate() -> Iterator[tuple[str, str]]:
         about = (ast.get_docstring(ast.parse(source)) or "").replace("``", "`") if path.suffix == ".py" else ""
         lines.append(f"- [{name}](example_dags/{name}.md)" + (f": {about.splitlines()[0]}" if about else ""))
         yield f"example_dags/{name}.md", f"# {name}\n\n{about}\n\n````{path.suffix[1:]}\n{source}````\n"
-    yield "examples.md", "\n".join(["# Examples", "", "Each is run by a test, or says what was not.", "", *lines, ""])
+    yield (
+        "examples.md",
+        "\n".join(["# Examples", "", "Each example is run by a test, or says what is not tested.", "", *lines, ""]),
+    )
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links to files of the repository lead to their pages; MkDocs warns of those that have none."""
-    # The changelog is the one page that is as it is at the root.
+    """Rewrite links to files of the repository; MkDocs warns about links without a page."""
+    # Only the changelog keeps the links of a file in the root folder.
     at_root = page.file.src_uri == "changelog.md"
     folder = "." if at_root else posixpath.join("docs", posixpath.dirname(page.file.src_uri))
     pieces, end = [], 0
@@ -80,23 +83,23 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def _relink(text: str, folder: str, page: Page) -> str:
     here = posixpath.dirname(page.file.src_uri) or "."
 
-    def lead(link: re.Match[str]) -> str:
+    def relink(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, link[1]))
         return posixpath.relpath(PAGES[target], here) if target in PAGES else link[1]
 
-    return _LINK.sub(lead, text)
+    return _LINK.sub(relink, text)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Look for what a browser would ask another host for."""
+    """Warn about resources that a browser would load from other hosts."""
     for path in sorted(Path(config.site_dir).glob("**/*")):
         if path.suffix in (".html", ".css"):
             for address in find_outward(path.read_text(), path.suffix):
-                log.warning("%s asks another host for %s", path.relative_to(config.site_dir), address)
+                log.warning("%s loads %s from another host", path.relative_to(config.site_dir), address)
 
 
 def find_outward(text: str, suffix: str = ".html") -> list[str]:
-    """Return the addresses at other hosts that a page or a style sheet has a browser load."""
+    """Return the addresses of resources that a page or a style sheet loads from other hosts."""
     if suffix == ".css":
         loaded = re.findall(r"(?:url\(|@import)\s*[\"']?([^\"')\s]+)", text)
     else:
@@ -107,7 +110,7 @@ def find_outward(text: str, suffix: str = ".html") -> list[str]:
 
 
 class _Loaded(HTMLParser):
-    """Collects what a page has a browser load; links that people follow are none of it."""
+    """Collects the resources of a page. Links to follow are not resources."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """
-What the documents show as code, and what is wrong with it.
+Check the code in the documents.
 
-Code stands in Markdown as it is read on GitHub, and word for word in a file that a test runs. The build of the site
-and tests/test_docs.py ask ``find_faults``; what needs Airflow (its command line, a connection), the tests try.
+Code in Markdown must be an exact excerpt of a file that a test runs. The site's build and tests/test_docs.py call
+``find_faults``. The tests also check what needs Airflow: its commands and connections.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ast
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
@@ -19,10 +20,8 @@ from io import StringIO
 from pathlib import Path
 from textwrap import dedent
 
-import tomllib
-
 ROOT = Path(__file__).resolve().parents[1]
-# Blocks and spans of code, in which a link is none.
+# Blocks and spans of code; they contain no links.
 CODE = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2`*$|(`+)(?!`).*?(?<!`)\3(?!`)", re.MULTILINE | re.DOTALL)
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,}) *(?P<language>[^\s`]*)")
 
@@ -30,11 +29,11 @@ _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,}) *(?P<language>[^\s`]
 @dataclass(frozen=True)
 class Block:
     """
-    Code in a document.
+    A block of code in a document.
 
-    :param path: of the document.
-    :param line: of the fence above the code, from 1.
-    :param language: what the fence names; empty where it names none.
+    :param path: path of the document.
+    :param line: line number of the opening fence, from 1.
+    :param language: language of the fence, or an empty string.
     :param text: the code, with a newline at the end.
     """
 
@@ -49,12 +48,12 @@ class Block:
 
 
 def documents() -> list[Path]:
-    """Return the documents that people read."""
+    """Return the paths of the README and the pages of docs/."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
 def read_blocks(path: Path) -> list[Block]:
-    """Return a document's blocks of code; what is code by its indent alone has no language."""
+    """Return a document's blocks of code. Indented code without a fence has no language."""
     blocks = []
     before, in_list = "", False
     lines = enumerate(path.read_text().splitlines(), 1)
@@ -76,13 +75,13 @@ def read_blocks(path: Path) -> list[Block]:
 
 
 def find_faults(blocks: list[Block]) -> list[str]:
-    """Say what is wrong with code in documents, and where; nothing where all is well."""
+    """Return a message with location for each fault in the blocks."""
     return [f"{block}: {fault}" for block in blocks for fault in _faults_of(block)]
 
 
 def _faults_of(block: Block) -> Iterator[str]:
     if block.language not in _CHECKS:
-        yield f"code must be one of {', '.join(_CHECKS)}, not {block.language or 'without a language'}"
+        yield f"language must be one of {', '.join(_CHECKS)}, not {block.language or 'empty'}"
     else:
         yield from _CHECKS[block.language](block.text)
 
@@ -92,7 +91,7 @@ def _faults_of(block: Block) -> Iterator[str]:
 
 def _check_python(code: str) -> Iterator[str]:
     if not any(f"\n{code}" in f"\n{example}" for example in _examples()):
-        yield f"no example has, word for word:\n{code}"
+        yield f"not an excerpt of an example:\n{code}"
 
 
 @cache
@@ -102,29 +101,29 @@ def _examples() -> list[str]:
 
 def _check_sql(code: str) -> Iterator[str]:
     if not any(f"\n{code}" in f"\n{text}\n" for text in _queries()):
-        yield f"no file in example_dags/ and no text in an example or a test has, word for word:\n{code}"
+        yield f"not an excerpt of an SQL file in example_dags/ or of a string in an example or test:\n{code}"
 
 
 @cache
 def _queries() -> list[str]:
     files = [path.read_text() for path in sorted((ROOT / "example_dags").glob("**/*.sql"))]
     sources = [*(ROOT / "example_dags").glob("**/*.py"), *(ROOT / "tests").glob("**/*.py")]
-    # The tests of the documents run no query.
-    texts = [text for path in sorted(sources) if not path.name.startswith("test_docs") for text in _texts_in(path)]
+    # test_docs.py and test_docs_site.py run no queries.
+    texts = [text for path in sorted(sources) if not path.name.startswith("test_docs") for text in _strings_in(path)]
     return [*files, *(_dedent(text.strip("\n")) for text in texts)]
 
 
-def _texts_in(path: Path) -> Iterator[str]:
-    """Yield the texts of a source, without its docstrings."""
+def _strings_in(path: Path) -> Iterator[str]:
+    """Yield the strings of a Python file, without its docstrings."""
     tree = ast.parse(path.read_text())
-    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield node.value
 
 
 def _dedent(text: str) -> str:
-    """Take away what lines are indented by for the code around them; the first may stand behind its quotes."""
+    """Remove the common indent; the first line may follow its quotes directly."""
     first, _, rest = text.partition("\n")
     return f"{first.lstrip()}\n{dedent(rest)}".rstrip()
 
@@ -136,15 +135,15 @@ def _check_json(code: str) -> Iterator[str]:
     try:
         json.loads(code)
     except ValueError as error:
-        yield f"no JSON: {error}"
+        yield f"not JSON: {error}"
 
 
 def read_commands(code: str) -> list[list[str]]:
-    """Return the words of each command of a block for the shell."""
+    """Return the words of each command in a shell block."""
     commands, line = [], ""
     for part in code.replace("\\\n", " ").splitlines(keepends=True):
         line += part
-        with suppress(ValueError):  # a quotation that goes on in the next line
+        with suppress(ValueError):  # a quotation that continues on the next line
             words = shlex.split(line, comments=True)
             commands += [words] if words else []
             line = ""
@@ -156,20 +155,20 @@ def read_commands(code: str) -> list[list[str]]:
 def _check_shell(code: str) -> Iterator[str]:
     for program, *arguments in read_commands(code):
         if program not in _COMMANDS:
-            yield f"no test tries commands of {program}"
+            yield f"no test runs the program {program}"
         else:
             yield from _COMMANDS[program](arguments)
 
 
 def _check_make(arguments: list[str]) -> Iterator[str]:
     targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    yield from (f"no target {word} in the Makefile" for word in arguments if "=" not in word and word not in targets)
+    yield from (f"the Makefile has no target {word}" for word in arguments if "=" not in word and word not in targets)
 
 
 def _check_packages(arguments: list[str]) -> Iterator[str]:
     command = f"apt-get {' '.join(arguments)}"
     if not any(command in path.read_text() for path in (ROOT / "tests").glob("*/*.py")):
-        yield f"no test that needs Debian's packages says: {command}"
+        yield f"no test that needs Debian packages names the command: {command}"
 
 
 def _check_pip(arguments: list[str]) -> Iterator[str]:
@@ -178,21 +177,21 @@ def _check_pip(arguments: list[str]) -> Iterator[str]:
         named = re.match(r"airflow-provider-unleash\[([^]]*)\]", word)
         for extra in named[1].split(",") if named else ():
             if extra.strip() not in extras:
-                yield f"no extra {extra.strip()} in pyproject.toml"
+                yield f"pyproject.toml has no extra {extra.strip()}"
 
 
 def _check_module(arguments: list[str]) -> Iterator[str]:
     if arguments[:2] != ["-m", "airflow_provider_unleash.simulator"]:
-        yield f"no test tries python {' '.join(arguments)}"
+        yield f"no test runs python {' '.join(arguments)}"
         return
     from airflow_provider_unleash.simulator.__main__ import build_parser
 
-    said = StringIO()
+    output = StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(output):
             build_parser().parse_args(arguments[2:])
     except SystemExit:
-        yield said.getvalue().strip().splitlines()[-1]
+        yield output.getvalue().strip().splitlines()[-1]
 
 
 def _nothing(_: object) -> Iterator[str]:
@@ -204,8 +203,8 @@ _COMMANDS: dict[str, Callable[[list[str]], Iterator[str]]] = {
     "make": _check_make,
     "pip": _check_pip,
     "python": _check_module,
-    "airflow": _nothing,  # tests/test_docs.py asks Airflow
-    "export": _nothing,  # the same
+    "airflow": _nothing,  # checked with Airflow in tests/test_docs.py
+    "export": _nothing,  # also there
 }
 _CHECKS: dict[str, Callable[[str], Iterator[str]]] = {
     "python": _check_python,
@@ -213,5 +212,5 @@ _CHECKS: dict[str, Callable[[str], Iterator[str]]] = {
     "json": _check_json,
     "shell": _check_shell,
     "bash": _check_shell,
-    "text": lambda code: _check_pip(code.split()),  # a requirements.txt, too
+    "text": lambda code: _check_pip(code.split()),  # e.g. a requirements.txt
 }

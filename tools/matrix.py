@@ -1,8 +1,8 @@
 """
-The whole test suite, the example DAGs in it, on each Airflow and Python; writes docs/compatibility.md from the run.
+Run the tests on several versions of Airflow and Python, and write docs/compatibility.md.
 
-``make matrix`` runs it. It exits 0 only when every test passed in every environment whose Python is installed, those
-of Python 3.11 among them.
+``make matrix`` runs this. The exit code is 0 if every test passes in every environment. Targets whose Python is not
+installed are skipped, except those of Python 3.11.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "build" / "matrix"
 PAGE = ROOT / "docs" / "compatibility.md"
 
-# Runs in an environment, and prints what its Airflow has of what this package uses where it is there.
+# Runs in a test environment, and prints which optional features its Airflow has.
 PROBE = """
 import inspect, json, sys
 from pathlib import Path
@@ -54,21 +54,21 @@ FEATURES = {
 TEXT = """\
 # Compatibility
 
-One source serves Airflow 2.11 to 3.3. `make matrix` runs the whole test suite on each of these, the example DAGs as
-real DAG runs whose states are asserted, and writes this table.
+One code base supports Airflow 2.11 to 3.3. `make matrix` runs the whole test suite on each version, including the
+example DAGs as real DAG runs, and writes this table.
 
 {table}
 
-What an older Airflow does not have is absent there, without breaking anything:
+Features that an older Airflow does not have are absent there; everything else works:
 
-- **Runs without dates** (manual, asset-triggered) exist since 3.0. On 2.11 every run has a data interval.
-- **`run_after`**, the moment rule 4 of the [window](windows.md) ends at where a run has no dates, exists since 3.0;
-  2.11 has the run's start date instead.
-- **Partition dates** (rule 3) reach a task since 3.3. On 3.2 a task is told the partition's key only: there a partition
-  run fails at once, and asks for `start` and `end`.
-- **The connection form** comes from the provider info since 3.2; older versions import the hook, and Airflow 2.11 and
-  3.0 build its form with Flask AppBuilder. On 3.0 that is there only with the FAB provider; without it the fields of
-  the extras do not show, and are written as JSON into *Extra*.
+- **Runs without dates** (manual, asset-triggered) exist since 3.0. On 2.11, every run has a data interval.
+- **`run_after`** exists since 3.0. Rule 4 of the [window](windows.md) uses it as the window's end if the run has no
+  dates; 2.11 uses the run's start date instead.
+- **Partition dates** (rule 3) are passed to tasks since 3.3. On 3.2, a task gets only the partition key, so a partition
+  run fails at once and asks for `start` and `end`.
+- **The connection form** comes from the provider info since 3.2. Older versions import the hook, and Airflow 2.11 and
+  3.0 build the form with Flask AppBuilder. On 3.0, only the FAB provider includes it; without that provider, enter the
+  extra fields as JSON in *Extra*.
 
 Each Airflow is installed with the versions in `constraints/`. Without constraints, 3.0.6 and 3.2.2 fail every task with
 the newest fastapi, whatever the DAG.
@@ -77,7 +77,7 @@ the newest fastapi, whatever the DAG.
 
 @dataclass(frozen=True)
 class Target:
-    """An Airflow on a Python; 3.11, which all of them take, where none is named."""
+    """An Airflow version on a Python version; all of them support the default, 3.11."""
 
     airflow: str
     python: str = "3.11"
@@ -98,40 +98,45 @@ class Target:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="+", help="e.g. 2.11.2 3.3.2 3.3.2@3.13")
-    parser.add_argument("--pytest", default="", help="further arguments for pytest")
-    # The tests of one wait half of the time: for servers, intervals, retries.
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at once; the machine's cores")
-    parser.add_argument("--page", action="store_true", help="write docs/compatibility.md")
+    parser.add_argument("--pytest", default="", help="more arguments for pytest")
+    # Tests wait half of the time, for servers, intervals and retries.
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="how many at once (default: the number of cores)"
+    )
+    parser.add_argument("--page", action="store_true", help="run the slow tests too, and write docs/compatibility.md")
     options = parser.parse_args()
     targets = [Target(*name.split("@")) for name in options.targets]
     RESULTS.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool:
-        could = list(pool.map(lambda target: run_tests(target, options.pytest), targets))
-    ran = [target for target, tested in zip(targets, could, strict=True) if tested]
-    left_out = [target for target in targets if target not in ran]
+        arguments = f"-m '' {options.pytest}" if options.page else options.pytest
+        results = list(pool.map(lambda target: run_tests(target, arguments), targets))
+    ran = [target for target, has_run in zip(targets, results, strict=True) if has_run]
+    skipped = [target for target in targets if target not in ran]
     print("\n".join(["", *(f"Airflow {target.name:<14} {describe(target)}" for target in ran)]))
-    print("\n".join(f"Airflow {target.name:<14} left out: no Python {target.python} here" for target in left_out))
-    # 3.12 and 3.13 are tried where they are installed; without 3.11 there is no matrix.
-    if any(target.python == "3.11" for target in left_out):
+    print(
+        "\n".join(f"Airflow {target.name:<14} skipped: Python {target.python} is not installed" for target in skipped)
+    )
+    # Python 3.12 and 3.13 are optional, but 3.11 is required.
+    if any(target.python == "3.11" for target in skipped):
         return 1
-    if options.page and not left_out:
+    if options.page and not skipped:
         PAGE.write_text(TEXT.format(table="\n".join(table(ran))))
     return int(any(failures(target) for target in ran))
 
 
 def run_tests(target: Target, arguments: str) -> bool:
-    """Run the suite, and tell whether it could: a Python that is not installed is left out."""
+    """Run the tests, and return whether the Python they need is installed."""
     python = find_python(target.python)
     if python is None:
-        print(f"──── Airflow {target.name}: Python {target.python} is not installed, left out", flush=True)
+        print(f"──── Airflow {target.name}: Python {target.python} is not installed, skipped", flush=True)
         return False
-    print(f"──── Airflow {target.name}: begins", flush=True)
+    print(f"──── Airflow {target.name}: started", flush=True)
     target.results.unlink(missing_ok=True)
     environment = target.environment.relative_to(ROOT)
     ended = subprocess.run(
         [
             *("make", "--no-print-directory", "test", f"AIRFLOW={target.airflow}", f"ENV={environment}"),
-            # One process each: several of them run at once.
+            # A single process, because several targets run at once.
             *(f"PYTHON={python}", f"ARGS=-q -n 0 --junitxml={target.results.relative_to(ROOT)} {arguments}"),
         ],
         cwd=ROOT,
@@ -140,18 +145,18 @@ def run_tests(target: Target, arguments: str) -> bool:
         text=True,
         check=False,
     )
-    # In one piece, because others write at the same time.
+    # All at once, because other threads print too.
     print(f"──── Airflow {target.name}: {describe(target)}\n{ended.stdout}", flush=True)
     return True
 
 
 def find_python(version: str) -> str | None:
-    """Return an interpreter of the version, from the PATH or of pyenv."""
+    """Return an interpreter of this version from PATH or pyenv, or None."""
     candidates = [shutil.which(f"python{version}")]
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates += [str(path / "bin" / "python") for path in sorted(pyenv.glob(f"{version}.*"))]
     for candidate in filter(None, candidates):
-        # A shim of pyenv is on the PATH for versions that are not installed, too.
+        # pyenv also puts shims for versions that are not installed on PATH.
         if subprocess.run([candidate, "-c", ""], capture_output=True, check=False).returncode == 0:
             return candidate
     return None
@@ -164,7 +169,7 @@ def read_cases(target: Target) -> list[ET.Element]:
 
 
 def failures(target: Target) -> int:
-    """Return how many tests failed; one where none ran at all."""
+    """Return the number of failed tests, or 1 if no test ran."""
     cases = read_cases(target)
     failed = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
     return failed if cases else 1

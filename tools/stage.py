@@ -1,4 +1,4 @@
-"""What demos, bench and live tests share: a simulated API, and an Airflow of their own in a temporary folder."""
+"""A simulated API and an isolated Airflow in a temporary folder, for demos, benchmarks and live tests."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ BUILD = ROOT / "build"
 
 
 class StageError(Exception):
-    """Something on the stage did not work; the message is for whoever watches."""
+    """Something failed to start or stopped; the message is for the user."""
 
 
 class Stage:
     """
-    Processes and files of one show.
+    The processes and files of one demo or test.
 
-    :param folder: what stays for a look, made anew
-    :param home: Airflow's home, which does not stay
+    :param folder: new folder for results and logs, kept afterwards
+    :param home: Airflow's home, removed afterwards
     """
 
     def __init__(self, folder: Path, home: Path) -> None:
@@ -51,6 +51,8 @@ class Stage:
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            # By default, Airflow ignores changes of a DAG file within 30 seconds.
+            "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "UNLEASH_LAKE": f"file://{self.lake}",
@@ -59,18 +61,18 @@ class Stage:
         self._processes: list[subprocess.Popen[str]] = []
 
     def start_simulator(self, *options: str) -> None:
-        """Start an API on a free port, and point Airflow's connection at it."""
+        """Start a simulator on a free port, and point Airflow's connection at it."""
         process = self._start("airflow_provider_unleash.simulator", "--port", "0", *options, stdout=subprocess.PIPE)
         assert process.stdout is not None
-        said = process.stdout.readline().split()
-        if not said:
+        words = process.stdout.readline().split()
+        if not words:
             raise self.failure("The simulator did not start")
-        self.api = said[-1]
+        self.api = words[-1]
         connection = {"conn_type": "unleash", "host": self.api, "password": DEFAULT_KEYS[0]}
         self.environ["AIRFLOW_CONN_UNLEASH_DEFAULT"] = json.dumps(connection)
 
     def listen_on(self, port: int = 0) -> None:
-        """Choose where Airflow's API server will listen, on loopback: all other parts talk to it."""
+        """Set the address on loopback that Airflow's API server will listen on."""
         self.url = f"http://127.0.0.1:{port or free_port()}"
         self.environ |= {
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
@@ -82,15 +84,15 @@ class Stage:
         }
 
     def start_api_server(self) -> None:
-        """Start what all other parts of Airflow talk to."""
+        """Start Airflow's API server; all other components connect to it."""
         self.start_airflow("api-server", "--host", "127.0.0.1", "--port", self.url.rpartition(":")[2])
 
     def start_airflow(self, *command: str) -> subprocess.Popen[str]:
-        """Start a part of Airflow that goes on until the show is over."""
+        """Start an Airflow component that runs until the stage is stopped."""
         return self._start("airflow", *command)
 
     def run_airflow(self, *command: str) -> None:
-        """Run one command of Airflow to its end."""
+        """Run an Airflow command and wait for its end."""
         process = self._start("airflow", *command)
         process.wait()
         self._processes.remove(process)
@@ -98,14 +100,14 @@ class Stage:
             raise self.failure(f"airflow {' '.join(command)} ended with exit code {process.returncode}")
 
     def query(self, sql: str) -> list[tuple[str, ...]]:
-        """Ask Airflow's database."""
+        """Query Airflow's database."""
         with closing(sqlite3.connect(self.home / "airflow.db", timeout=30)) as database:
             return database.execute(sql).fetchall()
 
     def kill(self, process: subprocess.Popen[str]) -> None:
-        """Kill a part of Airflow with all that it started, as if its machine were lost."""
+        """Kill an Airflow component and all its descendants, like the loss of a machine."""
         parts = [psutil.Process(process.pid)]
-        # Stopped first, from the top: else a parent sees its children die, and says so, or starts others.
+        # Suspend parents before children. Otherwise a parent reports the death of its children, or restarts them.
         for part in parts:
             with suppress(psutil.NoSuchProcess):
                 part.suspend()
@@ -117,22 +119,22 @@ class Stage:
         self._processes.remove(process)
 
     def check_alive(self) -> None:
-        """Return if everything that was started still runs."""
+        """Raise an error if a process has ended."""
         for process in self._processes:
             if process.poll() is not None:
                 raise self.failure(f"Process {process.args!r} ended with exit code {process.returncode}")
 
     def failure(self, message: str) -> StageError:
-        """Return an error with the end of the log."""
+        """Return an error that includes the end of the log."""
         lines = self.log.read_text(errors="replace").splitlines()
         return StageError("\n".join([*lines[-40:], "", message, f"Above is the end of {self.log}"]))
 
     def start_worker(self, module: str, *args: str) -> subprocess.Popen[str]:
-        """Start a module that reads what to do from its standard input, and answers on its standard output."""
+        """Start a module that reads jobs from standard input and writes results to standard output."""
         return self._start(module, *args, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def stop_worker(self, process: subprocess.Popen[str]) -> None:
-        """End a worker that has nothing left to do."""
+        """Wait for a worker to end; its input is closed."""
         process.communicate()
         self._processes.remove(process)
 
@@ -141,7 +143,7 @@ class Stage:
     ) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", module, *args]
         with self.log.open("a") as log:
-            # A session of its own: Ctrl-C reaches this process alone, which then stops the others in order.
+            # In a new session, so that Ctrl-C reaches only this process, which then stops the others in order.
             process = subprocess.Popen(
                 command,
                 cwd=self.home,
@@ -156,7 +158,7 @@ class Stage:
         return process
 
     def stop(self, seconds: float = 15) -> None:
-        """End everything that was started, with what it started."""
+        """Stop all processes and their process groups."""
         for process in self._processes:
             _signal_group(process, signal.SIGTERM)
         deadline = time.monotonic() + seconds
@@ -170,14 +172,14 @@ class Stage:
 
 
 def free_port() -> int:
-    """Return a port of loopback where nobody listens."""
+    """Return a free port on loopback."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port: int = server.getsockname()[1]
         return port
 
 
 def ask(url: str, body: str | None = None, *, method: str | None = None, timeout: float = 60) -> Any:
-    """Return what a server on loopback answers, as JSON; no proxy is asked."""
+    """Return the JSON response of a server on loopback; proxies are ignored."""
     headers = {"Content-Type": "application/json"}
     request = Request(url, None if body is None else body.encode(), headers, method=method)
     with build_opener(ProxyHandler({})).open(request, timeout=timeout) as answer:
@@ -185,12 +187,12 @@ def ask(url: str, body: str | None = None, *, method: str | None = None, timeout
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
-    """Return the processes that work in a folder."""
+    """Return the processes whose working directory is in this folder."""
     return [process for process in psutil.process_iter() if _cwd(process).is_relative_to(folder)]
 
 
 def kill_processes_in(folder: Path) -> None:
-    """Kill what still works in a folder: tasks have process groups of their own, but all work in Airflow's home."""
+    """Kill the processes in this folder. Tasks have process groups of their own, but all run in Airflow's home."""
     while left := processes_in(folder):
         for process in left:
             with suppress(psutil.NoSuchProcess):
@@ -206,25 +208,25 @@ def _cwd(process: psutil.Process) -> Path:
 
 @contextmanager
 def stopping(stage: Stage) -> Iterator[None]:
-    """End what was started on a stage, however the block ends."""
+    """Stop a stage at the end of the block, also on an error."""
     try:
         yield
     finally:
-        # An impatient second Ctrl-C would leave processes behind.
+        # Ignore a second Ctrl-C, which would leave processes behind.
         with _signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             stage.stop()
 
 
 @contextmanager
 def open_stage(name: str) -> Iterator[Stage]:
-    """Yield an empty stage, and end what was started on it however the block ends."""
+    """Yield an empty stage, and stop it at the end of the block, also on an error."""
     folder = BUILD / name
     BUILD.mkdir(exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock, tempfile.TemporaryDirectory(prefix="unleash-") as home:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StageError(f"make {name} is running already in this folder") from None
+            raise StageError(f"make {name} is already running in this folder") from None
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir()
@@ -233,11 +235,11 @@ def open_stage(name: str) -> Iterator[Stage]:
             yield stage
 
 
-def run(show: Callable[[], None]) -> int:
-    """Return the exit code of a show: 0, or 1 and a word about why."""
+def run(command: Callable[[], None]) -> int:
+    """Run a command, and return its exit code: 0, or 1 after printing an error."""
     try:
         with _signals(_exit, signal.SIGTERM, signal.SIGHUP):
-            show()
+            command()
     except StageError as error:
         print(f"\n\n{error}", file=sys.stderr)
         return 1
@@ -261,7 +263,7 @@ def _signals(handler: Callable[[int, object], None] | signal.Handlers, *numbers:
 
 
 def _clean_environ() -> dict[str, str]:
-    """Return the environment without what a user's own Airflow may have put there."""
+    """Return the environment without the variables of a user's own Airflow."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHONPATH"))}
 
 

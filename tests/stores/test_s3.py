@@ -19,7 +19,7 @@ pytest.importorskip("s3fs", reason="the extra s3 is not installed")
 
 
 class S3Store:
-    """The bucket «lake», as boto3's own client sees it."""
+    """The bucket ``lake``, as boto3's own client sees it."""
 
     scheme = url_scheme = "s3"
 

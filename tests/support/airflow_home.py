@@ -27,6 +27,8 @@ def choose_home(*kept: str) -> None:
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        # By default, Airflow ignores changes of a DAG file within 30 seconds, such as a new retry_delay.
+        "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
         "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
     }
     os.environ |= {name: value for name, value in given.items() if name.startswith(kept)}

@@ -36,31 +36,32 @@ class DagRun:
     def __init__(self, home: Path, dag_id: str, run_id: str) -> None:
         self._home, self._dag_id, self._run_id = home, dag_id, run_id
 
-    def _query(self, sql: str) -> list[Any]:
+    def query(self, sql: str) -> list[Any]:
+        """Query Airflow's database; the first placeholder is the DAG's id, the second the run's."""
         with closing(sqlite3.connect(self._home / "airflow.db")) as database:
-            return database.execute(sql, (self._dag_id, self._run_id)).fetchall()
+            return database.execute(sql, (self._dag_id, self._run_id)[: sql.count("?")]).fetchall()
 
     @cached_property
     def state(self) -> str:
-        [(state,)] = self._query("SELECT state FROM dag_run WHERE dag_id = ? AND run_id = ?")
+        [(state,)] = self.query("SELECT state FROM dag_run WHERE dag_id = ? AND run_id = ?")
         return state
 
     @cached_property
     def states(self) -> dict[Any, str]:
         """States by task id; for mapped tasks, by task id and index."""
-        rows = self._query("SELECT task_id, map_index, state FROM task_instance WHERE dag_id = ? AND run_id = ?")
+        rows = self.query("SELECT task_id, map_index, state FROM task_instance WHERE dag_id = ? AND run_id = ?")
         return {_name(task_id, index): state for task_id, index, state in rows}
 
     @cached_property
     def tries(self) -> dict[Any, int]:
         """Number of tries of each task, with the keys of ``states``."""
-        rows = self._query("SELECT task_id, map_index, try_number FROM task_instance WHERE dag_id = ? AND run_id = ?")
+        rows = self.query("SELECT task_id, map_index, try_number FROM task_instance WHERE dag_id = ? AND run_id = ?")
         return {_name(task_id, index): tries for task_id, index, tries in rows}
 
     @cached_property
     def labels(self) -> dict[Any, str]:
         """Names of mapped tasks in the web interface, with the keys of ``states``."""
-        rows = self._query(
+        rows = self.query(
             "SELECT task_id, map_index, rendered_map_index FROM task_instance WHERE dag_id = ? AND run_id = ?"
         )
         return {_name(task_id, index): label for task_id, index, label in rows if label is not None}
@@ -68,7 +69,7 @@ class DagRun:
     @cached_property
     def xcoms(self) -> dict[Any, Any]:
         """Results of the tasks, with the keys of ``states``."""
-        rows = self._query(
+        rows = self.query(
             "SELECT task_id, map_index, value FROM xcom WHERE dag_id = ? AND run_id = ? AND key = 'return_value'"
         )
         return {_name(task_id, index): _plain(value) for task_id, index, value in rows}
@@ -77,7 +78,7 @@ class DagRun:
     def events(self) -> list[tuple[str, Any]]:
         """URI and extra of each asset event, ordered by task and index."""
         kind = "asset" if importlib.util.find_spec("airflow.sdk") else "dataset"
-        rows = self._query(
+        rows = self.query(
             f"SELECT uri, event.extra FROM {kind}_event AS event JOIN {kind} ON {kind}.id = {kind}_id"
             " WHERE source_dag_id = ? AND source_run_id = ? ORDER BY source_task_id, source_map_index, uri"
         )
@@ -149,6 +150,8 @@ def run_dag_file(
         return DagRun(home, dag.dag_id, dag_run.run_id)
     finally:
         path.unlink()
+        # A file of the same name, size and second would get the bytecode of this one.
+        Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
 
 
 def run_dag(home: Path, body: str, moment: datetime | None = NEXT_DAY, arguments: str = DAILY) -> DagRun:
