@@ -19,7 +19,7 @@ from tests.support.python_processes import BLOCK, run_code
 
 PACKAGE = Path(airflow_provider_unleash.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
-CORE = ["client", "exceptions", "frames", "planning", "protocol", "simulator", "window", "writers"]
+CORE = [*(f"core.{path.stem}" for path in PACKAGE.glob("core/*.py")), "client", "exceptions", "simulator", "window"]
 
 # ---- imports -----------------------------------------------------------------------------------
 
@@ -47,7 +47,7 @@ def test_the_core_without_pyarrow_fails_for_parquet_only():
         "from pathlib import Path\n"
         "from types import SimpleNamespace\n"
         "from tempfile import TemporaryDirectory\n"
-        "from airflow_provider_unleash.writers import open_object\n"
+        "from airflow_provider_unleash.core.formats import open_object\n"
         "with TemporaryDirectory() as folder:\n"
         "    path = SimpleNamespace(protocol='file', path=f'{folder}/x.jsonl')\n"
         "    with open_object(path, 'jsonl'):\n"
@@ -84,10 +84,10 @@ def test_what_every_dag_file_imports_adds_no_library_to_what_airflow_loads_itsel
     assert added <= {"airflow", "airflow_provider_unleash"}
 
 
-def test_what_every_dag_file_imports_leaves_client_and_writers_for_the_worker(imported):
+def test_what_every_dag_file_imports_leaves_the_http_client_to_the_worker(imported):
     ours = {name.partition(".")[2] for name in imported["added"] if name.startswith("airflow_provider_unleash.")}
     assert ours >= {"hooks", "operators", "sensors"}
-    assert not ours & {"client", "staging", "triggers", "writers"}
+    assert not ours & {"core.client", "core.requester", "triggers"}
 
 
 def test_no_module_is_imported_with_a_warning_of_its_own(imported):
