@@ -157,7 +157,7 @@ class UnleashClient(RecordSource):
         :param endpoint: ``compact`` or ``tableau``; both give the same records.
         :param page_concurrency: requests in flight; by default the client's.
         :raises InvalidArgumentError: if an argument is invalid; before any request.
-        :raises SnapshotChangedError: if pages changed while they were read, see :class:`.PageReader`.
+        :raises SnapshotChangedError: if pages changed while they were read.
         :raises UnleashError: see :mod:`airflow_provider_unleash.exceptions`.
         """
         return _iter_all(self.open_pages(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency))
