@@ -114,8 +114,8 @@ def test_a_new_key_is_logged_once_unless_it_has_a_column(
     pages = [page_of(record(), number=1), *(page_of(record(confidence=1), number=number) for number in (2, 3))]
     write(folder / "o", [*pages, page_of(record(zone="a", confidence=1), number=4)], file_format)
     assert caplog.messages == [
-        "Page 2 has keys without a column: ['confidence']. They are stored in extra",
-        "Page 4 has keys without a column: ['zone']. They are stored in extra",
+        "Page 2 has keys without a column: 'confidence'. They are stored in extra",
+        "Page 4 has keys without a column: 'zone'. They are stored in extra",
     ]
     caplog.clear()
     write(folder / "o", pages, file_format, column_types=DECLARED)

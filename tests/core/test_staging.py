@@ -36,7 +36,7 @@ from tests.support.paths import ROOT
 DEVICE = "Wb8fabc31378ce07"
 START, END = 1_768_176_000_000, 1_768_262_400_000
 PAGES, ROWS = 12, 10
-SOURCE = (f"device={DEVICE}/20260112T000000Z_20260113T000000Z.jsonl", "http://127.0.0.1", "compact", False)
+SOURCE = ("http://127.0.0.1", "compact", False)
 NAME = "an-object"
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
@@ -109,7 +109,7 @@ def test_a_retry_requests_the_ends_and_the_pages_after_the_last_whole_file(sim, 
     assert_resumes(sim, new_staging(dst), dst, resumed=staged)
 
 
-@pytest.mark.parametrize(("checkpoint_pages", "staged"), [(1, 11), (11, 11), (12, 0), (200, 0), (None, 0)])
+@pytest.mark.parametrize(("checkpoint_pages", "staged"), [(1, 10), (2, 10), (11, 0), (12, 0), (200, 0), (None, 0)])
 def test_an_extraction_of_more_pages_than_a_file_holds_is_staged(sim, dst, checkpoint_pages, staged):
     fail_at(sim, 12, new_staging(dst, checkpoint_pages=checkpoint_pages))
     assert_resumes(sim, new_staging(dst, checkpoint_pages=checkpoint_pages), dst, resumed=staged)
@@ -206,13 +206,13 @@ def failing(staging: Staging, error: Exception | None = None) -> Iterator[Stagin
     ],
 )
 def test_staged_pages_are_used_only_for_an_equal_snapshot(dst, other):
-    for snapshot, found in ((SNAPSHOT, []), (SNAPSHOT, STAGED), (other, [])):
+    for snapshot, found in ((SNAPSHOT, []), (SNAPSHOT, STAGED[:2]), (other, [])):
         with failing(new_staging(dst, checkpoint_pages=2)) as staging:
             loaded = list(staging.load(snapshot))
             list(staging.keep(STAGED if snapshot is SNAPSHOT else []))
         assert loaded == found
         assert staging.resumed_pages == len(found)
-        assert len(files(dst)) == (2 if snapshot is SNAPSHOT else 0)
+        assert len(files(dst)) == (1 if snapshot is SNAPSHOT else 0)
 
 
 @pytest.mark.parametrize("index", [0, 15, 65, 114])
@@ -229,16 +229,12 @@ def test_a_row_that_arrives_between_two_tries_comes_once_and_so_do_all_others(si
 
 
 @pytest.mark.parametrize("position", range(len(SOURCE)))
-def test_pages_of_another_source_are_neither_used_nor_removed(sim, dst, position):
+def test_pages_of_another_source_are_removed_and_not_used(sim, dst, position):
     other = [*SOURCE]
     other[position] = "other"
     fail_at(sim, 8, new_staging(dst, other))
-    before = files(dst)
-    assert len(before) == 2
-    staging = new_staging(dst)
-    read(sim, staging)
-    assert staging.resumed_pages == 0
-    assert files(dst) == before
+    assert len(files(dst)) == 2
+    assert_resumes(sim, new_staging(dst), dst, resumed=0)
 
 
 def test_pages_that_another_version_of_this_package_staged_are_not_used(sim, dst, monkeypatch):
