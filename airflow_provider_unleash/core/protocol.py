@@ -56,12 +56,12 @@ _MAX_PAGES = 2**63 - 1
 _FEW_CELLS = 1 << 16
 
 # The name of the parameter: in a URL, in a URL that is itself percent-encoded, or with the escapes of JSON.
-_TOKEN_NAME = r"((?:[?&;#]|%(?:25)*(?:3F|26)|\\{1,4}u00(?:3F|26))token(?:=|%(?:25)*3D|\\{1,4}u003D))"
+_PARAMETER = r"((?:[?&;#]|%(?:25)*(?:3F|26)|\\{1,4}u00(?:3F|26))token(?:=|%(?:25)*3D|\\{1,4}u003D))"
 # The value ends at the next parameter, or where one of these characters ends the URL or string.
-_TOKEN_VALUE = r"[^&%\\{end}]*(?:(?!%(?:25)*26|\\{{1,4}}u0026)(?:\\.|[^&{end}])[^&%\\{end}]*)*"
-_STREAM_TOKEN = re.compile(_TOKEN_NAME + _TOKEN_VALUE.format(end=""), re.IGNORECASE | re.DOTALL)
-_STREAM_TOKEN_IN_TEXT = re.compile(_TOKEN_NAME + _TOKEN_VALUE.format(end=r"\s\"'"), re.IGNORECASE)
-_STREAM_TOKEN_IN_JSON = re.compile((_TOKEN_NAME + _TOKEN_VALUE.format(end='"')).encode(), re.IGNORECASE)
+_VALUE = r"[^&%\\{end}]*(?:(?!%(?:25)*26|\\{{1,4}}u0026)(?:\\.|[^&{end}])[^&%\\{end}]*)*"
+_STREAM_TOKEN = re.compile(_PARAMETER + _VALUE.format(end=""), re.IGNORECASE | re.DOTALL)
+_STREAM_TOKEN_IN_TEXT = re.compile(_PARAMETER + _VALUE.format(end=r"\s\"'"), re.IGNORECASE)
+_STREAM_TOKEN_IN_JSON = re.compile((_PARAMETER + _VALUE.format(end='"')).encode(), re.IGNORECASE)
 
 
 # ---- requests ------------------------------------------------------------------------------------

@@ -328,8 +328,8 @@ class HalfOpenPages:
         counts = self.counts
         if 2 * (counts.rows_before_start + counts.rows_after_end) > counts.rows:
             log.warning(
-                "Most rows are stamped outside the window [%s, %s): %d of %d (rows_before_start=%d, rows_after_end=%d). "
-                "If the API ignores the window, other windows have the same rows",
+                "Most rows are stamped outside the window [%s, %s): %d of %d (rows_before_start=%d, rows_after_end=%d)."
+                " If the API ignores the window, other windows have the same rows",
                 *(self._start, self._end, counts.rows_before_start + counts.rows_after_end, counts.rows),
                 *(counts.rows_before_start, counts.rows_after_end),
             )

@@ -23,8 +23,8 @@ from airflow_provider_unleash.core.protocol import (
     check_device_id,
     has_stream_tokens,
     mask_stream_tokens,
-    may_have_stream_tokens,
     mask_token,
+    may_have_stream_tokens,
     parse_base_url,
     parse_ids,
     parse_page,
@@ -623,6 +623,9 @@ def test_a_digest_changes_with_the_data(other: Any) -> None:
 # ---- stream tokens -------------------------------------------------------------------------------
 
 
+DEEP = json.loads("[" * 900 + "]" * 900)
+
+
 @pytest.mark.parametrize(
     ("name", "masked"),
     [
@@ -643,7 +646,7 @@ def test_only_the_token_of_a_name_is_masked(name: str, masked: str) -> None:
     [
         ("compact", compact([[STREAM, "x"], [None, STREAM], ["W2?token=secret", 1.5], [5, 2**70], [[STREAM], 3]],
                             ["source_file_name", "model_id"])),
-        ("compact", compact([[{"a": [1, {STREAM: f"{STREAM}&b=\u00e9\\"}]}], [json.loads("[" * 900 + "]" * 900)]], ["zone"])),
+        ("compact", compact([[{"a": [1, {STREAM: f"{STREAM}&b=\u00e9\\"}]}], [DEEP]], ["zone"])),
         ("compact", compact([["%3Ftoken=secret%26a=1"], ["%3FTOKEN%3Dsecret"], ["%253Ftoken%253Dsecret"]], ["zone"])),
         ("compact", compact([["x"]], [STREAM])),
         ("tableau", tableau([{"source_file_name": STREAM}, {"model_id": STREAM}, {"b": ["rtsp://x/#token=secret&b=1"]}])),

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -272,6 +273,36 @@ def test_any_damage_to_staged_files_costs_requests_but_no_rows(sim, dst, caplog)
         assert read(sim, new_staging(dst)) == expected
         assert files(dst) == []
     assert "Cannot use staged pages" in caplog.text
+
+
+@pytest.mark.parametrize("is_header", [True, False])
+def test_a_staged_gzip_bomb_takes_little_memory(tmp_path, is_header):
+    dst = UPath(f"file://{tmp_path}/lake")
+    with failing(new_staging(dst, ("a",), checkpoint_pages=2)) as staging:
+        list(staging.load(Snapshot(9, b"", b"")))
+        list(staging.keep([replace(page, total_pages=9) for page in STAGED]))
+    [name, *_] = files(dst)
+    header = gzip.decompress(dst.fs.cat(f"{dst.path}/{name}")).partition(b"\n")[0]
+    with gzip.open(f"{dst.path}/{name}", "wb", 9) as bomb:
+        if not is_header:
+            bomb.write(header + b"\n00000000 compact ")
+        for _ in range(1024):
+            bomb.write(bytes(1 << 20))
+    assert dst.fs.size(f"{dst.path}/{name}") < 1 << 21
+    tracemalloc.start()
+    assert list(new_staging(dst, ("a",)).load(Snapshot(9, b"", b""))) == []
+    assert tracemalloc.get_traced_memory()[1] < 400 << 20
+    tracemalloc.stop()
+
+
+def test_a_page_that_is_too_large_for_a_line_is_not_staged(dst, monkeypatch, caplog):
+    monkeypatch.setattr(staging_module, "_MAX_LINE_BYTES", 1000)
+    large = Page(3, 5, ("zone",), [("a" * 1000,)])
+    with failing(new_staging(dst, checkpoint_pages=1)) as staging:
+        list(staging.load(SNAPSHOT))
+        assert list(staging.keep([STAGED[0], large, STAGED[2]])) == [STAGED[0], large, STAGED[2]]
+    assert "Cannot stage pages" in caplog.text
+    assert files(dst) == []
 
 
 def test_pages_after_a_missing_file_are_requested(sim, dst):
