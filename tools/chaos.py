@@ -52,7 +52,7 @@ TARGETS_OF_A_LANE = 12
 LATE = 100
 ARRIVING = 200
 # What delays the first usable response of a page.
-DELAYS = ("slow", "reset", "500", "garbage", "half_body")
+DELAYS = ("slow", "slow", "reset", "500", "garbage", "half_body")
 SECONDS_OF_A_TRY = 90.0
 
 Row = tuple[Any, ...]
@@ -138,9 +138,11 @@ def make_plan(seed: int, lane: int, number: int) -> Plan:
         is_late=fate > 0.85,
     )
     pages = _count_pages(target)
-    if target.device == SILENT or pages <= 2 or rng.random() > 0.3:
+    if target.device == SILENT or pages <= 2 or rng.random() > 0.6:
         return plan
-    late = Fault(rng.choice(DELAYS), page=rng.choice((1, rng.randint(2, pages), pages, pages)), seconds=0.5)
+    late = Fault(
+        rng.choice(DELAYS), page=rng.choice((1, rng.randint(2, pages), pages, pages)), seconds=rng.choice((0.5, 1.5))
+    )
     return replace(
         plan,
         generation=plan.generation + ARRIVING,
@@ -148,7 +150,7 @@ def make_plan(seed: int, lane: int, number: int) -> Plan:
         kills=(None,) * TRIES,
         grows=False,
         is_late=False,
-        arrives_at=rng.randint(2, pages - 1),
+        arrives_at=rng.randint(pages // 4, pages - 2),
     )
 
 
@@ -484,7 +486,8 @@ def _api_rows(target: Target, generation: int, start: int, end: int) -> list[dic
     rows = source.rows(target.device, start, end)
     if generation < LATE or not rows:
         return rows
-    index = len(rows) // 3
+    # Early in the window, so that an arriving row is in a page that most tries have read already.
+    index = len(rows) // (3 if generation < ARRIVING else 10)
     late = {**rows[index], "frame_number": 4711}
     if generation >= ARRIVING:
         last = target.window[1] - timedelta(milliseconds=1)
