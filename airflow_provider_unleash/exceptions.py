@@ -6,7 +6,7 @@ Errors that this package raises. Catch the branch that your policy needs.
     UnleashError
     ├── TransientError               the same request may succeed later
     │   ├── TransportError           no response, a truncated one, or one that is not JSON
-    │   ├── RateLimitError           429
+    │   ├── RateLimitError           429, or 403 with Retry-After
     │   ├── ServerError              5xx, 408, 425
     │   ├── EmptyResultError         on_empty="fail"
     │   └── SnapshotChangedError     pages changed while they were read
@@ -68,7 +68,7 @@ class TransportError(TransientError):
 
 
 class RateLimitError(TransientError):
-    """The API responded with 429; ``retry_after`` has the seconds it asked for."""
+    """The API responded with 429, or 403 and ``Retry-After``; ``retry_after`` has the seconds it asked for."""
 
 
 class ServerError(TransientError):

@@ -1,5 +1,5 @@
 """
-Run extractions under random faults, kills, reruns and duels (two tries at once), and check the lake after each.
+Run extractions under random faults, kills, reruns, duels (two tries at once) and late rows, and check each object.
 
 ``make chaos`` runs this for minutes, tests/test_chaos.py for half a minute. The lake is a real S3-compatible store and
 a folder, the API is a simulator, and each try of an extraction is a process. The seed determines the plan; what happens
@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,11 @@ KINDS = (*FAULT_KINDS, *STATUSES)
 # Tries with faults and kills. After them, a try has to succeed.
 TRIES = 3
 TARGETS_OF_A_LANE = 12
-# Added to the number of a generation: the same rows and a late one.
+# Added to the number of a generation: the same rows, and one that arrives between two tries or during the first.
 LATE = 100
+ARRIVING = 200
+# What delays the first usable response of a page.
+DELAYS = ("slow", "slow", "reset", "500", "garbage", "half_body")
 SECONDS_OF_A_TRY = 90.0
 
 Row = tuple[Any, ...]
@@ -90,7 +94,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan for one extraction: faults and kill of each try, two tries at once or not, and how the rows change."""
+    """
+    The plan for one extraction: faults and kill of each try, two tries at once or not, and how the rows change.
+
+    :param arrives_at: the number of the page response from which on the API has another row; 0 if it never has.
+    """
 
     target: Target
     generation: int
@@ -99,6 +107,7 @@ class Plan:
     is_duel: bool
     grows: bool
     is_late: bool
+    arrives_at: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ def make_plan(seed: int, lane: int, number: int) -> Plan:
     if number % 12 == 7:
         target = replace(target, store="s3")
         kills[0] = Kill("store", rng.choice((rng.random(), 1.0)), rng.uniform(0, 0.08))
-    return Plan(
+    plan = Plan(
         target,
         generation=rng.randrange(3),
         faults=tuple(_make_faults(rng, target) for _ in range(TRIES)),
@@ -128,6 +137,25 @@ def make_plan(seed: int, lane: int, number: int) -> Plan:
         grows=(fate := rng.random()) < 0.1 and target.length > LENGTHS[0],
         is_late=fate > 0.85,
     )
+    pages = _count_pages(target)
+    if target.device == SILENT or pages <= 2 or rng.random() > 0.6:
+        return plan
+    late = Fault(
+        rng.choice(DELAYS), page=rng.choice((1, rng.randint(2, pages), pages, pages)), seconds=rng.choice((0.5, 1.5))
+    )
+    return replace(
+        plan,
+        generation=plan.generation + ARRIVING,
+        faults=((late,), *plan.faults[1:]),
+        kills=(None,) * TRIES,
+        grows=False,
+        is_late=False,
+        arrives_at=rng.randint(pages // 4, pages - 2),
+    )
+
+
+def _count_pages(target: Target) -> int:
+    return max(1, int(target.length / timedelta(days=1) * ROWS_A_DAY / PAGE_SIZE))
 
 
 def _make_target(lane: int, index: int) -> Target:
@@ -147,7 +175,7 @@ def _make_faults(rng: random.Random, target: Target) -> tuple[Fault, ...]:
 
 def _make_fault(rng: random.Random, target: Target) -> Fault:
     kind = rng.choice(KINDS)
-    pages = max(1, int(target.length / timedelta(days=1) * ROWS_A_DAY / PAGE_SIZE))
+    pages = _count_pages(target)
     return Fault(
         kind,
         # The devices are listed only if there are no rows.
@@ -274,6 +302,7 @@ class Chaos:
 
     def _extract(self, plan: Plan) -> None:
         self.counts.add(extractions=1, reruns=plan.target in self._old, duels=plan.is_duel, growing=plan.grows)
+        self.counts.add(**{"late rows during a try": plan.arrives_at > 0})
         with ExitStack() as stack:
             api = stack.enter_context(self._open_api(plan))
             for number, (faults, kill) in enumerate(zip(plan.faults, plan.kills, strict=True)):
@@ -306,6 +335,13 @@ class Chaos:
         if plan.generation >= LATE:
             start, end = plan.target.window_ms
             options["rows"] = {plan.target.device: _api_rows(plan.target, plan.generation, start, end)}
+        if plan.arrives_at:
+            served = count(1)
+
+            def clock() -> float:  # the simulator asks for the time once for each page that it serves
+                return (plan.target.window_ms[1] - (2 if next(served) < plan.arrives_at else 0) + 0.5) / 1000
+
+            options |= {"clock": clock, "sessions_from": plan.target.window_ms[0]}
         if plan.grows:
             options["growing"] = 400
         return Simulator(port, seed=plan.generation % LATE, rows_per_day=ROWS_A_DAY, **options)
@@ -445,13 +481,18 @@ class Chaos:
 
 
 def _api_rows(target: Target, generation: int, start: int, end: int) -> list[dict[str, Any]]:
-    """Return the API's rows of a window. A late generation has one more row than the generation before."""
+    """Return the API's rows of a window. A late generation has another row, which may be the one stamped last."""
     source = Simulator(seed=generation % LATE, rows_per_day=ROWS_A_DAY, page_size=PAGE_SIZE, devices=DEVICES)
     rows = source.rows(target.device, start, end)
     if generation < LATE or not rows:
         return rows
-    index = len(rows) // 3
-    return [*rows[:index], {**rows[index], "frame_number": 4711}, *rows[index:]]
+    # Early in the window, so that an arriving row is in a page that most tries have read already.
+    index = len(rows) // (3 if generation < ARRIVING else 10)
+    late = {**rows[index], "frame_number": 4711}
+    if generation >= ARRIVING:
+        last = target.window[1] - timedelta(milliseconds=1)
+        late["timestamp"] = last.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return [*rows[:index], late, *rows[index:]]
 
 
 def _phase(share: float) -> str:
@@ -546,7 +587,8 @@ def write_page(counts: Counts, seed: int) -> None:
         f"extractions (seed {seed})": f"{happened['extractions']:,}, "
         f"{happened['reruns']} of them over an existing object",
         "tries": f"{happened['tries']:,}; {happened['duels']} extractions with two tries at once, "
-        f"{happened['late rows between tries']} with a row that arrived between two tries",
+        f"{happened['late rows between tries']} with a row that arrived between two tries, "
+        f"{happened['late rows during a try']} with one that arrived while a page was late",
         "tries that succeeded": f"{endings['success']:,}",
         "tries that were killed": f"{endings['killed']:,}",
         "tries that failed": errors,

@@ -39,7 +39,7 @@ class UnleashClient(RecordSource):
     :param response_timeout: seconds for a whole response.
     :param max_attempts: attempts per request.
     :param page_concurrency: requests in flight while the pages of a window are read.
-    :param mask_stream_tokens: True replaces ``?token=...`` in ``source_file_name`` by ``?token=***``; False keeps it;
+    :param mask_stream_tokens: True replaces ``?token=...`` in all strings of a page by ``?token=***``; False keeps it;
         None keeps it and logs one warning.
     :param verify: True, or the path of a CA bundle.
     :param allow_http: also allow http for hosts other than loopback.
@@ -227,13 +227,16 @@ class UnleashClient(RecordSource):
     def _parse_page(self, response: Response, number: int, endpoint: Endpoint) -> Page:
         """Parse a page, and mask its stream tokens or warn of them."""
         page = protocol.parse_page(response, number, endpoint)
+        if self.mask_stream_tokens is False or self._warned_of_tokens or not protocol.may_have_stream_tokens(response):
+            return page
+        masked = protocol.mask_stream_tokens(page)
         if self.mask_stream_tokens:
-            return protocol.mask_stream_tokens(page)
-        if self.mask_stream_tokens is None and not self._warned_of_tokens and protocol.has_stream_tokens(page):
+            return masked
+        if masked is not page:
             self._warned_of_tokens = True
             log.warning(
-                "Rows contain stream tokens (?token=... in source_file_name): anyone who reads them can open the live "
-                'stream. Set the connection\'s extra {"mask_stream_tokens": 1} to mask them, or 0 to keep them'
+                "Rows contain stream tokens (?token=...): anyone who reads them can open the live stream. Set the "
+                'connection\'s extra {"mask_stream_tokens": 1} to mask them, or 0 to keep them'
             )
         return page
 

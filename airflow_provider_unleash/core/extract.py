@@ -116,12 +116,14 @@ def land(
                     )
         return Landed(path, pages.counts, writer.size, staging.resumed_pages)
 
+    stages = checkpoint_pages if resume_within else None
     try:
-        return restart_on_change(lambda: attempt(checkpoint_pages if resume_within else None))
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        log.warning("No space left. Reading the window again without staging pages: %s", error)
+        try:
+            return restart_on_change(lambda: attempt(stages))
+        except OSError as error:
+            if stages is None or not is_disk_full(error):
+                raise
+            log.warning("No space left, so staged pages were removed. Reading the window again without: %s", error)
         return restart_on_change(lambda: attempt(None))
     except _SkippedError:
         return Landed(path, RowCounts(), is_skipped=True)

@@ -24,7 +24,7 @@ from airflow_provider_unleash.core.columns import (
     iter_columns,
 )
 from airflow_provider_unleash.core.moments import UTC
-from airflow_provider_unleash.core.protocol import Page, quote_device_id
+from airflow_provider_unleash.core.protocol import EXCERPT_CHARS, Page, mask_tokens_in_text, quote_device_id
 from airflow_provider_unleash.core.stores import StoragePath, publish
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
@@ -124,7 +124,9 @@ class PageWriter(ABC):
         new = {key for key in page.keys if key not in self._columns} - self._reported_keys
         if new:
             self._reported_keys |= new
-            log.warning("Page %d has keys without a column: %s. They are stored in extra", page.number, sorted(new))
+            shown = ", ".join(mask_tokens_in_text(repr(key))[:EXCERPT_CHARS] for key in sorted(new)[:10])
+            more = f" and {len(new) - 10} more" if len(new) > 10 else ""
+            log.warning("Page %d has keys without a column: %s%s. They are stored in extra", page.number, shown, more)
 
 
 class JsonLinesWriter(PageWriter):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone, tzinfo
+from fractions import Fraction
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -22,6 +23,7 @@ MIN_EPOCH_MS = 10**11
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # years 1 to 9999, the range of datetime
 _BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
+_LEAP_SECOND = re.compile(r"^(.{17})60")
 
 
 # ---- epoch milliseconds --------------------------------------------------------------------------
@@ -77,22 +79,38 @@ def parse_timestamp(text: str) -> datetime:
     """
     Parse the ``timestamp`` of a row, such as ``2020-08-17T02:08:49.000Z``; without an offset it is UTC.
 
+    A leap second (``23:59:60``) is the next second, as it is in epoch milliseconds.
+
     :raises ValueError: if it is not in RFC 3339 format.
     """
     try:
         # msgspec rounds digits beyond microseconds, which could move the moment to the next millisecond.
-        moment = msgspec.convert(_BEYOND_MICROSECONDS.sub(r"\1", text), datetime)
-    except (msgspec.ValidationError, TypeError):
+        plain, leap_seconds = _LEAP_SECOND.subn(r"\g<1>59", _BEYOND_MICROSECONDS.sub(r"\1", text))
+        moment = assume_utc(msgspec.convert(plain, datetime)) + timedelta(seconds=leap_seconds)
+        if leap_seconds and moment.astimezone(UTC).strftime("%T") != "00:00:00":
+            raise ValueError("seconds are 60 only at the end of a day in UTC")
+    except (msgspec.ValidationError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{text!r} is not an RFC 3339 timestamp") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment
 
 
 def parse_timestamp_or_none(value: Any) -> datetime | None:
-    """Parse the ``timestamp`` of a row; return None if it is missing or not a timestamp."""
+    """
+    Parse the ``timestamp`` of a row; return None if it is missing or not a timestamp.
+
+    A number, or a string of digits, is a Unix epoch: in seconds, milli-, micro- or nanoseconds, whichever of them gives
+    a moment from 1973 to 5138.
+    """
     try:
-        return parse_timestamp(value) if isinstance(value, str) else None
-    except ValueError:
+        if isinstance(value, str) and not re.fullmatch(r"\d{9,20}(\.\d{1,9})?", value):
+            return parse_timestamp(value)
+        number = Fraction(value)
+    except (ValueError, TypeError, OverflowError):
         return None
+    units = (number / 1000**power for power in range(4))
+    seconds = next((seconds for seconds in units if 10**8 <= seconds < 10**11), None)
+    # Round to microseconds: a float such as 1597622400.001 is a little less.
+    return None if seconds is None else _EPOCH + timedelta(microseconds=round(seconds * 10**6))
 
 
 def are_all_between(timestamps: Sequence[Any], start: datetime, end: datetime) -> bool:
@@ -160,7 +178,8 @@ def parse_duration(value: object, argument: str = "window") -> timedelta | None:
     if is_missing(value):
         return None
     if isinstance(value, str):
-        value = _parse_iso_duration(value.strip()) or value
+        parsed = _parse_iso_duration(value.strip())
+        value = value if parsed is None else parsed
     if not isinstance(value, timedelta):
         raise InvalidArgumentError(
             f"{argument}={value!r} is not a duration; expected for example timedelta(days=1) or 'P1D'",
@@ -202,11 +221,10 @@ _ISO_DURATION = re.compile(
 
 def _parse_iso_duration(text: str) -> pendulum.Duration | None:
     match = _ISO_DURATION.fullmatch(text)
-    if match is None:
-        return None
-    parts = {unit: float(number) if "." in number else int(number) for unit, number in match.groupdict("0").items()}
-    with suppress(OverflowError):
-        return pendulum.duration(**parts)
+    with suppress(OverflowError, ValueError):  # too long for a timedelta, or too many digits for int()
+        if match is not None:
+            numbers = match.groupdict("0").items()
+            return pendulum.duration(**{unit: float(text) if "." in text else int(text) for unit, text in numbers})
     return None
 
 

@@ -81,7 +81,7 @@ class PageReader:
                 number = self.first.total_pages
                 self.last = self._parse(number, self._fetch(number))
                 self._check_total(self.last)
-                self._check_not_repeated(self.last)
+                self._check_not_repeated(self.last, by_digest=True)
         except BaseException:
             self._cancel()
             raise
@@ -108,8 +108,7 @@ class PageReader:
             self._check_total(page)
             if not page.rows:
                 raise UnexpectedResponseError(f"Page {page.number} of {total} has no rows", page=page.number)
-            if page.number == 2:
-                self._check_not_repeated(page)
+            self._check_not_repeated(page, by_digest=page.number == 2)
             yield page
         if total > 1:
             if number <= total:
@@ -128,13 +127,19 @@ class PageReader:
         if page.total_pages != total:
             raise _changed(f"total_num_pages was {total}, but page {page.number} says {page.total_pages}")
 
-    def _check_not_repeated(self, page: Page) -> None:
-        if page.rows and page.digest == self.first.digest:
-            raise UnexpectedResponseError(
-                f"Pages 1 and {page.number} have the same rows: the API, or a cache in front of it, ignores the page "
-                "number",
-                page=page.number,
-            )
+    def _check_not_repeated(self, page: Page, *, by_digest: bool) -> None:
+        """Compare a page with both ends; by digest only some, because that takes longer than parsing them."""
+        for end in (self.first, self.last):
+            if (
+                page.number != end.number
+                and page.rows
+                and (page.digest == end.digest if by_digest else page.rows == end.rows)
+            ):
+                raise UnexpectedResponseError(
+                    f"Pages {end.number} and {page.number} have the same rows: the API, or a cache in front of it, "
+                    "ignores the page number",
+                    page=page.number,
+                )
 
     def _read_ahead(self, numbers: Iterable[int]) -> Iterator[Page]:
         """Yield pages in this order; at most twice as many as there are requests in flight are in memory."""

@@ -55,9 +55,13 @@ _MAX_PAGES = 2**63 - 1
 # Rows of the tableau endpoint may lack keys. Up to this many cells, padding them is always cheap.
 _FEW_CELLS = 1 << 16
 
-_STREAM_TOKEN = re.compile(r"([?&]token=)[^&]*", re.IGNORECASE)
-_STREAM_TOKEN_IN_TEXT = re.compile(r"([?&]token=)[^&\s\"']*", re.IGNORECASE)
-_STREAM_TOKEN_IN_BYTES = re.compile(_STREAM_TOKEN_IN_TEXT.pattern.encode(), re.IGNORECASE)
+# The name of the parameter: in a URL, in a URL that is itself percent-encoded, or with the escapes of JSON.
+_PARAMETER = r"((?:[?&;#]|%(?:25)*(?:3F|26)|\\{1,4}u00(?:3F|26))token(?:=|%(?:25)*3D|\\{1,4}u003D))"
+# The value ends at the next parameter, or where one of these characters ends the URL or string.
+_VALUE = r"[^&%\\{end}]*(?:(?!%(?:25)*26|\\{{1,4}}u0026)(?:\\.|[^&{end}])[^&%\\{end}]*)*"
+_STREAM_TOKEN = re.compile(_PARAMETER + _VALUE.format(end=""), re.IGNORECASE | re.DOTALL)
+_STREAM_TOKEN_IN_TEXT = re.compile(_PARAMETER + _VALUE.format(end=r"\s\"'"), re.IGNORECASE)
+_STREAM_TOKEN_IN_JSON = re.compile((_PARAMETER + _VALUE.format(end='"')).encode(), re.IGNORECASE)
 
 
 # ---- requests ------------------------------------------------------------------------------------
@@ -369,8 +373,11 @@ class Page:
                 row[column] = _normalize_timestamp(row[column])
         if self.ragged:  # which keys a row has is part of the data
             rows = [[pair for pair in zip(keys, row, strict=True) if pair[1] is not msgspec.UNSET] for row in rows]
-        lines = _STREAM_TOKEN_IN_BYTES.sub(rb"\1***", _ENCODER.encode_lines(rows)).split(b"\n")
-        return hashlib.sha256(_ENCODER.encode([keys, len(rows)]) + b"\n".join(sorted(lines))).digest()
+        encoded = _ENCODER.encode_lines(rows)
+        if b"{" in encoded:  # maybe an object
+            encoded = "\n".join(sorted_json(_ANY.decode(line)) for line in encoded.splitlines()).encode()
+        lines = _mask_json(encoded).split(b"\n")
+        return hashlib.sha256(_mask_json(_ENCODER.encode([keys, len(rows)])) + b"\n".join(sorted(lines))).digest()
 
 
 def _normalize_timestamp(value: Any) -> Any:
@@ -533,7 +540,7 @@ def _describe_body(response: Response) -> str:
     coding = (_header(response.headers, "Content-Encoding") or "identity").lower()
     if coding not in ("identity", "gzip", "x-gzip", "deflate"):
         return f"with Content-Encoding {coding}, which was not asked for"
-    if b"\0" in response.body[:4] or response.body[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if b"\0" in response.body[:2] or response.body[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "in UTF-16 or UTF-32; JSON must be in UTF-8"
     return f"not JSON: {response.excerpt() or 'empty body'}"
 
@@ -569,9 +576,14 @@ def _locate_misfit(content: object, row_type: type | None) -> tuple[str | None, 
 # ---- stream tokens -------------------------------------------------------------------------------
 
 
+def may_have_stream_tokens(response: Response) -> bool:
+    """Return whether a page may have stream tokens, long before it is known: this is one search in the body."""
+    return b"token" in response.body.lower() or b"\\u00" in response.body  # JSON may escape any letter
+
+
 def mask_token(text: str) -> str:
-    """Return a ``source_file_name`` with its stream token, the credential of a live stream, replaced by ``***``."""
-    return _STREAM_TOKEN.sub(r"\1***", text)
+    """Return a string value with its stream token, the credential of a live stream, replaced by ``***``."""
+    return _STREAM_TOKEN.sub(r"\1***", text) if "token" in text.lower() else text
 
 
 def mask_tokens_in_text(text: str) -> str:
@@ -580,26 +592,34 @@ def mask_tokens_in_text(text: str) -> str:
 
 
 def mask_stream_tokens(page: Page) -> Page:
-    """Return the page with the tokens in ``source_file_name`` masked."""
-    masked = _masked_names(page)
-    if not masked:
+    """Return the page with the stream tokens in all its strings masked; the page itself if it has none."""
+    columns: list[Sequence[Any]] = list(zip(*page.rows, strict=True))
+    masked = [_mask_values(values) for values in columns]
+    keys = tuple(map(mask_token, page.keys))
+    if keys == page.keys and not any(masked):
         return page
-    index = page.indices["source_file_name"]
-    rows = [
-        (*row[:index], masked.get(row[index], row[index]), *row[index + 1 :]) if isinstance(row[index], str) else row
-        for row in page.rows
-    ]
-    return replace(page, rows=rows)
+    columns = [new or old for new, old in zip(masked, columns, strict=True)]
+    return replace(page, keys=keys, rows=list(zip(*columns, strict=True)))
 
 
 def has_stream_tokens(page: Page) -> bool:
-    """Return whether a ``source_file_name`` contains the token of a live stream."""
-    return bool(_masked_names(page))
+    """Return whether a string of the page contains the token of a live stream."""
+    return mask_stream_tokens(page) is not page
 
 
-def _masked_names(page: Page) -> dict[str, str]:
-    """Return the masked form of each ``source_file_name`` that contains an unmasked token."""
-    names: Sequence[Any] = page.column("source_file_name") or ()
-    distinct = {name for name in names if isinstance(name, str)}
-    masked = {name: mask_token(name) for name in distinct}
-    return {name: mask for name, mask in masked.items() if mask != name}
+def _mask_values(values: Sequence[Any]) -> list[Any] | None:
+    """Return the masked form of the values of one key, or None if they have no tokens."""
+    # Most values repeat, so look at each string once.
+    masks = {text: mask_token(text) for text in {value for value in values if type(value) is str}}
+    if all(text == mask for text, mask in masks.items()) and {dict, list}.isdisjoint(map(type, values)):
+        return None
+    masked = [masks[value] if type(value) is str else _mask_nested(value) for value in values]
+    return None if masked == list(values) else masked
+
+
+def _mask_nested(value: Any) -> Any:
+    return _ANY.decode(_mask_json(_ENCODER.encode(value))) if type(value) in (dict, list) else value
+
+
+def _mask_json(text: bytes) -> bytes:
+    return _STREAM_TOKEN_IN_JSON.sub(rb"\1***", text) if b"token" in text.lower() else text

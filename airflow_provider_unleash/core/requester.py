@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -79,12 +81,17 @@ class _Flight:
     One request in flight.
 
     :param is_cancelled: whether nobody waits for the request any more.
+    :param deadline: when the whole response must have arrived, by the monotonic clock.
     """
 
-    def __init__(self, is_cancelled: Callable[[], bool]) -> None:
+    def __init__(self, is_cancelled: Callable[[], bool], deadline: float) -> None:
         self._is_cancelled = is_cancelled
         self._socket: socket.socket | None = None
-        self.is_expired = False
+        self.deadline = deadline
+
+    @property
+    def is_expired(self) -> bool:
+        return time.monotonic() >= self.deadline
 
     @property
     def was_sent(self) -> bool:
@@ -93,12 +100,8 @@ class _Flight:
     def watch(self, connected: socket.socket) -> None:
         """Remember the socket that the response is about to be read from."""
         self._socket = connected
-        if self.is_expired or self._is_cancelled():
+        if self._is_cancelled():
             self.end()
-
-    def expire(self) -> None:
-        self.is_expired = True
-        self.end()
 
     def end(self) -> None:
         """Let the thread that reads the response read no more."""
@@ -135,17 +138,12 @@ class RequestGroup:
     @contextmanager
     def in_flight(self, seconds: float) -> Iterator[_Flight]:
         """Let :meth:`cancel`, or the end of this time, end the request that this thread sends in the block."""
-        flight = _thread.flight = _Flight(self.is_cancelled)
-        # A read timeout is not a deadline: a body may trickle one byte at a time.
-        timer = threading.Timer(seconds, flight.expire)
-        timer.daemon = True
-        timer.start()
+        flight = _thread.flight = _Flight(self.is_cancelled, time.monotonic() + seconds)
         self._flights.add(flight)
         try:
             yield flight
         finally:
             self._flights.discard(flight)
-            timer.cancel()
             _thread.flight = None
 
 
@@ -286,7 +284,7 @@ class Requester:
                 error = caught
         if group.is_cancelled() and isinstance(error, Exception):
             error = TransportError("The request was cancelled", reason="cancelled", url=url)
-        elif flight.is_expired and (error is None or isinstance(error, Exception)):
+        elif flight.is_expired and isinstance(error, Exception):
             message = f"No complete response from {url} within response_timeout={self._response_timeout} s"
             error = TransportError(message, reason="timeout", url=url)
         if error is not None:
@@ -320,8 +318,38 @@ class Requester:
 _thread = threading.local()
 
 
+class _TimedReader(io.RawIOBase):
+    """What arrives on a socket before a deadline. A read timeout is not one: a body may trickle one byte at a time."""
+
+    def __init__(self, connected: socket.socket, raw: io.RawIOBase, deadline: float) -> None:
+        self._socket = connected
+        self._raw = raw
+        self._deadline = deadline
+        self._timeout = connected.gettimeout() or MAX_PAUSE
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._socket.settimeout(min(self._timeout, left))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
 class _FinalResponse(HTTPResponse):
-    """Skips interim responses such as 103; http.client only skips 100."""
+    """Reads until the deadline, and skips interim responses such as 103; http.client only skips 100."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        flight: _Flight | None = getattr(_thread, "flight", None)
+        if flight is not None:
+            self.fp = io.BufferedReader(_TimedReader(sock, self.fp.detach(), flight.deadline))
 
     def _read_status(self) -> tuple[str, int, str]:
         version, status, reason = super()._read_status()  # type: ignore[misc]  # typeshed lacks private methods

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 FOLDER = "_staging"
 # Level 1 takes a third of the time of level 6, for files that are rarely read.
 _GZIP_LEVEL = 1
-# Pages that the client accepts are smaller, so a longer line is damaged.
-_MAX_LINE_BYTES = 1 << 29
+# A page that is larger is not staged, so a longer line is damaged.
+_MAX_LINE_BYTES = 1 << 26
 
 
 class _Header(msgspec.Struct):
@@ -50,7 +50,7 @@ class _Header(msgspec.Struct):
 
 
 class _UnusableError(Exception):
-    """A staged file is too old or does not fit."""
+    """A staged file is too old or does not fit, or a page does not."""
 
 
 def check_checkpoint_pages(checkpoint_pages: int | None) -> None:
@@ -209,6 +209,8 @@ class Staging:
             self._pages_in_file = 0
         body, endpoint = render_page(page)
         content = endpoint.encode() + b" " + body
+        if len(content) > _MAX_LINE_BYTES - 16:  # the checksum
+            raise _UnusableError(f"page {page.number} has {len(content)} bytes")
         self._stream.write(_checksum(content) + b" " + content + b"\n")
         self.next_page += 1
         self._pages_in_file += 1

@@ -29,9 +29,9 @@ class Throttle:
     """
     Limits the requests in flight to what the API accepts.
 
-    A refusal (429, or ``Retry-After`` with another status) pauses all requests and halves the limit; each round of
-    successes raises it by one again. Refusals count for all requests together and any success resets the count, so
-    that many threads do not use up the retries of one page.
+    A refusal (429, or ``Retry-After`` with another status) pauses all requests, for the longer of ``Retry-After`` and
+    the backoff, and halves the limit; each round of successes raises it by one again. Refusals count for all requests
+    together and any success resets the count, so that many threads do not use up the retries of one page.
 
     :param limit: requests in flight while the API accepts all of them.
     :param max_refusals: refusals in a row after which the caller should give up.
@@ -42,7 +42,7 @@ class Throttle:
         self._max_limit = self._limit = limit
         self._max_refusals = max_refusals
         self._on_pause = on_pause
-        self._in_flight = self._successes = self._refusals = 0
+        self._in_flight = self._successes = self._pauses = self._refusals = 0
         self._resume_at = self._refused_at = 0.0
         self._changed = threading.Condition()
 
@@ -84,6 +84,7 @@ class Throttle:
             # Requests that were in flight at the first refusal are part of the same refusal.
             if sent_at >= self._refused_at:
                 self._refused_at = now
+                self._pauses += 1
                 self._refusals += isinstance(error, RateLimitError)
                 self._limit = max(1, self._limit // 2)
                 self._successes = 0
@@ -92,13 +93,12 @@ class Throttle:
             self._on_pause(self._resume_at - paused_until)
 
     def _pause(self, error: TransientError) -> float:
-        if error.retry_after is None:
-            return backoff(self._refusals)
-        return error.retry_after if error.retry_after <= MAX_PAUSE else 0.0
+        retry_after = error.retry_after or 0.0
+        return max(retry_after, backoff(self._pauses)) if retry_after <= MAX_PAUSE else 0.0
 
     def _succeed(self) -> None:
         with self._changed:
-            self._refusals = 0
+            self._pauses = self._refusals = 0
             self._successes += 1
             if self._successes >= self._limit < self._max_limit:
                 self._limit += 1

@@ -322,6 +322,17 @@ class HalfOpenPages:
             self.counts.pages += 1
             self.counts.rows += len(kept.rows)
             yield kept
+        self._warn_if_ignored()
+
+    def _warn_if_ignored(self) -> None:
+        counts = self.counts
+        if 2 * (counts.rows_before_start + counts.rows_after_end) > counts.rows:
+            log.warning(
+                "Most rows are stamped outside the window [%s, %s): %d of %d (rows_before_start=%d, rows_after_end=%d)."
+                " If the API ignores the window, other windows have the same rows",
+                *(self._start, self._end, counts.rows_before_start + counts.rows_after_end, counts.rows),
+                *(counts.rows_before_start, counts.rows_after_end),
+            )
 
     def _keep_rows(self, page: Page) -> Page:
         timestamps = page.column("timestamp") or ()

@@ -174,11 +174,14 @@ def test_an_invalid_argument_is_refused_before_any_request(
     [
         ({"auth": "basic"}, "auth"),
         *(({"timeout": timeout}, "timeout") for timeout in (0, float("nan"), "30", True)),
+        ({"timeout": 1e10}, "timeout"),
+        *(({"response_timeout": timeout}, "response_timeout") for timeout in (0, -1, float("inf"), 1e10)),
         ({"max_attempts": 0}, "max_attempts"),
         ({"page_concurrency": -1}, "page_concurrency"),
         *(({"verify": verify}, "verify") for verify in (False, "no/such/bundle.pem")),
         *(({"api_key": key}, "password") for key in ("", "two words")),
         *(({"base_url": url}, "host") for url in ("ftp://host", "http://192.0.2.1:8642", "secret-key.example")),
+        *(({"base_url": url}, "host") for url in ("UL_PAT_new.example", "https://api.example/v1/analytics/devices")),
     ],
 )
 def test_an_invalid_option_is_named_and_the_key_is_not_shown(options: dict[str, Any], argument: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 
 from airflow_provider_unleash.core.columns import columns_of
 from airflow_provider_unleash.core.formats import check_file_format
-from airflow_provider_unleash.core.protocol import Page
+from airflow_provider_unleash.core.protocol import MAX_KEYS, Page, Response, parse_page
 from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError
 from tests.support.pages import DECLARED, HEADER, KNOWN, duck, page_of, read_file, record, sample, tree, write
 
@@ -114,8 +116,8 @@ def test_a_new_key_is_logged_once_unless_it_has_a_column(
     pages = [page_of(record(), number=1), *(page_of(record(confidence=1), number=number) for number in (2, 3))]
     write(folder / "o", [*pages, page_of(record(zone="a", confidence=1), number=4)], file_format)
     assert caplog.messages == [
-        "Page 2 has keys without a column: ['confidence']. They are stored in extra",
-        "Page 4 has keys without a column: ['zone']. They are stored in extra",
+        "Page 2 has keys without a column: 'confidence'. They are stored in extra",
+        "Page 4 has keys without a column: 'zone'. They are stored in extra",
     ]
     caplog.clear()
     write(folder / "o", pages, file_format, column_types=DECLARED)
@@ -259,3 +261,37 @@ def test_the_error_about_a_value_shows_no_stream_token(file_format: str, name: A
     with pytest.raises(UnexpectedResponseError, match=r"W1\?token=\*\*\*") as caught:
         write(folder / "o", [page_of(record(**{field: name}))], file_format)
     assert "sneaky" not in str(caught.value)
+
+
+# ---- many keys -----------------------------------------------------------------------------------
+
+
+def test_a_page_with_more_keys_than_any_api_has_is_unexpected() -> None:
+    """msgspec's sorting encoder overflows the C stack at such pages."""
+    keys = [f"k{index}" for index in range(60_000, 0, -1)]
+    bodies = {
+        "compact": {"keys": keys, "total_num_pages": 1, "data": [[0] * len(keys)]},
+        "tableau": {"total_num_pages": 1, "data": [dict.fromkeys(keys, 0)]},
+    }
+    for endpoint, body in bodies.items():
+        with pytest.raises(UnexpectedResponseError, match="60000 keys"):
+            parse_page(Response("https://x/1", 200, {}, json.dumps(body).encode()), 1, endpoint)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file_format", ["jsonl", "json", "csv", "parquet"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_many_keys_are_written_in_time_and_in_a_short_warning(
+    file_format: str, nested: bool, folder: Any, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
+    """The smallest key is last, for which msgspec's sorting encoder takes quadratic time."""
+    request.addfinalizer(partial(csv.field_size_limit, csv.field_size_limit(1 << 24)))
+    keys = {f"key{index:06}": index for index in range(60_000 if nested else MAX_KEYS, 0, -1)}
+    page = page_of({"zone": keys} if nested else keys)
+    began = time.monotonic()
+    write(folder / "o", [page], file_format)
+    assert page.digest
+    assert time.monotonic() - began < 10
+    [row] = read_file(folder / "o", file_format)
+    extra = row if file_format.startswith("json") else json.loads(row["extra"])
+    assert (extra["zone"] if nested else extra) == keys
+    assert len(caplog.text) < 1000

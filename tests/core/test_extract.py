@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import errno
 import gzip
 import io
 import json
@@ -25,6 +26,7 @@ from airflow_provider_unleash.exceptions import (
     ResultTooLargeError,
     ServerError,
     SnapshotChangedError,
+    UnexpectedResponseError,
 )
 from airflow_provider_unleash.simulator import Fault, Simulator
 from airflow_provider_unleash.window import Window
@@ -182,6 +184,42 @@ def test_pages_that_another_kind_of_extraction_staged_are_not_used(sim: Simulato
         assert land_from(sim, tmp_path, checkpoint_pages=3, **other).resumed_pages == 0  # type: ignore[arg-type]
 
 
+def test_staging_fails_no_extraction_that_fits_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store has room for the object, but not for staged pages too."""
+    dst = UPath("memory://test-extract/lake")
+    put_file, stored = type(dst.fs).put_file, dst.fs.store
+
+    with Simulator(fixed_pages=12, page_size=10) as sim, UnleashClient(sim.api_key, sim.base_url) as client:
+        room = land(client, DEVICE, DAY, dst, checkpoint_pages=None).size
+        stored.clear()
+
+        def put(fs: Any, source: Any, target: str) -> None:
+            size = Path(source).stat().st_size
+            if sum(file.getbuffer().nbytes for file in stored.values()) + size > room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            put_file(fs, source, target)
+
+        monkeypatch.setattr(type(dst.fs), "put_file", put)
+        try:
+            landed = land(client, DEVICE, DAY, dst, checkpoint_pages=3)
+            assert landed.counts.rows == 120
+            assert list(stored) == [landed.path.path]
+        finally:
+            stored.clear()
+
+
+def test_a_disk_without_room_for_the_object_is_an_error(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    dst = UPath("memory://test-extract/lake")
+
+    def put(fs: Any, source: Any, target: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(dst.fs), "put_file", put)
+    with UnleashClient(sim.api_key, sim.base_url) as client, pytest.raises(OSError, match="No space left"):
+        land(client, DEVICE, DAY, dst, checkpoint_pages=3)
+    assert not dst.fs.find(dst.path)
+
+
 # ---- changing pages ------------------------------------------------------------------------------
 
 
@@ -275,6 +313,16 @@ def test_records_of_a_silent_or_unknown_device_follow_on_empty(sim: Simulator) -
         fetch_from(sim, SILENT, on_empty="fail")
     with pytest.raises(NotFoundError):
         fetch_from(sim, "Wunknown")
+
+
+@pytest.mark.parametrize("value", [{"zone": {"__type": 1}}, {"zone": [[{"a": {"__type": 1}}]]}, {"__type": None}])
+def test_a_record_with_a_reserved_key_is_an_error_that_names_its_page_row_and_key(value: dict[str, Any]) -> None:
+    rows = [{"timestamp": "2026-01-12T12:00:00.000Z", "zone": "__type"}] * 3
+    with Simulator(rows={DEVICE: [*rows, {**rows[0], **value}]}, page_size=2) as sim:
+        assert len(fetch_from(sim, endpoint="tableau")[0]) == 4
+        with pytest.raises(UnexpectedResponseError, match="Page 2, row 1 has the key '__type'") as caught:
+            fetch_from(sim, endpoint="tableau", reserved_keys={"__type", "__var"})
+    assert (caught.value.page, caught.value.row, caught.value.field) == (2, 1, "__type")
 
 
 def test_records_are_read_again_if_pages_change() -> None:

@@ -100,9 +100,37 @@ def test_moments_and_timestamps_have_the_same_format(moment_ms: int, text: str) 
     assert parse_timestamp(text).timestamp() * 1000 == moment_ms
 
 
-@pytest.mark.parametrize("value", [None, "", "x", "2020-08-17", "2016-12-31T23:59:60Z", MIDNIGHT, 1.5, True, [], {}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "",
+        "x",
+        "2020-08-17",
+        "2016-12-31T12:59:60Z",
+        "9999-12-31T23:59:60Z",
+        "20200817",
+        1.5,
+        -MIDNIGHT,
+        True,
+        [],
+        {},
+    ],
+)
 def test_a_value_that_is_not_a_timestamp_is_none(value: Any) -> None:
     assert parse_timestamp_or_none(value) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("2020-08-16T23:59:60Z", "2020-08-17T01:59:60+02:00", "2020-08-16T23:59:60", "2020-08-16T23:59:60.000Z"),
+        *(MIDNIGHT, MIDNIGHT // 1000, MIDNIGHT * 1000, MIDNIGHT * 10**6, MIDNIGHT / 1000, float(MIDNIGHT)),
+        *(str(MIDNIGHT), str(MIDNIGHT // 1000), f"{MIDNIGHT // 1000}.000"),
+    ],
+)
+def test_leap_seconds_and_numbers_are_moments_too(value: Any) -> None:
+    assert parse_timestamp_or_none(value) == datetime(2020, 8, 17, tzinfo=UTC)
 
 
 # ---- durations -----------------------------------------------------------------------------------
@@ -155,7 +183,12 @@ def test_days_follow_the_calendar_and_hours_the_clock(moment: datetime, length: 
     [
         *((length, "at least one millisecond") for length in (timedelta(0), timedelta(days=-1), "P0D", "PT0S")),
         *((length, "at least one millisecond") for length in (pendulum.duration(months=-1), timedelta(microseconds=1))),
-        *((length, "not a duration") for length in (1, 86400, 0, True, "1d", "-P1D", "P", "P1H", "1 day, 0:00:00")),
+        *((length, "not a duration") for length in (1, 86400, 0, True, "-P1D", "P", "P1H", "1 day, 0:00:00")),
+        *(
+            (length, "not a duration")
+            for length in ("P12M4M", "PT1S1H", "P1.5D", "PT", "P1DT", f"P{'9' * 5000}D", "P9999999999D")
+        ),
+        *((length, "for example .*'P1D'") for length in ("1d", "24h", "one day")),
         *((length, "not a duration") for length in (DAY, "P1D/2020-08-17", "2020-08-17/P1D", [])),
     ],
     ids=str,

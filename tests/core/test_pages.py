@@ -172,10 +172,12 @@ def test_new_tokens_another_row_order_or_another_spelling_of_timestamps_are_not_
     assert Api(answer).read() == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize(("repeated", "total"), [(2, 6), (6, 6), (2, 2)])
-def test_a_page_that_repeats_the_first_one_is_unexpected(repeated: int, total: int) -> None:
-    api = Api(lambda number, before: page(number, total, page(1).rows if number == repeated else None))
-    with pytest.raises(UnexpectedResponseError, match=f"Pages 1 and {repeated} have the same rows") as caught:
+@pytest.mark.parametrize(
+    ("original", "repeated", "total"), [(1, 2, 6), (1, 6, 6), (1, 2, 2), (1, 4, 6), (6, 2, 6), (6, 3, 6)]
+)
+def test_a_page_that_repeats_the_first_or_last_one_is_unexpected(original: int, repeated: int, total: int) -> None:
+    api = Api(lambda number, before: page(number, total, page(original).rows if number == repeated else None))
+    with pytest.raises(UnexpectedResponseError, match=f"Pages {original} and {repeated} have the same rows") as caught:
         api.read()
     assert caught.value.page == repeated
 

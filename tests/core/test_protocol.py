@@ -24,6 +24,7 @@ from airflow_provider_unleash.core.protocol import (
     has_stream_tokens,
     mask_stream_tokens,
     mask_token,
+    may_have_stream_tokens,
     parse_base_url,
     parse_ids,
     parse_page,
@@ -234,7 +235,7 @@ def test_each_status_but_200_raises_its_error_with_the_servers_message(
 ) -> None:
     raise_for_status(respond(b"anything"))
     for status in statuses:
-        error = raised(status, {"message": "a reason"}, {"Retry-After": "17"})
+        error = raised(status, {"message": "a reason"}, {} if status == 403 else {"Retry-After": "17"})
         assert type(error) is kind
         assert isinstance(error, TransientError) is (status in (408, 425, 429) or status >= 500)
         assert isinstance(error, PermanentError) is not isinstance(error, TransientError)
@@ -244,6 +245,12 @@ def test_each_status_but_200_raises_its_error_with_the_servers_message(
         if isinstance(error, TransientError):
             assert error.retry_after == 17.0
             assert raised(status).retry_after is None  # type: ignore[attr-defined]
+
+
+def test_a_403_that_says_when_to_try_again_is_a_rate_limit() -> None:
+    assert raised(403, headers={"Retry-After": "17"}).retry_after == 17.0  # type: ignore[attr-defined]
+    assert isinstance(raised(403, headers={"Retry-After": NOON, "Date": NOON}), RateLimitError)
+    assert isinstance(raised(403, headers={"Retry-After": "later"}), AuthenticationError)
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -616,6 +623,9 @@ def test_a_digest_changes_with_the_data(other: Any) -> None:
 # ---- stream tokens -------------------------------------------------------------------------------
 
 
+DEEP = json.loads("[" * 900 + "]" * 900)
+
+
 @pytest.mark.parametrize(
     ("name", "masked"),
     [
@@ -634,30 +644,50 @@ def test_only_the_token_of_a_name_is_masked(name: str, masked: str) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "content"),
     [
-        ("compact", compact([[STREAM, "x"], [None, STREAM], ["W2?token=b", 1], [5, 2], [[STREAM], 3]],
+        ("compact", compact([[STREAM, "x"], [None, STREAM], ["W2?token=secret", 1.5], [5, 2**70], [[STREAM], 3]],
                             ["source_file_name", "model_id"])),
-        ("tableau", tableau([{"source_file_name": STREAM}, {"model_id": STREAM}, {"source_file_name": "W2?token=b"}])),
+        ("compact", compact([[{"a": [1, {STREAM: f"{STREAM}&b=\u00e9\\"}]}], [DEEP]], ["zone"])),
+        ("compact", compact([["%3Ftoken=secret%26a=1"], ["%3FTOKEN%3Dsecret"], ["%253Ftoken%253Dsecret"]], ["zone"])),
+        ("compact", compact([["x"]], [STREAM])),
+        ("tableau", tableau([{"source_file_name": STREAM}, {"model_id": STREAM}, {"b": ["rtsp://x/#token=secret&b=1"]}])),
     ],
 )  # fmt: skip
-def test_tokens_are_masked_in_source_file_name_only(endpoint: Any, content: Any) -> None:
-    page = parse_page(respond(content), 1, endpoint)
+def test_tokens_are_masked_in_all_strings_at_any_depth(endpoint: Any, content: Any) -> None:
+    response = respond(content)
+    page = parse_page(response, 1, endpoint)
+    assert may_have_stream_tokens(response)
     assert has_stream_tokens(page)
     masked = mask_stream_tokens(page)
     assert not has_stream_tokens(masked)
-    names = {STREAM: "Wabcdb35be35bb72?token=***", "W2?token=b": "W2?token=***"}
-    for before, after in zip(page.records(), masked.records(), strict=True):
-        name = before.get("source_file_name")
-        assert after == ({**before, "source_file_name": names[name]} if isinstance(name, str) else before)
+    expected = json.dumps(page.records())
+    for token in ("sneaky-firefox-288", "secret"):
+        expected = expected.replace(token, "***")
+    assert masked.records() == json.loads(expected)
+    assert masked.digest == page.digest
 
 
 @pytest.mark.parametrize(
     "content",
     [
         *(compact([["W1?token=***"]], ["source_file_name"]), compact([["a.mp4"]], ["source_file_name"])),
-        *(compact([[None]], ["source_file_name"]), compact([[STREAM]], ["model_id"]), compact([], [])),
+        *(
+            compact([[None]], ["source_file_name"]),
+            compact([[["mytoken=a"], {"token": 1}]], ["a", "b"]),
+            compact([], []),
+        ),
     ],
 )
 def test_a_page_without_tokens_is_returned_unchanged(content: dict[str, Any]) -> None:
     page = parse_page(respond(content), 1)
     assert not has_stream_tokens(page)
     assert mask_stream_tokens(page) is page
+
+
+def test_a_token_is_found_however_json_spells_it() -> None:
+    for spelling in (r"W1?t\u006fken=secret", r"W1\u003FTOKEN\u003dsecret", r"W1?q=1\u0026token=sec\u0072et"):
+        response = respond(b'{"keys": ["a"], "total_num_pages": 1, "data": [["%s"]]}' % spelling.encode())
+        assert may_have_stream_tokens(response)
+        [row] = mask_stream_tokens(parse_page(response, 1)).rows
+        assert row[0].endswith("=***")
+        assert "secret" not in respond(spelling.encode()).excerpt() or "u006f" in spelling or "u0072" in spelling
+    assert not may_have_stream_tokens(respond(compact([["a.mp4"]], ["source_file_name"])))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
+import signal
 import socket
 import ssl
+import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from airflow_provider_unleash.client import UnleashClient
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
     BadRequestError,
+    InvalidArgumentError,
     NotFoundError,
     RateLimitError,
     ResultTooLargeError,
@@ -281,3 +287,180 @@ def test_a_body_beyond_the_limit_is_refused_while_it_is_read(sim: Simulator) -> 
         client.get_records(DEVICE, START, END)
     assert caught.value.limit == 1000
     assert len(sim.requests) == 1
+
+
+# ---- deadlines and cancelling --------------------------------------------------------------------
+
+
+def trickle(start: bytes, drip: bytes) -> Callable[[socket.socket], None]:
+    """Return a server that sends a part of a response every 0.05 s and never ends it."""
+
+    def send(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(start)
+        with suppress(OSError):
+            for _ in range(200):
+                connection.sendall(drip)
+                time.sleep(0.05)
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("start", "drip"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(b"")[:10], b"\x00"),
+        *((b"HTTP/1.1 200 OK\r\nX: ", b"x"), (b"HTTP/1.1 ", b"2"), (b"", b"HTTP/1.1 102 Processing\r\n\r\n")),
+    ],
+    ids=["body", "chunks", "gzip", "headers", "status", "interim"],
+)
+def test_a_response_that_never_ends_is_a_timeout(start: bytes, drip: bytes) -> None:
+    began = time.monotonic()
+    with listen(trickle(start, drip)) as port:
+        error = failure(f"http://127.0.0.1:{port}", timeout=1, response_timeout=0.3)
+        assert time.monotonic() - began < 1
+    assert error.reason == "timeout"
+    assert "response_timeout=0.3" in str(error)
+
+
+def test_the_status_is_the_error_of_a_response_with_a_body_that_never_ends() -> None:
+    began = time.monotonic()
+    with (
+        listen(trickle(b"HTTP/1.1 500 Error\r\nContent-Length: 10000\r\n\r\n", b" ")) as port,
+        UnleashClient("key", f"http://127.0.0.1:{port}", response_timeout=0.3, max_attempts=1) as client,
+        pytest.raises(ServerError),
+    ):
+        client.list_devices()
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("fault", [Fault("slow", seconds=30, after=3), Fault("429", retry_after=30, after=3)])
+@pytest.mark.parametrize("by_signal", [False, True])
+def test_cancelling_a_client_ends_all_its_requests_at_once(sim: Simulator, fault: Fault, by_signal: bool) -> None:
+    sim.add_fault(replace(fault, times=None))
+    with connect(sim) as client:
+        if by_signal:
+            previous = signal.signal(signal.SIGALRM, lambda *_: client.cancel())
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+        else:
+            threading.Timer(0.3, client.cancel).start()
+        began = time.monotonic()
+        with pytest.raises(TransportError, match="cancelled") as caught:
+            client.get_records(DEVICE, START, END)
+        assert time.monotonic() - began < 2
+        assert caught.value.reason == "cancelled"
+        sent = len(sim.requests)
+        with pytest.raises(TransportError, match="cancelled"):
+            client.list_devices()
+        assert len(sim.requests) == sent
+        if by_signal:
+            signal.signal(signal.SIGALRM, previous)
+
+
+# ---- odd responses -------------------------------------------------------------------------------
+
+
+def respond_with(*responses: bytes, requests: list[bytes] | None = None) -> Any:
+    """Return a context with the port of a server that sends these bytes, one response per connection."""
+
+    def respond(response: bytes) -> Callable[[socket.socket], None]:
+        def send(connection: socket.socket) -> None:
+            (requests if requests is not None else []).append(connection.recv(65536))
+            with suppress(OSError):
+                connection.sendall(response)
+
+        return send
+
+    return listen(*map(respond, responses))
+
+
+def whole(body: bytes, headers: bytes = b"", status: bytes = b"200 OK") -> bytes:
+    head = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: %d\r\n%s\r\n"
+    return head % (status, len(body), headers) + body
+
+
+def test_interim_responses_are_skipped() -> None:
+    interim = (
+        b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
+    )
+    with respond_with(interim + whole(b'"1.0.1"')) as port, UnleashClient("key", f"http://127.0.0.1:{port}") as client:
+        assert client.get_version() == "1.0.1"
+
+
+@pytest.mark.parametrize("status", [b"302 Found", b"404 Not Found"])
+def test_the_body_of_a_redirect_or_error_is_not_read_whole(status: bytes) -> None:
+    bomb = gzip.compress(bytes(1 << 27))
+    raw = whole(bomb, b"Content-Encoding: gzip\r\nLocation: http://localhost/\r\n", status)
+    tracemalloc.start()
+    with (
+        respond_with(raw) as port,
+        UnleashClient("key", f"http://127.0.0.1:{port}") as client,
+        pytest.raises((BadRequestError, NotFoundError)),
+    ):
+        client.get_version()
+    assert tracemalloc.get_traced_memory()[1] < 1 << 25
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(
+            whole(b"", b"Location: %s\r\n" % place, b"302 Found")
+            for place in (b"http://[", b"http://\xff/", b"\xff", b"")
+        ),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-7\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 7\r\nContent-Length: 8\r\n\r\n"1.0.1"',
+        b'HTTP/1.1 200 OK\r\nContent-Length: -7\r\n\r\n"1.0.1',
+        *(b"HTTP/1.1 %s OK\r\n\r\n" % status for status in (b"2x0", b"-1", b"99999999999", b"")),
+        *(b"SSH-2.0-OpenSSH\r\n", b"\xff\xfe", b"", b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n"),
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n",
+        whole(b"not gzip", b"Content-Encoding: gzip\r\n"),
+        whole(b'"1.0.1"', b"Content-Encoding: br\r\n"),
+    ],
+)
+def test_a_broken_response_is_an_error_that_may_pass_or_a_redirect(raw: bytes) -> None:
+    with (
+        respond_with(raw) as port,
+        UnleashClient("key", f"http://127.0.0.1:{port}", max_attempts=1) as client,
+        suppress(TransportError, BadRequestError),
+    ):
+        assert client.get_version() == "1.0.1"  # http.client forgives some of them
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "named"),
+    [
+        *(('["W1"]'.encode(encoding), b"", "UTF-16") for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")),
+        (b"\x8b\x00\x80", b"Content-Encoding: br\r\n", "Content-Encoding br"),
+    ],
+)
+def test_a_body_in_an_unusable_encoding_is_called_by_its_name(body: bytes, headers: bytes, named: str) -> None:
+    with respond_with(whole(body, headers)) as port:
+        error = failure(f"http://127.0.0.1:{port}")
+    assert named in str(error)
+
+
+def test_cookies_are_not_sent_back() -> None:
+    requests: list[bytes] = []
+    raw = whole(b'"1.0.1"', b"Set-Cookie: session=1; Path=/\r\n")
+    with respond_with(raw, raw, requests=requests) as port, UnleashClient("key", f"http://127.0.0.1:{port}") as client:
+        assert client.get_version() == client.get_version()
+    assert len(requests) == 2
+    assert b"cookie" not in requests[1].lower()
+
+
+@pytest.mark.parametrize("host", ["https://api..example", f"https://{'a' * 64}.example", "https://xn--a.\u00ad"])
+def test_a_host_that_cannot_be_asked_is_an_invalid_argument_and_nothing_is_retried(host: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught, UnleashClient("key", host) as client:
+        client.list_devices()
+    assert caught.value.argument == "host"
+
+
+def test_a_missing_ca_bundle_in_the_environment_is_an_invalid_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/bundle.pem")
+    with UnleashClient("key", "https://0.0.0.0:1") as client, pytest.raises(InvalidArgumentError, match="CA bundle"):
+        client.list_devices()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_unleash.core.sessions import select_sessions, session_bounds
+from airflow_provider_unleash.core.sessions import parse_session_start, select_sessions, session_bounds
 from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError, WindowError
 
 DAY = datetime(2020, 8, 17, tzinfo=timezone.utc)
@@ -118,7 +118,20 @@ def test_an_id_that_is_not_a_time_is_allowed_if_its_start_does_not_matter() -> N
     "conditions",
     [{"since_ms": MIDNIGHT}, {"until_ms": MIDNIGHT}, {"known_sessions": [], "min_age_ms": 1, "now_ms": MIDNIGHT}],
 )
-def test_an_id_that_is_not_a_time_is_an_error_if_its_start_matters(conditions: dict[str, Any]) -> None:
-    with pytest.raises(UnexpectedResponseError, match="'session-a' is not in epoch milliseconds") as caught:
-        select_sessions([*ids(1), "session-a"], **conditions)
-    assert caught.value.value == "session-a"
+def test_an_id_that_is_not_a_time_is_skipped_with_a_warning_if_its_start_matters(
+    conditions: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = ["session-a", "1597622400", "9" * 5000, "\u0661" * 13, "15976224000001234", "-1597622400000", ""]
+    assert select_sessions([*ids(0), *odd], **conditions) in (ids(0), [])
+    [warning] = caplog.records
+    assert "'15976224000001234'" in warning.getMessage()
+    assert "and 2 more" in warning.getMessage()
+    assert len(warning.getMessage()) < 1000
+
+
+@pytest.mark.parametrize("session", ["session-a", "1597622400", "15976224000001234", ""])
+def test_parsing_an_id_that_is_not_a_time_is_an_error_that_names_it(session: str) -> None:
+    assert parse_session_start(*ids(0)) == MIDNIGHT
+    with pytest.raises(UnexpectedResponseError, match=f"'{session}' is not in epoch milliseconds") as caught:
+        parse_session_start(session)
+    assert caught.value.value == session

@@ -242,8 +242,14 @@ def keep(window: Window, *pages: Page) -> tuple[list[Page], RowCounts]:
         *((f"2020-08-17T{time}", "rows_at_end", False) for time in ("03:00:00.000+02:00", "01:00:00.000999Z")),
         *((f"{time}Z", "rows_after_end", True) for time in ("2020-08-17T01:00:00.001", "2021-08-17T01:00:00.000")),
         *((f"{time}Z", "rows_before_start", True) for time in ("2020-08-16T23:59:59.999999", "1969-12-31T23:59:59")),
-        *((value, None, True) for value in (None, "", "x", "2020-08-17", "2016-12-31T23:59:60Z", 1597626000000)),
-        *((value, None, True) for value in (1597626000000.0, True, [], [END], {"a": 1})),
+        *((value, None, True) for value in (None, "", "x", "2020-08-17", 12.5, True, [], [END], {"a": 1})),
+        *((value, "rows_at_end", False) for value in (1597626000000, "1597626000000", 1597626000, 1597626000.0)),
+        *(
+            (1597625999999, None, True),
+            (1597626000001, "rows_after_end", True),
+            ("1597622399", "rows_before_start", True),
+        ),
+        *(("2016-12-31T23:59:60Z", "rows_before_start", True), ("2020-08-17T00:59:60Z", None, True)),
     ],
 )
 def test_only_rows_stamped_exactly_end_are_dropped(timestamp: Any, counted: str | None, kept: bool) -> None:
@@ -283,6 +289,15 @@ def test_a_page_without_rows_at_end_is_returned_unchanged(given: Page) -> None:
     [found], counts = keep(ONE_HOUR, given)
     assert found is given
     assert counts == RowCounts(pages=1, rows=len(given.rows))
+
+
+@pytest.mark.parametrize(("outside", "warned"), [(0, False), (3, False), (4, True), (5, True)])
+def test_an_api_that_ignores_the_window_is_warned_of(
+    outside: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep(ONE_HOUR, page(*[BEFORE] * outside, *[INSIDE] * 2), page(INSIDE, number=2))
+    assert ("Most rows are stamped outside the window" in caplog.text) is warned
+    assert (f"rows_before_start={outside}, rows_after_end=0" in caplog.text) is warned
 
 
 def test_if_start_equals_end_no_rows_are_dropped() -> None:
