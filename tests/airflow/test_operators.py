@@ -184,11 +184,18 @@ def test_sessions_keep_the_order_of_the_api(answer):
     assert list_sessions(since=1768179000000) == ["1768180000000", "1768179000000", "1768181000000"]
 
 
-def test_a_session_id_that_is_not_a_start_is_an_error_only_if_there_is_a_bound(answer):
+def test_a_session_id_that_is_not_a_number_is_skipped_with_a_warning_if_there_is_a_bound(answer, caplog):
     answer(b'["1768180000000", "s-4711"]')
     assert list_sessions() == ["1768180000000", "s-4711"]
-    with not_retried(errors.UnexpectedResponseError, match="s-4711"):
-        list_sessions(until=NEXT_DAY)
+    assert list_sessions(until=NEXT_DAY) == ["1768180000000"]
+    assert "'s-4711'" in caplog.text
+
+
+def test_a_device_or_session_that_the_api_lists_twice_is_returned_once(answer):
+    answer(b'["W2", "W1", "W2"]')
+    assert make(UnleashListDevicesOperator).execute(make_context()) == ["W2", "W1"]
+    answer(b'["1768180000000", "1768179000000", "1768180000000"]')
+    assert list_sessions() == ["1768180000000", "1768179000000"]
 
 
 # ---- rows to XCom ----------------------------------------------------------------------------------

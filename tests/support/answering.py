@@ -1,8 +1,10 @@
-"""A server with the same response to every request."""
+"""Servers with the same response to every request."""
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -31,3 +33,31 @@ def answering(body: bytes, **headers: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()
+
+
+@contextmanager
+def trickling() -> Iterator[tuple[str, list[float]]]:
+    """
+    Yield the URL of a server that never completes a response, but sends one byte of it every 50 ms.
+
+    The list gets the time at which each connection ended.
+    """
+    ended: list[float] = []
+
+    def trickle(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n")
+            while True:
+                connection.sendall(b" ")
+                time.sleep(0.05)
+        ended.append(time.monotonic())
+
+    def accept(listener: socket.socket) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                threading.Thread(target=trickle, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", ended
