@@ -178,16 +178,22 @@ class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
 
     def _list_sessions(self) -> list[str] | None:
         """Return all sessions; None if the sensor's timeout comes first, which Airflow checks between pokes only."""
+        is_over = threading.Event()
         with self._open_client() as client:
-            timer = threading.Timer(min(self.timeout, threading.TIMEOUT_MAX), client.cancel)
+
+            def end() -> None:
+                is_over.set()
+                client.cancel()
+
+            timer = threading.Timer(min(self.timeout, threading.TIMEOUT_MAX), end)
             timer.daemon = True
             timer.start()
             try:
                 return client.list_sessions()
-            except TransportError as error:
-                if error.reason != "cancelled":
-                    raise
-                return None
+            except TransportError:
+                if is_over.is_set():
+                    return None
+                raise
             finally:
                 timer.cancel()
 

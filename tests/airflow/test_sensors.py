@@ -143,7 +143,7 @@ def test_each_poke_makes_one_request_and_keeps_no_state(sim):
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_the_timeout_ends_a_poke_that_gets_no_complete_response(connect, deferrable):
     """Airflow checks the timeout only between pokes."""
-    with trickling() as (url, ended):
+    with trickling() as (url, events):
         connect(host=url, password="any-key", extra={"timeout": 1})
         sensor = UnleashNewSessionsSensor(task_id="wait", timeout=1, poke_interval=0.1, deferrable=deferrable)
         began = time.monotonic()
@@ -151,7 +151,7 @@ def test_the_timeout_ends_a_poke_that_gets_no_complete_response(connect, deferra
             sensor.execute(make_context())
         assert time.monotonic() - began < 4
         time.sleep(0.5)
-        assert ended
+        assert events == ["request", "end"]
 
 
 # ---- arguments ---------------------------------------------------------------------------------

@@ -305,37 +305,37 @@ def test_a_session_id_that_is_not_a_number_is_skipped_with_a_warning(answer: Cal
 
 
 @pytest.fixture
-def hang(connect: Callable[..., None]) -> Iterator[Callable[[str], list[float]]]:
+def hang(connect: Callable[..., None]) -> Iterator[Callable[[str], list[str]]]:
     """Return a function that points a connection at a server that never completes a response."""
     with ExitStack() as stack:
 
-        def hang(conn_id: str) -> list[float]:
-            url, ended = stack.enter_context(trickling())
+        def hang(conn_id: str) -> list[str]:
+            url, events = stack.enter_context(trickling())
             connect(conn_id=conn_id, host=url, password="any-key", extra={"timeout": 1})
-            return ended
+            return events
 
         yield hang
 
 
 def test_a_poll_ends_with_its_socket_at_its_time_limit(
-    hang: Callable[[str], list[float]], monkeypatch: pytest.MonkeyPatch, caplog: Any
+    hang: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     """The limit of the connection does not matter; the next poll comes after the pause."""
     monkeypatch.setattr(triggers, "POLL_TIMEOUT", 0.5)
     monkeypatch.setattr(triggers, "MAX_FAILED_POLLS", 2)
-    ended = hang("hung")
+    events = hang("hung")
     event = fire(UnleashNewSessionsTrigger(unleash_conn_id="hung", poke_interval=INTERVAL))
     assert event["error"] == "TransportError"
     assert "took longer than" in event["message"]
-    wait_until(lambda: len(ended) == 2, 2.0)
+    wait_until(lambda: events.count("end") == 2, 2.0)
 
 
 def test_hung_polls_block_neither_name_lookups_nor_polls_of_other_connections(
-    sim: Simulator, hang: Callable[[str], list[float]]
+    sim: Simulator, hang: Callable[[str], list[str]]
 ) -> None:
     """The event loop looks up names in its own executor, which has six threads on a machine with two CPUs."""
     names = [f"hung_{number}" for number in range(6)]
-    ended = [hang(name) for name in names]
+    servers = [hang(name) for name in names]
 
     async def wait() -> None:
         loop = asyncio.get_running_loop()
@@ -353,7 +353,7 @@ def test_hung_polls_block_neither_name_lookups_nor_polls_of_other_connections(
         await asyncio.gather(*hung, return_exceptions=True)
 
     asyncio.run(wait())
-    wait_until(lambda: all(ended), 2.0)  # their sockets are shut down
+    wait_until(lambda: all(events == ["request", "end"] for events in servers), 2.0)  # their sockets are shut down
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:

@@ -36,22 +36,23 @@ def answering(body: bytes, **headers: str) -> Iterator[str]:
 
 
 @contextmanager
-def trickling() -> Iterator[tuple[str, list[float]]]:
+def trickling() -> Iterator[tuple[str, list[str]]]:
     """
     Yield the URL of a server that never completes a response, but sends one byte of it every 50 ms.
 
-    The list gets the time at which each connection ended.
+    The list gets "request" for each request, and "end" for each connection that the client ends.
     """
-    ended: list[float] = []
+    events: list[str] = []
 
     def trickle(connection: socket.socket) -> None:
         with connection, suppress(OSError):
             connection.recv(65536)
+            events.append("request")
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n")
             while True:
                 connection.sendall(b" ")
                 time.sleep(0.05)
-        ended.append(time.monotonic())
+        events.append("end")
 
     def accept(listener: socket.socket) -> None:
         with suppress(OSError):  # closed
@@ -60,4 +61,4 @@ def trickling() -> Iterator[tuple[str, list[float]]]:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=accept, args=(listener,), daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", ended
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", events

@@ -1,9 +1,14 @@
-"""Execute a task as Airflow's task runner does, which calls ``on_kill`` in the handler of SIGTERM."""
+"""
+Execute a task as Airflow's task runner does, which calls ``on_kill`` in the handler of SIGTERM.
+
+The last line of the output is the seconds from the signal to the end of the task.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
+import time
 from typing import Any
 
 from airflow_provider_unleash.operators import (
@@ -30,8 +35,18 @@ TASKS: dict[str, Any] = {
 
 def main(name: str, dst: str) -> None:
     task = TASKS[name](dst)
-    signal.signal(signal.SIGTERM, lambda *signal: task.on_kill())
-    task.execute(make_context())
+    killed_at = 0.0
+
+    def kill(*signal: object) -> None:
+        nonlocal killed_at
+        killed_at = time.monotonic()
+        task.on_kill()
+
+    signal.signal(signal.SIGTERM, kill)
+    try:
+        task.execute(make_context())
+    except Exception as error:
+        sys.stdout.write(f"{error!r}\n{time.monotonic() - killed_at}\n")
 
 
 if __name__ == "__main__":
