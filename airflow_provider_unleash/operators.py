@@ -539,7 +539,15 @@ class UnleashToObjectStorageOperator(_FetchOperator):
 # ---- dst -----------------------------------------------------------------------------------------
 
 # The extras of this package that install the file system of a scheme.
-_EXTRA_BY_SCHEME = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "adl": "azure"}
+_EXTRA_BY_SCHEME = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "abfs": "azure",
+    "abfss": "azure",
+    "adl": "azure",
+}
 
 
 def _check_scheme(dst: str) -> None:

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from airflow.providers.common.compat.sdk import AirflowFailException, conf
 
 from airflow_provider_unleash.core.sessions import session_bounds
-from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, ResultTooLargeError, TransientError
+from airflow_provider_unleash.exceptions import (
+    InvalidArgumentError,
+    PermanentError,
+    ResultTooLargeError,
+    TransientError,
+)
 
 try:
     from airflow.providers.common.compat.sdk import RetryDecision, RetryPolicy

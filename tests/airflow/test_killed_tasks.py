@@ -20,7 +20,7 @@ IN_FLIGHT = 4
 
 
 def kill(name: str, lake: Path, is_busy: Callable[[], bool]) -> tuple[float, str]:
-    """Send SIGTERM to a process that executes a task, once it is busy; return how long the task lasted, and its output."""
+    """Send SIGTERM to a process that executes a task; return how long the task took to end, and the output."""
     command = module_command("killed_task", name, f"file://{lake}")
     with subprocess.Popen(
         command, env=import_root({**os.environ}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -950,7 +950,8 @@ def test_a_list_that_is_too_long_to_map_over_is_an_error_with_both_numbers_on_th
         def echo(one):
             return one
 
-        for name, operator in {{"devices": UnleashListDevicesOperator, "sessions": UnleashListSessionsOperator}}.items():
+        for operator in (UnleashListDevicesOperator, UnleashListSessionsOperator):
+            name = operator.__name__.removeprefix("UnleashList").removesuffix("Operator").lower()
             echo.override(task_id=f"of_{{name}}").expand(one=operator(task_id=name, {RETRIES}).output)
             operator(task_id=f"not_mapped_{{name}}")
         plan = UnleashPlanWindowsOperator(task_id="plan", device_ids=["W1"], every="hour", max_windows=99, {RETRIES})
@@ -977,7 +978,7 @@ def test_rows_come_out_of_xcom_as_they_went_in(airflow_home, serve):
         for key in ODD_KEYS
         for value in ({"__data__": [1]}, "text")
     ]
-    sim = serve(rows={STREET: odd})
+    serve(rows={STREET: odd})
     run = run_dag(
         airflow_home,
         f"""
@@ -999,7 +1000,7 @@ def test_rows_come_out_of_xcom_as_they_went_in(airflow_home, serve):
 
 @pytest.mark.parametrize("key", sorted(module.XCOM_RESERVED_KEYS))
 @pytest.mark.parametrize("is_nested", [False, True])
-def test_a_key_that_xcom_would_change_fails_the_task_before_the_push(airflow_home, serve, key, is_nested, caplog, capfd):
+def test_a_key_that_xcom_would_change_fails_the_task_before_the_push(serve, key, is_nested):
     values = {"__type": "dict", "__var": {"a": 1}, key: "tuple", "x": 1}
     bad = row(zones=[{"deep": [values]}]) if is_nested else row(**values)
     serve(rows={STREET: [row(), row(), bad]}, page_size=2)

@@ -159,9 +159,7 @@ def test_a_retry_comes_after_the_longer_delay_of_the_api_and_the_task(
     settings: dict[str, Any], try_number: int, own: int
 ) -> None:
     """Otherwise a short Retry-After uses up all retries within a minute."""
-    settings = {
-        name: timedelta(seconds=value) if name.endswith("delay") else value for name, value in settings.items()
-    }
+    settings = {name: timedelta(seconds=value) if name.endswith("delay") else value for name, value in settings.items()}
     context = {"task": UnleashListDevicesOperator(task_id="a", **settings)}
 
     def evaluate(seconds: float) -> Any:

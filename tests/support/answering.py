@@ -81,7 +81,9 @@ def responding(response: bytes, secret_header: str = "") -> Iterator[str]:
     def respond(connection: socket.socket) -> None:
         with connection, suppress(OSError):
             request = connection.recv(65536).decode("latin-1")
-            values = [line.partition(":")[2].split()[-1] for line in request.splitlines() if secret_header in line.lower()]
+            values = [
+                line.partition(":")[2].split()[-1] for line in request.splitlines() if secret_header in line.lower()
+            ]
             connection.sendall(response.replace(b"KEY", values[0].encode()) if values else response)
             connection.shutdown(socket.SHUT_WR)
             connection.recv(65536)
