@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from datetime import datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 from urllib.parse import urlsplit
 
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_unleash import get_provider_info
 from airflow_provider_unleash.core.columns import check_extra_installed, columns_of
@@ -63,7 +63,7 @@ class UnleashHook(BaseHook, RecordSource):
 
         :raises InvalidArgumentError: if a field of the connection is invalid; names it.
         """
-        return open_client(self.get_connection(self.unleash_conn_id))
+        return open_client(get_connection(self.unleash_conn_id))
 
     def get_version(self) -> str:
         """Return the version of the API; the way to check that a key works."""
@@ -163,7 +163,7 @@ class UnleashHook(BaseHook, RecordSource):
         """Request the API's version once; return whether that worked, and a sentence about it."""
         try:
             # One attempt, because someone is waiting.
-            with open_client(self.get_connection(self.unleash_conn_id), max_attempts=1) as client:
+            with open_client(get_connection(self.unleash_conn_id), max_attempts=1) as client:
                 return True, f"{client.base_url} accepts the key; API version {client.get_version()}"
         except UnleashError as error:
             return False, f"{_diagnosis(error)}: {error}"
@@ -196,6 +196,27 @@ class UnleashHook(BaseHook, RecordSource):
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Return the form's hidden fields, labels and placeholders."""
         return {key.replace("-", "_"): value for key, value in _form()["ui-field-behaviour"].items()}
+
+
+class ConnectedTask:
+    """A task that requests something: if Airflow kills it, its requests end at once, and it cleans up."""
+
+    unleash_conn_id: str
+    _client: UnleashClient | None = None
+
+    @contextmanager
+    def _open_client(self) -> Iterator[UnleashClient]:
+        with UnleashHook(self.unleash_conn_id).get_conn() as client:
+            self._client = client
+            try:
+                yield client
+            finally:
+                del self._client
+
+    def on_kill(self) -> None:
+        """Cancel the requests."""
+        if self._client is not None:
+            self._client.cancel()
 
 
 def _form() -> dict[str, Any]:
@@ -235,6 +256,18 @@ def _diagnosis(error: UnleashError) -> str:
 
 
 # ---- a connection becomes a client ---------------------------------------------------------------
+
+
+def get_connection(conn_id: str, argument: str = "unleash_conn_id") -> Connection:
+    """
+    Return an Airflow connection.
+
+    :raises InvalidArgumentError: if there is no such connection; names the argument.
+    """
+    try:
+        return BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException as error:
+        raise InvalidArgumentError(f"{error}. Check {argument}", argument=argument) from None
 
 
 def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
@@ -282,6 +315,8 @@ def _check_extra_names(extra: Mapping[str, Any], known: Iterable[str]) -> None:
     for name in extra.keys() - set(known):
         similar = get_close_matches(name, known, n=1)
         hint = f"did you mean {similar[0]}?" if similar else f"the extras are {', '.join(known)}"
+        if not similar and any(word in name.lower() for word in ("key", "token", "secret", "password", "auth")):
+            hint = "the API key or token belongs in the password"
         raise InvalidArgumentError(f"Unknown extra {name!r}: {hint}", argument=name)
 
 

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import asdict
 from datetime import datetime, timedelta, tzinfo
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator, ObjectStoragePath, conf
+from upath.registry import available_implementations
 
 from airflow_provider_unleash.assets import add_to_events
 from airflow_provider_unleash.core.columns import COLUMNS, columns_of
@@ -22,13 +24,14 @@ from airflow_provider_unleash.core.staging import check_checkpoint_pages
 from airflow_provider_unleash.core.stores import check_dst, url_of
 from airflow_provider_unleash.core.windows import RowCounts, Window, given_window, parse_step, resolve_window
 from airflow_provider_unleash.exceptions import InvalidArgumentError, WindowError
-from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, UnleashHook
+from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, ConnectedTask, get_connection
 from airflow_provider_unleash.lineage import Extraction, Written, lineage_of
 from airflow_provider_unleash.metrics import report_extraction
 from airflow_provider_unleash.tasks import (
     check_arguments,
     check_choice,
     check_literal_bounds,
+    check_map_length,
     is_final,
     is_literal,
     no_retry,
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
 XCOM_RESERVED_KEYS = frozenset({"__classname__", "__id__", "__type", "__var"})
 
 
-class _UnleashOperator(BaseOperator):
+class _UnleashOperator(ConnectedTask, BaseOperator):
     """
     Base of all operators: the connection, and no retries after a permanent error.
 
@@ -65,10 +68,6 @@ class _UnleashOperator(BaseOperator):
         super().__init__(**retry_arguments(retry_policy), **kwargs)
         self.unleash_conn_id = unleash_conn_id
 
-    @property
-    def hook(self) -> UnleashHook:
-        return UnleashHook(self.unleash_conn_id)
-
     def execute(self, context: Context) -> Any:
         with no_retry():
             return self._execute(context)
@@ -81,13 +80,17 @@ class UnleashListDevicesOperator(_UnleashOperator):
     """
     Return the ids of all devices of the account, ``list[str]``, for ``.expand(device_id=devices.output)``.
 
+    Each id is returned once, in the API's order.
+
     :param unleash_conn_id: connection of type "Unleash live" (templated).
     :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
     """
 
     def _execute(self, context: Context) -> list[str]:
-        devices = self.hook.list_devices()
+        with self._open_client() as client:
+            devices = list(dict.fromkeys(client.list_devices()))
         self.log.info("Devices of the account: %d", len(devices))
+        check_map_length(self, devices)
         return devices
 
 
@@ -114,10 +117,13 @@ class UnleashListSessionsOperator(_UnleashOperator):
 
     def _execute(self, context: Context) -> list[str]:
         since_ms, until_ms = session_bounds(self.since, self.until)
-        sessions = self.hook.list_sessions()
+        with self._open_client() as client:
+            sessions = list(dict.fromkeys(client.list_sessions()))
         selected = set(select_sessions(sessions, since_ms=since_ms, until_ms=until_ms))
         self.log.info("Sessions of the account: %d, selected: %d", len(sessions), len(selected))
-        return [session for session in sessions if session in selected]
+        found = [session for session in sessions if session in selected]
+        check_map_length(self, found)
+        return found
 
 
 class UnleashPlanWindowsOperator(_UnleashOperator):
@@ -216,6 +222,7 @@ class UnleashPlanWindowsOperator(_UnleashOperator):
         if self.max_pages is not None:
             planned = self._split(planned, self.max_pages, max_windows)
         self.log.info("Planned %d windows of %d devices; the span is %s", len(planned), len(device_ids), span)
+        check_map_length(self, planned)
         return [
             {
                 "device_id": one.device_id,
@@ -226,7 +233,7 @@ class UnleashPlanWindowsOperator(_UnleashOperator):
         ]
 
     def _split(self, planned: list[DeviceWindow], max_pages: int, max_windows: int) -> list[DeviceWindow]:
-        with self.hook.get_conn() as client:
+        with self._open_client() as client:
 
             def count_pages(windows: Sequence[DeviceWindow]) -> Generator[int, None, None]:
                 requested = [(one.device_id, one.window.start_ms, one.window.end_ms) for one in windows]
@@ -282,7 +289,6 @@ class _FetchOperator(_UnleashOperator):
     )
 
     _extraction: Extraction | None = None
-    _client: UnleashClient | None = None
 
     def __init__(
         self,
@@ -319,15 +325,17 @@ class _FetchOperator(_UnleashOperator):
         self._check_arguments(is_final)
         window = resolve_window(start=self.start, end=self.end, window=self.window, **run_times(context))
         self.log.info("The window is %s", window)
-        with self.hook.get_conn() as self._client:
+        self._name_if_mapped(context)
+        with self._open_client() as client:
             began = time.monotonic()
-            self._extraction = Extraction(self._client.base_url, self.device_id, window)
-            return self._fetch(self._client, window, began)
+            self._extraction = Extraction(client.base_url, self.device_id, window)
+            return self._fetch(client, window, began)
 
-    def on_kill(self) -> None:
-        """End the requests of a task that is being killed, so that it stops at once and cleans up."""
-        if self._client is not None:
-            self._client.cancel()
+    def _name_if_mapped(self, context: Context) -> None:
+        """Let the grid show the device, and the start if it is given, instead of the index."""
+        values: Any = context
+        if getattr(values.get("ti"), "map_index", -1) >= 0 and not values.get("map_index_template"):
+            values["map_index_template"] = "{{ task.device_id }}" + (" {{ task.start }}" if self.start else "")
 
     def _fetch(self, client: UnleashClient, window: Window, began: float) -> Any:
         raise NotImplementedError
@@ -477,6 +485,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
             check_file_format(self.file_format, self.compression, self.column_types)
         if is_known(self.dst):
             check_dst(str(self.dst))
+            _check_scheme(str(self.dst))
 
     def _execute(self, context: Context) -> dict[str, Any]:
         summary: dict[str, Any] = super()._execute(context)
@@ -488,8 +497,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
             client,
             self.device_id,
             window,
-            # ObjectStoragePath does not accept one of a plain path.
-            self.dst if isinstance(self.dst, ObjectStoragePath) else ObjectStoragePath(self.dst),
+            _open_folder(self.dst),
             file_format=self.file_format,
             compression=self.compression,
             column_types=self.column_types,
@@ -526,3 +534,47 @@ class UnleashToObjectStorageOperator(_FetchOperator):
             "resumed_pages": landed.resumed_pages,
             "files": [{"path": path, "url": url, "rows": landed.counts.rows, "bytes": landed.size}],
         }
+
+
+# ---- dst -----------------------------------------------------------------------------------------
+
+# The extras of this package that install the file system of a scheme.
+_EXTRA_BY_SCHEME = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "abfs": "azure",
+    "abfss": "azure",
+    "adl": "azure",
+}
+
+
+def _check_scheme(dst: str) -> None:
+    scheme = dst.partition("://")[0].lower() if "://" in dst else "file"
+    known = available_implementations(fallback=True)
+    if scheme not in known:
+        similar = get_close_matches(scheme, known, n=1)
+        hint = f"; did you mean {similar[0]}://?" if similar else ""
+        raise InvalidArgumentError(f"dst={dst!r}: no file system has the scheme {scheme}://{hint}", argument="dst")
+
+
+def _open_folder(dst: str | ObjectStoragePath) -> ObjectStoragePath:
+    """
+    Return the folder of a ``dst`` that :func:`check_dst` accepts.
+
+    :raises InvalidArgumentError: if its connection does not exist, or nothing installed serves its scheme.
+    """
+    scheme, _, place = str(dst).partition("://")
+    conn_id, _, _ = place.partition("/")[0].rpartition("@")
+    if conn_id:
+        get_connection(conn_id, "dst")  # the Amazon provider would continue without credentials
+    try:
+        # ObjectStoragePath does not accept one of a plain path.
+        folder = dst if isinstance(dst, ObjectStoragePath) else ObjectStoragePath(dst)
+        _ = folder.fs
+    except (ImportError, ValueError) as error:
+        extra = _EXTRA_BY_SCHEME.get(scheme.lower())
+        hint = f"pip install 'airflow-provider-unleash[{extra}]'" if extra else "install the provider that serves it"
+        raise InvalidArgumentError(f"dst={str(dst)!r} cannot be used: {error}; {hint}", argument="dst") from None
+    return folder

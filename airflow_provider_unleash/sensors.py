@@ -21,7 +21,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_unleash import exceptions
 from airflow_provider_unleash.core.sessions import select_sessions, session_bounds
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransportError, UnleashError
-from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, UnleashHook
+from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, ConnectedTask
 from airflow_provider_unleash.metrics import report_poll
 from airflow_provider_unleash.tasks import (
     check_literal_bounds,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _TRIGGER_TIMEOUTS = ("Trigger timeout", "Trigger/execution timeout")
 
 
-class UnleashNewSessionsSensor(BaseSensorOperator):
+class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
     """
     Wait for new sessions, and return their ids, ``list[str]``, oldest first.
 
@@ -178,16 +178,22 @@ class UnleashNewSessionsSensor(BaseSensorOperator):
 
     def _list_sessions(self) -> list[str] | None:
         """Return all sessions; None if the sensor's timeout comes first, which Airflow checks between pokes only."""
-        with UnleashHook(self.unleash_conn_id).get_conn() as client:
-            timer = threading.Timer(min(self.timeout, threading.TIMEOUT_MAX), client.cancel)
+        is_over = threading.Event()
+        with self._open_client() as client:
+
+            def end() -> None:
+                is_over.set()
+                client.cancel()
+
+            timer = threading.Timer(min(self.timeout, threading.TIMEOUT_MAX), end)
             timer.daemon = True
             timer.start()
             try:
                 return client.list_sessions()
-            except TransportError as error:
-                if error.reason != "cancelled":
-                    raise
-                return None
+            except TransportError:
+                if is_over.is_set():
+                    return None
+                raise
             finally:
                 timer.cancel()
 

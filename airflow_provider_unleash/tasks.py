@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException, conf
 
 from airflow_provider_unleash.core.sessions import session_bounds
-from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError
+from airflow_provider_unleash.exceptions import (
+    InvalidArgumentError,
+    PermanentError,
+    ResultTooLargeError,
+    TransientError,
+)
 
 try:
     from airflow.providers.common.compat.sdk import RetryDecision, RetryPolicy
@@ -100,6 +105,20 @@ def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None
         raise InvalidArgumentError(f"{argument}={value!r} must be one of {', '.join(choices)}", argument=argument)
 
 
+def check_map_length(task: Any, result: Sequence[Any]) -> None:
+    """
+    Check that Airflow can map tasks over a result, if it is to; Airflow's own error names neither number.
+
+    :raises ResultTooLargeError: if it cannot.
+    """
+    limit = conf.getint("core", "max_map_length", fallback=1024)
+    if len(result) > limit and any(True for _ in task.iter_mapped_dependants()):
+        raise ResultTooLargeError(
+            f"Airflow cannot map tasks over {len(result)} items, because [core] max_map_length is {limit}. Raise it, "
+            "or pass fewer items"
+        )
+
+
 def check_literal_bounds(since: Any, until: Any) -> None:
     """
     Check the bounds of sessions as far as they are known when the DAG is parsed.
@@ -119,7 +138,9 @@ def no_retry() -> Iterator[None]:
     try:
         yield
     except PermanentError as error:
-        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+        final = AirflowFailException(f"{type(error).__name__}: {error}")
+        error.args = ()  # Airflow logs the cause too, so the message would appear twice
+        raise final from error
 
 
 @contextmanager

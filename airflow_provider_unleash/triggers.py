@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from airflow.providers.common.compat.connection import get_async_connection
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
@@ -119,13 +120,14 @@ class _SharedPoll:
         error: Exception | None = RuntimeError("The poll was cancelled")
         clients: list[UnleashClient] = []
         try:
-            connection = await get_async_connection(self._conn_id)
             # Not asyncio.to_thread: masking a connection's secrets talks to the supervisor, which Airflow 3.0 and 3.1
             # do on the triggerer's event loop. Only asgiref's threads can call back into that loop.
             list_sessions = sync_to_async(_list_sessions, thread_sensitive=False, executor=_executor)
             async with asyncio.timeout(POLL_TIMEOUT):
-                sessions = await list_sessions(connection, clients)
+                sessions = await list_sessions(await get_async_connection(self._conn_id), clients)
             error = None
+        except AirflowNotFoundException as caught:
+            error = InvalidArgumentError(f"{caught}. Check unleash_conn_id", argument="unleash_conn_id")
         except TimeoutError:
             error = TransportError(f"The poll took longer than {POLL_TIMEOUT:.0f} s", reason="timeout")
         except Exception as caught:  # of any kind: each waiting trigger decides what to do with it

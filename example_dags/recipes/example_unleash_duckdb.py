@@ -43,7 +43,7 @@ with DAG(
         """Replace the counts for the files that this run wrote, and return the number of counts in the table."""
         import duckdb
 
-        urls = [file["url"] for summary in summaries or () for file in summary["files"]]
+        urls = [file["url"] for summary in (summaries or ())[:] for file in summary["files"]]
         if not urls:
             return 0
         with duckdb.connect(WAREHOUSE) as warehouse:

@@ -42,7 +42,7 @@ with DAG(
         from airflow.providers.salesforce.hooks.salesforce import SalesforceHook
 
         records = []
-        for summary in summaries or ():
+        for summary in (summaries or ())[:]:
             device, day = summary["device_id"], summary["start"][:10]
             for file in summary["files"]:
                 with ObjectStoragePath(file["path"]).open("rb") as stream:

@@ -50,7 +50,7 @@ with DAG(
     @task(trigger_rule="none_failed", on_failure_callback=alert)
     def check_cameras(device_ids, summaries) -> None:
         """Fail with the ids of the cameras without rows; a skipped camera has no summary."""
-        seen = {summary["device_id"] for summary in summaries or () if summary["rows"]}
+        seen = {summary["device_id"] for summary in (summaries or ())[:] if summary["rows"]}
         silent = sorted(set(device_ids) - seen)
         if silent:
             # No retry: these rows were requested a moment ago.

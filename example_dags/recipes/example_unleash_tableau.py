@@ -42,7 +42,7 @@ with DAG(
         """Write the day's rows of all devices to one .hyper file, and return its path."""
         from tableauhyperapi import Connection, CreateMode, HyperProcess, Telemetry, escape_string_literal
 
-        files = [file for summary in summaries or () for file in summary["files"]]
+        files = [file for summary in (summaries or ())[:] for file in summary["files"]]
         if not files:
             raise AirflowSkipException("No device has rows")
         with TemporaryDirectory() as folder:

@@ -167,6 +167,45 @@ def test_the_error_of_an_invalid_field_names_field_and_connection_but_not_the_ke
     assert KEY not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("extra", "hint"),
+    [
+        ({"page_concurency": 8}, "did you mean page_concurrency?"),
+        ({"mask_stream_token": 1}, "did you mean mask_stream_tokens?"),
+        ({"Timeout": 5, "timeout": 4}, "did you mean timeout?"),
+        ({"colour": "red"}, "the extras are auth, timeout, response_timeout, "),
+        ({"api_key": "4711"}, "belongs in the password"),
+        ({"password": "4711"}, "belongs in the password"),
+    ],
+)
+def test_an_unknown_extra_is_refused_with_a_suggestion_also_by_the_connection_test(connect, extra, hint):
+    connect(password=KEY, extra=extra)
+    with pytest.raises(InvalidArgumentError) as caught:
+        open_client()
+    assert hint in str(caught.value)
+    assert next(iter(extra)) in str(caught.value)
+    assert "4711" not in str(caught.value)
+    is_working, message = UnleashHook().test_connection()
+    assert not is_working
+    assert hint in message
+
+
+def test_a_key_in_login_is_said_to_be_there(connect):
+    connect(login=KEY)
+    is_working, message = UnleashHook().test_connection()
+    assert not is_working
+    assert "belongs in the password, but only login is set" in message
+    assert KEY not in message
+
+
+@pytest.mark.parametrize("path", ["/v1/analytics", "/v1/analytics/", "/proxy/v1/analytics/devices"])
+def test_a_host_with_the_path_of_the_api_is_told_so(connect, path):
+    connect(host=f"https://eu.example.com{path}", password=KEY)
+    with pytest.raises(InvalidArgumentError, match="contains /v1/analytics, which is added to each request") as caught:
+        open_client()
+    assert caught.value.argument == "host"
+
+
 def test_an_http_url_that_is_not_loopback_is_refused_before_any_request(serve, connect):
     sim = serve()
     # This machine, but by a name that does not show it.

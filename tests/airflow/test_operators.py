@@ -184,11 +184,18 @@ def test_sessions_keep_the_order_of_the_api(answer):
     assert list_sessions(since=1768179000000) == ["1768180000000", "1768179000000", "1768181000000"]
 
 
-def test_a_session_id_that_is_not_a_start_is_an_error_only_if_there_is_a_bound(answer):
+def test_a_session_id_that_is_not_a_number_is_skipped_with_a_warning_if_there_is_a_bound(answer, caplog):
     answer(b'["1768180000000", "s-4711"]')
     assert list_sessions() == ["1768180000000", "s-4711"]
-    with not_retried(errors.UnexpectedResponseError, match="s-4711"):
-        list_sessions(until=NEXT_DAY)
+    assert list_sessions(until=NEXT_DAY) == ["1768180000000"]
+    assert "'s-4711'" in caplog.text
+
+
+def test_a_device_or_session_that_the_api_lists_twice_is_returned_once(answer):
+    answer(b'["W2", "W1", "W2"]')
+    assert make(UnleashListDevicesOperator).execute(make_context()) == ["W2", "W1"]
+    answer(b'["1768180000000", "1768179000000", "1768180000000"]')
+    assert list_sessions() == ["1768180000000", "1768179000000"]
 
 
 # ---- rows to XCom ----------------------------------------------------------------------------------
@@ -787,6 +794,54 @@ def test_without_a_choice_tokens_are_kept_with_one_warning_that_says_how_to_choo
     assert token not in caplog.text
 
 
+# ---- a dst that nothing serves -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dst", "hint"),
+    [("s33://c@lake/x", "s3://"), ("S33://lake", "s3://"), ("file2:///lake", "file://"), ("lake://c@b/x", "lakefs://")],
+)
+@pytest.mark.parametrize("rendered", [False, True])
+def test_an_unknown_scheme_is_refused_with_a_suggestion_also_when_the_dag_is_parsed(serve, dst, hint, rendered):
+    sim = serve()
+    if rendered:
+        operator = make(UnleashToObjectStorageOperator, "{{ params.dst }}")
+        operator.dst = dst  # as rendering does
+        with not_retried(errors.InvalidArgumentError, match=f"{dst}.*{hint}"):
+            operator.execute(make_context())
+    else:
+        with pytest.raises(errors.InvalidArgumentError, match=f"{dst}.*{hint}"):
+            make(UnleashToObjectStorageOperator, dst)
+    assert sim.requests == []
+
+
+@pytest.mark.parametrize("dst", ["s3://aws_defualt@lake/x", "gs://aws_defualt@b"])
+def test_a_missing_connection_in_dst_is_named_before_any_request_and_not_retried(serve, airflow_home, dst):
+    sim = serve()
+    with not_retried(errors.InvalidArgumentError, match="aws_defualt") as caught:
+        store(dst)
+    assert caught.value.__cause__.argument == "dst"
+    assert sim.requests == []
+
+
+@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("s3a", "s3"), ("gs", "gcs"), ("abfs", "azure")])
+def test_a_scheme_without_its_file_system_names_the_extra_that_installs_it(serve, connect, monkeypatch, scheme, extra):
+    sim = serve()
+    connect(conn_id="store", conn_type="generic")
+    fs = pytest.importorskip("airflow.sdk.io.fs")  # in Airflow 2 and 3.0, elsewhere
+    monkeypatch.setattr(fs, "_register_filesystems", lambda: {"file": fs._file})
+    with not_retried(errors.InvalidArgumentError, match=rf"airflow-provider-unleash\[{extra}\]"):
+        store(f"{scheme}://store@lake/{scheme}")
+    assert sim.requests == []
+
+
+def test_a_missing_connection_to_the_api_is_named_and_not_retried(airflow_home):
+    for operator in (UnleashListDevicesOperator, UnleashGetAnalyticsOperator):
+        with not_retried(errors.InvalidArgumentError, match="unleash_defualt") as caught:
+            make(operator, unleash_conn_id="unleash_defualt").execute(make_context())
+        assert caught.value.__cause__.argument == "unleash_conn_id"
+
+
 # ---- DAG runs ----------------------------------------------------------------------------------------
 
 RETRIES = "retries=2, retry_delay=timedelta(0)"
@@ -842,6 +897,126 @@ def test_devices_of_one_task_are_mapped_to_one_object_each(airflow_home, serve, 
         assert file["path"] == f"file://{lake}/device={device_id}/start_date=2026-01-12/{TIMES}.parquet"
         assert_has_rows(Path(file["path"].removeprefix("file://")), day_of(sim, device_id))
     assert len(files_in(lake)) == len(sim.devices) - 1
+
+
+def test_mapped_tasks_are_named_after_their_device_and_start_unless_the_author_names_them(airflow_home, serve, lake):
+    serve(devices=(STREET, SILENT))
+    run = run_dag(
+        airflow_home,
+        f"""
+        devices = UnleashListDevicesOperator(task_id="devices")
+        lake = UnleashToObjectStorageOperator.partial(task_id="lake", dst="file://{lake}", on_empty="fail")
+        lake.expand(device_id=devices.output)
+        UnleashGetAnalyticsOperator.partial(task_id="rows").expand(device_id=devices.output)
+        plan = UnleashPlanWindowsOperator(task_id="plan", device_ids=[{STREET!r}], every="PT12H")
+        UnleashGetAnalyticsOperator.partial(task_id="windows").expand_kwargs(plan.output)
+        own = UnleashGetAnalyticsOperator.partial(task_id="own", map_index_template="own")
+        own.expand(device_id=devices.output)
+        UnleashGetAnalyticsOperator(task_id="alone", device_id={STREET!r})
+        """,
+    )
+    assert run.states["lake", 1] == "failed"
+    assert run.labels == {
+        **{(name, index): device_id for name in ("lake", "rows") for index, device_id in enumerate((STREET, SILENT))},
+        **{("windows", index): f"{STREET} 2026-01-12T{hour}:00:00+00:00" for index, hour in enumerate(("00", "12"))},
+        **{("own", index): "own" for index in range(2)},
+    }
+
+
+def test_a_device_that_the_api_lists_twice_is_mapped_once(airflow_home, answer):
+    answer(b'["W2", "W1", "W2"]')
+    run = run_dag(
+        airflow_home,
+        """
+        @task
+        def echo(device_id):
+            return device_id
+
+        echo.expand(device_id=UnleashListDevicesOperator(task_id="devices").output)
+        """,
+    )
+    assert run.xcoms == {"devices": ["W2", "W1"], ("echo", 0): "W2", ("echo", 1): "W1"}
+
+
+def test_a_list_that_is_too_long_to_map_over_is_an_error_with_both_numbers_on_the_first_try(
+    airflow_home, serve, monkeypatch, caplog, capfd
+):
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "3")
+    serve(devices=tuple(f"W{number}" for number in range(4)), sessions_from=DAY_START, session_period=3600.0)
+    run = run_dag(
+        airflow_home,
+        f"""
+        @task
+        def echo(one):
+            return one
+
+        for operator in (UnleashListDevicesOperator, UnleashListSessionsOperator):
+            name = operator.__name__.removeprefix("UnleashList").removesuffix("Operator").lower()
+            echo.override(task_id=f"of_{{name}}").expand(one=operator(task_id=name, {RETRIES}).output)
+            operator(task_id=f"not_mapped_{{name}}")
+        plan = UnleashPlanWindowsOperator(task_id="plan", device_ids=["W1"], every="hour", max_windows=99, {RETRIES})
+        UnleashGetAnalyticsOperator.partial(task_id="rows").expand_kwargs(plan.output)
+        """,
+    )
+    for name in ("devices", "sessions", "plan"):
+        assert (run.states[name], run.tries[name]) == ("failed", 1)
+    assert {run.states[f"not_mapped_{name}"] for name in ("devices", "sessions")} == {"success"}
+    printed = caplog.text + "".join(capfd.readouterr())
+    for number in (4, 24):
+        assert f"over {number} items, because [core] max_map_length is 3" in printed
+
+
+ODD_KEYS = [
+    *("__data__", "__version__", "__cache__", "__source", "__dict__", "__attr", "__class__", "__uri__", "__extra__"),
+    *("", " ", "a.b", "é", "return_value", "key", "None"),
+]
+
+
+def test_rows_come_out_of_xcom_as_they_went_in(airflow_home, serve):
+    odd = [
+        row(odd_value={key: [{key: "value"}, None, 1.5, True, 2**53 + 1]}, **{key: value})
+        for key in ODD_KEYS
+        for value in ({"__data__": [1]}, "text")
+    ]
+    serve(rows={STREET: odd})
+    run = run_dag(
+        airflow_home,
+        f"""
+        rows = UnleashGetAnalyticsOperator(task_id="rows", device_id={STREET!r})
+
+        @task
+        def dump(rows):
+            import json
+            return "rows: " + json.dumps(rows)
+
+        dump(rows.output)
+        """,
+    )
+    assert run.state == "success"
+    rows = json.loads(run.xcoms["dump"].removeprefix("rows: "))
+    # The compact endpoint returns null for a key that other rows of the page have.
+    assert [{key: value for key, value in one.items() if value is not None} for one in rows] == odd
+
+
+@pytest.mark.parametrize("key", sorted(module.XCOM_RESERVED_KEYS))
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_key_that_xcom_would_change_fails_the_task_before_the_push(serve, key, is_nested):
+    values = {"__type": "dict", "__var": {"a": 1}, key: "tuple", "x": 1}
+    bad = row(zones=[{"deep": [values]}]) if is_nested else row(**values)
+    serve(rows={STREET: [row(), row(), bad]}, page_size=2)
+    with not_retried(errors.UnexpectedResponseError, match="Page 2, row 0 has the key '__") as caught:
+        fetch()
+    assert (caught.value.__cause__.page, caught.value.__cause__.row) == (2, 0)
+    assert caught.value.__cause__.field in (key, "__type", "__var")
+
+
+def test_a_permanent_error_is_logged_once(airflow_home, serve, connect, caplog, capfd):
+    sim = serve()
+    connect(host=sim.base_url, password="wrong")
+    run = run_dag(airflow_home, 'UnleashListDevicesOperator(task_id="devices", retries=2)')
+    assert (run.states, run.tries) == ({"devices": "failed"}, {"devices": 1})
+    printed = caplog.text + "".join(capfd.readouterr())
+    assert printed.count("Create a new one") == 1, printed
 
 
 TEMPLATED = {

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import logging
+import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipException, AirflowTaskTimeout
 
 from airflow_provider_unleash.exceptions import UnleashError
 from airflow_provider_unleash.hooks import UnleashHook
@@ -26,6 +29,7 @@ from airflow_provider_unleash.operators import (
 )
 from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
 from airflow_provider_unleash.triggers import UnleashNewSessionsEventTrigger, UnleashNewSessionsTrigger
+from tests.support.answering import responding, trickling
 from tests.support.sample_day import DAY, NEXT_DAY, SILENT, STREET, make_context
 from tests.support.secret_search import FAULTS, KEYS, files_under, leaks
 
@@ -110,7 +114,7 @@ def output(caplog, capfd) -> Callable[[], dict[str, str]]:
 def outcome(action: Callable[[Path], object], lake: Path) -> tuple[object, BaseException | None]:
     try:
         return action(lake), None
-    except (UnleashError, AirflowException, AirflowSkipException) as error:
+    except (UnleashError, AirflowException, AirflowSkipException, AirflowTaskTimeout) as error:
         return None, error
 
 
@@ -162,6 +166,85 @@ def test_no_output_contains_the_key_of_an_invalid_connection(connect, output, la
         assert error is not None or result[0] is False or action == "trigger"
         texts = {**output(), "result": repr(result), **dict(texts_of_error(error))}
         assert leaks(key, texts) == []
+
+
+@pytest.mark.parametrize("password", ["an-old-key", None], ids=["with password", "without"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"host": "{key}"},
+        {"host": "https://{key}"},
+        {"host": "https://api.unleashlive.com/{key}"},
+        {"login": "{key}"},
+        {"schema": "{key}"},
+        {"extra": {"api_key": "{key}"}},
+        {"extra": {"verify": "{key}"}},
+        {"extra": {"auth": "Bearer {key}"}},
+        {"extra": {"{key}": 1}},
+    ],
+    ids=str,
+)
+def test_a_token_outside_the_password_is_refused_unseen_and_without_a_lookup(
+    connect, output, lake, monkeypatch, fields, password
+):
+    key = KEYS[1]
+    lookups = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: lookups.append(args) or 1 / 0)
+    connect(password=password, **json.loads(json.dumps(fields).replace("{key}", key)))
+    for action in ("devices", "storage", "sensor", "test_connection", "trigger"):
+        result, error = outcome(ACTIONS[action], lake)
+        told = f"{result} {error}"
+        assert "belongs in the password" in told
+        assert leaks(key, {**output(), "result": told, **dict(texts_of_error(error))}) == []
+    assert lookups == []
+
+
+ODD_RESPONSES = {
+    "negative chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-7\r\n",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n[]",
+    "bad location": b"HTTP/1.1 302 Found\r\nLocation: http://[\r\nContent-Length: 0\r\n\r\n",
+    "not http": b"hello\r\n\r\n",
+    "key as status line": b"KEY\r\n\r\n",
+    "key as reason": b"HTTP/1.1 500 KEY\r\nContent-Length: 0\r\n\r\n",
+    "key as status": b"HTTP/1.1 KEY OK\r\n\r\n",
+    "key as chunk size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nKEY\r\n",
+    "key as encoding": b"HTTP/1.1 200 OK\r\nContent-Encoding: KEY\r\nContent-Length: 2\r\n\r\n[]",
+    "key as length": b"HTTP/1.1 200 OK\r\nContent-Length: KEY\r\n\r\n[]",
+}
+
+
+@pytest.mark.parametrize("response", ODD_RESPONSES)
+@pytest.mark.parametrize(("key", "header"), zip(KEYS, ("x-api-key", "authorization"), strict=True))
+def test_no_output_contains_the_key_if_http_itself_is_broken(connect, output, lake, response, key, header):
+    with responding(ODD_RESPONSES[response], header) as url:
+        connect(host=url, password=key, extra={"max_attempts": 1})
+        result, error = outcome(ACTIONS["devices"], lake)
+        assert leaks(key, {**output(), "result": repr(result), **dict(texts_of_error(error))}) == []
+        assert error is not None or response in ("key as encoding", "key as length")
+
+
+@pytest.mark.parametrize("action", ["devices", "storage", "sensor"])
+@pytest.mark.parametrize("is_answering", [True, False])
+def test_no_output_contains_the_key_if_a_timeout_of_the_task_ends_a_request(
+    connect, output, lake, action, is_answering
+):
+    """Airflow raises the error of ``execution_timeout`` wherever the task is, such as in a library's send()."""
+    key = KEYS[0]
+
+    def expire(*signal: object) -> None:
+        raise AirflowTaskTimeout("Timeout")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    try:
+        with trickling() as (url, _), socket.create_server(("127.0.0.1", 0)) as silent:
+            connect(host=url if is_answering else f"http://127.0.0.1:{silent.getsockname()[1]}", password=key)
+            signal.setitimer(signal.ITIMER_REAL, 0.7)
+            result, error = outcome(ACTIONS[action], lake)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert isinstance(error, AirflowTaskTimeout)
+    assert leaks(key, {**output(), "result": repr(result), **dict(texts_of_error(error))}) == []
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -9,11 +9,12 @@ from typing import Any
 
 import pendulum
 import pytest
-from airflow.providers.common.compat.sdk import DAG, PokeReturnValue
+from airflow.providers.common.compat.sdk import DAG, AirflowSensorTimeout, PokeReturnValue, TaskDeferred
 
 from airflow_provider_unleash import exceptions as errors
 from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
 from airflow_provider_unleash.simulator import Fault, Simulator
+from tests.support.answering import trickling
 from tests.support.dag_runs import can_reschedule, has_runs_without_dates, run_dag
 from tests.support.not_retried import not_retried
 from tests.support.sample_day import DAY, DAY_END, DAY_START, HOUR_MS, NEXT_DAY, make_context
@@ -99,11 +100,12 @@ def test_new_sessions_are_returned_once_and_oldest_first(answer):
     assert new(known_sessions=["1768181000000"]) == ["1768179000000", "1768180000000"]
 
 
-def test_a_session_id_that_is_not_a_start_is_an_error_unless_known_sessions_are_given(answer):
+def test_a_session_id_that_is_not_a_number_is_skipped_with_a_warning_unless_known_sessions_are_given(answer, caplog):
     answer(b'["1768180000000", "s-4711"]')
-    with not_retried(errors.UnexpectedResponseError, match="s-4711"):
-        UnleashNewSessionsSensor(task_id="wait").execute(make_context())
-    assert set(new(known_sessions=[])) == {"1768180000000", "s-4711"}
+    assert new(known_sessions=[]) == ["1768180000000", "s-4711"]
+    assert "s-4711" not in caplog.text
+    assert new() == ["1768180000000"]
+    assert "'s-4711'" in caplog.text
 
 
 def test_the_wait_ends_at_min_sessions_and_not_before(sim):
@@ -136,6 +138,20 @@ def test_each_poke_makes_one_request_and_keeps_no_state(sim):
         assert sensor.poke(make_context()).xcom_value == sim.sessions()[-1:]
     assert state() == before
     assert [request.path for request in sim.requests] == ["/v1/analytics/sessions"] * 2
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_the_timeout_ends_a_poke_that_gets_no_complete_response(connect, deferrable):
+    """Airflow checks the timeout only between pokes."""
+    with trickling() as (url, events):
+        connect(host=url, password="any-key", extra={"timeout": 1})
+        sensor = UnleashNewSessionsSensor(task_id="wait", timeout=1, poke_interval=0.1, deferrable=deferrable)
+        began = time.monotonic()
+        with pytest.raises(TaskDeferred if deferrable else AirflowSensorTimeout):
+            sensor.execute(make_context())
+        assert time.monotonic() - began < 4
+        time.sleep(0.5)
+        assert events == ["request", "end"]
 
 
 # ---- arguments ---------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def test_an_invalid_argument_of_a_constructor_keeps_its_type_and_is_not_retried(
     [
         (RateLimitError("", status=429, retry_after=90.0), "retry", 90.0),
         (ServerError("", status=503, retry_after=61.5), "retry", 61.5),
-        (RateLimitError("", status=429, retry_after=0.0), "retry", 0.0),
+        (RateLimitError("", status=429, retry_after=0.0), "default", None),
         (RateLimitError("", status=429, retry_after=1e300), "retry", 86_400.0),
         (RateLimitError("", status=429), "default", None),
         (EmptyResultError(""), "default", None),
@@ -139,6 +139,36 @@ def test_the_error_decides_whether_and_when_a_task_is_retried(
     decision = tasks.RetryAfterPolicy().evaluate(error, 1, 3)
     assert decision.action.value == action
     assert decision.retry_delay == (None if seconds is None else timedelta(seconds=seconds))
+
+
+@only_with_policies
+@pytest.mark.parametrize(
+    ("settings", "try_number", "own"),
+    [
+        ({"retry_delay": 300}, 1, 300),
+        ({"retry_delay": 300}, 4, 300),
+        ({"retry_delay": 300, "retry_exponential_backoff": True}, 1, 300),
+        ({"retry_delay": 300, "retry_exponential_backoff": True}, 4, 2400),
+        ({"retry_delay": 300, "retry_exponential_backoff": True, "max_retry_delay": 600}, 4, 600),
+        ({"retry_delay": 300, "retry_exponential_backoff": 3.0}, 2, 900),
+        ({"retry_delay": 300, "retry_exponential_backoff": True}, 10**6, 86_400),
+    ],
+    ids=str,
+)
+def test_a_retry_comes_after_the_longer_delay_of_the_api_and_the_task(
+    settings: dict[str, Any], try_number: int, own: int
+) -> None:
+    """Otherwise a short Retry-After uses up all retries within a minute."""
+    settings = {name: timedelta(seconds=value) if name.endswith("delay") else value for name, value in settings.items()}
+    context = {"task": UnleashListDevicesOperator(task_id="a", **settings)}
+
+    def evaluate(seconds: float) -> Any:
+        return tasks.RetryAfterPolicy().evaluate(ServerError("", retry_after=seconds), try_number, 6, context)
+
+    for seconds in (0.0, 1.0, own - 1.0):
+        assert evaluate(seconds).action.value == "default"
+    if own < 86_400:
+        assert evaluate(own + 1.0).retry_delay == timedelta(seconds=own + 1)
 
 
 def test_every_task_has_the_policy_if_airflow_has_policies() -> None:
@@ -174,9 +204,7 @@ def test_a_long_retry_after_ends_the_try_and_delays_the_next_one(
         monkeypatch.setattr(f"airflow_provider_unleash.core.{place}.MAX_PAUSE", 0.5)
     sim = serve()
     sim.add_fault(Fault("429", times=1, retry_after=2))
-    # With Airflow's own delay, the test would take ten minutes.
-    delay = "timedelta(minutes=10)" if HAS_POLICIES else "timedelta(0)"
-    arguments = f"task_id='rows', retries=1, retry_delay={delay}"
+    arguments = "task_id='rows', retries=1, retry_delay=timedelta(0)"
     task = (
         f"UnleashGetAnalyticsOperator.partial({arguments}).expand(device_id=[{STREET!r}])"
         if is_mapped

@@ -28,7 +28,13 @@ def ids(*numbers: int) -> list[str]:
 def test_at_first_all_sessions_since_the_floor_are_pending() -> None:
     assert Cursor().pending(ids(3, 1, 2)) == ids(1, 2, 3)
     assert Cursor(floor=T + 2).pending(ids(3, 1, 2)) == ids(2, 3)
-    assert Cursor(floor=T).pending(["not-a-start", *ids(1)]) == ids(1)
+
+
+def test_a_session_id_that_is_not_a_number_is_never_pending() -> None:
+    cursor = Cursor()
+    assert cursor.pending(["s-4711", *ids(1)]) == ids(1)
+    cursor.mark_handled(["s-4711", *ids(1)], ["s-4711", *ids(1)])
+    assert cursor.handled == ids(1)
 
 
 def test_a_handled_session_is_not_pending_and_one_listed_late_is() -> None:

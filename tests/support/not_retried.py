@@ -18,4 +18,5 @@ def not_retried(
         yield caught
     cause = caught.value.__cause__
     assert isinstance(cause, kind)
-    assert str(caught.value) == f"{type(cause).__name__}: {cause}"
+    assert str(caught.value).startswith(f"{type(cause).__name__}: ")
+    assert str(cause) == ""  # Airflow logs both errors, but the message only once

@@ -53,7 +53,7 @@ async def main(url: str, key: str) -> None:
         await decoder.start_reader()
 
     async def connection(conn_id: str) -> Any:
-        extra = json.dumps({"timeout": 20, "api_token": "to be masked"})
+        extra = json.dumps({"timeout": 20})
         return Connection(conn_id=conn_id, conn_type="unleash", host=url, password=key, extra=extra)
 
     triggers.get_async_connection = connection

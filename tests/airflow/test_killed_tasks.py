@@ -1,0 +1,79 @@
+"""A task that Airflow kills ("mark failed", SIGTERM) stops its requests at once and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_unleash.simulator import Fault, Simulator
+from tests.support.answering import trickling
+from tests.support.killed_task import TASKS
+from tests.support.python_processes import import_root, module_command
+
+IN_FLIGHT = 4
+
+
+def kill(name: str, lake: Path, is_busy: Callable[[], bool]) -> tuple[float, str]:
+    """Send SIGTERM to a process that executes a task; return how long the task took to end, and the output."""
+    command = module_command("killed_task", name, f"file://{lake}")
+    with subprocess.Popen(
+        command, env=import_root({**os.environ}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not is_busy() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert is_busy()
+            process.send_signal(signal.SIGTERM)
+            output, _ = process.communicate(timeout=20)
+            assert "TransportError" in output or "ServerError" in output or "RateLimitError" in output
+            return float(output.splitlines()[-1]), output
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("devices", "sensor")])
+def test_a_killed_task_sends_no_more_requests_and_leaves_no_file(
+    serve: Callable[..., Simulator], lake: Path, name: str
+) -> None:
+    sim = serve(rows_per_day=4800, latency=0.2, extra={"page_concurrency": IN_FLIGHT})
+    sent: list[int] = []
+
+    def is_busy() -> bool:
+        sent[:] = [len(sim.requests)]
+        return sent[0] >= 12
+
+    seconds, output = kill(name, lake, is_busy)
+    assert seconds < 2, output
+    assert len(sim.requests) <= sent[0] + 2 * IN_FLIGHT  # those in flight, and those logged since it was counted
+    left = [path for path in lake.rglob("*") if path.is_file()]
+    assert all(path.suffix == ".pages" for path in left)
+    assert bool(left) == (name == "staging")
+
+
+@pytest.mark.parametrize("name", ["devices", "sensor", "jsonl"])
+def test_a_killed_task_does_not_wait_for_a_response(connect: Callable[..., None], lake: Path, name: str) -> None:
+    with trickling() as (url, events):
+        connect(host=url, password="any-key")
+        seconds, output = kill(name, lake, lambda: "request" in events)
+        assert seconds < 2, output
+    assert not lake.exists()
+
+
+@pytest.mark.parametrize("kind", ["429", "503"])
+def test_a_killed_task_does_not_wait_for_a_retry(serve: Callable[..., Simulator], lake: Path, kind: str) -> None:
+    sim = serve(faults=[Fault(kind, times=None, retry_after=50)])
+    seconds, output = kill("jsonl", lake, lambda: len(sim.requests) > 0)
+    assert seconds < 2, output
+    assert len(sim.requests) == 1
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    return tmp_path / "lake"

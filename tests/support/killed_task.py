@@ -1,0 +1,53 @@
+"""
+Execute a task as Airflow's task runner does, which calls ``on_kill`` in the handler of SIGTERM.
+
+The last line of the output is the seconds from the signal to the end of the task.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from typing import Any
+
+from airflow_provider_unleash.operators import (
+    UnleashListDevicesOperator,
+    UnleashPlanWindowsOperator,
+    UnleashToObjectStorageOperator,
+)
+from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
+from tests.support.sample_day import STREET, make_context
+
+TASKS: dict[str, Any] = {
+    "jsonl": lambda dst: UnleashToObjectStorageOperator(task_id="a", device_id=STREET, dst=dst),
+    "staging": lambda dst: UnleashToObjectStorageOperator(task_id="a", device_id=STREET, dst=dst, checkpoint_pages=2),
+    "parquet": lambda dst: UnleashToObjectStorageOperator(
+        task_id="a", device_id=STREET, dst=dst, file_format="parquet"
+    ),
+    "plan": lambda dst: UnleashPlanWindowsOperator(
+        task_id="a", device_ids=[STREET], every="PT1M", max_pages=1, max_windows=9999
+    ),
+    "devices": lambda dst: UnleashListDevicesOperator(task_id="a"),
+    "sensor": lambda dst: UnleashNewSessionsSensor(task_id="a", poke_interval=0.1, min_sessions=10**6),
+}
+
+
+def main(name: str, dst: str) -> None:
+    task = TASKS[name](dst)
+    killed_at = 0.0
+
+    def kill(*signal: object) -> None:
+        nonlocal killed_at
+        killed_at = time.monotonic()
+        task.on_kill()
+
+    signal.signal(signal.SIGTERM, kill)
+    try:
+        task.execute(make_context())
+    except Exception as error:
+        sys.stdout.write(f"{error!r}\n{time.monotonic() - killed_at}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
