@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from airflow_provider_unleash.core.moments import to_epoch_ms
 from airflow_provider_unleash.core.sessions import SessionList, parse_session_start, select_sessions
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
@@ -84,7 +85,7 @@ class SessionCursor:
             ) from None
         self._dag_id = context["dag"].dag_id
         stored = self._store.get(_CURSOR_KEY_PREFIX + self._dag_id)
-        self._cursor = Cursor(floor=since or 0) if stored is None else Cursor(**stored)
+        self._cursor = Cursor(floor=to_epoch_ms(since, "since") if since else 0) if stored is None else Cursor(**stored)
         if stored is None:
             self._save()
 

@@ -35,7 +35,6 @@ from airflow_provider_unleash.tasks import (
     is_final,
     is_literal,
     no_retry,
-    no_retry_in_constructor,
     retry_arguments,
     run_times,
 )
@@ -153,7 +152,7 @@ class UnleashPlanWindowsOperator(_UnleashOperator):
     :param unleash_conn_id: connection of type "Unleash live" (templated).
     :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
     :raises InvalidArgumentError: if there are more than ``max_windows``; says which step would fit.
-    :raises NotFoundError: if the API knows that it lacks a device whose pages are counted.
+    :raises NotFoundError: if the API returns 404 for a device while its pages are counted.
     :raises WindowError: if the run has no span.
     """
 
@@ -192,7 +191,7 @@ class UnleashPlanWindowsOperator(_UnleashOperator):
         self.max_pages = max_pages
         self.max_windows = max_windows
         self.endpoint = endpoint
-        with no_retry_in_constructor():
+        with no_retry():
             self._check_arguments(is_literal)
 
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
@@ -308,7 +307,7 @@ class _FetchOperator(_UnleashOperator):
         self.window = window
         self.endpoint = endpoint
         self.on_empty = on_empty
-        with no_retry_in_constructor():
+        with no_retry():
             self._check_arguments(is_literal)
 
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
@@ -426,10 +425,10 @@ class UnleashToObjectStorageOperator(_FetchOperator):
     :param column_types: additional columns of Parquet and CSV, such as ``{"confidence": "float64"}``; the types are
         string, int64, float64, bool and timestamp (templated).
     :param replace_with_empty: let a response without rows replace an object that has rows.
-    :param checkpoint_pages: an extraction of more pages stages each so many pages under ``<dst>/_staging`` until the
-        object is published, and a retry requests only the rest; None stages nothing.
-    :param resume_within: maximum age of staged pages: ``timedelta`` or ISO 8601 duration such as ``P1D``; None uses
-        none (templated).
+    :param checkpoint_pages: longer extractions stage their pages under ``<dst>/_staging``, this many per file, until
+        the object is published; a retry requests only the rest. None stages nothing.
+    :param resume_within: maximum age of staged pages: ``timedelta`` or ISO 8601 duration such as ``P1D``; None
+        ignores them (templated).
     :param start: start of the window: datetime, ISO 8601 string or epoch milliseconds (templated).
     :param end: end of the window, exclusive (templated).
     :param window: length of the window for runs without a data interval (templated).

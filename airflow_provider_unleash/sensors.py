@@ -20,14 +20,13 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_unleash import exceptions
 from airflow_provider_unleash.core.sessions import select_sessions, session_bounds
-from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransportError, UnleashError
+from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError, TransportError
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, ConnectedTask
 from airflow_provider_unleash.metrics import report_poll
 from airflow_provider_unleash.tasks import (
     check_literal_bounds,
     is_literal,
     no_retry,
-    no_retry_in_constructor,
     retry_arguments,
     run_times,
 )
@@ -52,8 +51,8 @@ class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
     :param until: end of the starts, exclusive (templated).
     :param known_sessions: ids that are not new; with an empty list, every session is new (templated).
     :param min_sessions: number of new sessions to wait for.
-    :param min_age: a session counts once its start lies this far back. The API does not report when a session ends,
-        and the data of a recent one is still arriving.
+    :param min_age: a session counts only if it started at least this long ago. The API does not report when a session
+        ends, and the data of a recent one is still arriving.
     :param deferrable: wait in the triggerer, without a worker slot, and share polls with all sensors that wait on the
         same connection; defaults to ``[operators] default_deferrable``. Overrides ``mode``.
     :param unleash_conn_id: connection of type "Unleash live" (templated).
@@ -85,7 +84,7 @@ class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
         self.min_sessions = min_sessions
         self.min_age = min_age
         self.unleash_conn_id = unleash_conn_id
-        with no_retry_in_constructor():
+        with no_retry():
             self._check_arguments()
 
     def _check_arguments(self) -> None:
@@ -130,15 +129,16 @@ class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
         Return the sessions of the trigger's event.
 
         :raises AirflowFailException: the trigger met a permanent error.
-        :raises UnleashError: the trigger gave up after repeated transient errors.
+        :raises TransientError: if the trigger gave up after repeated errors.
         """
         if event["status"] == "success":
             sessions: list[str] = event["sessions"]
             self._log_sessions(sessions)
             return sessions
         message = f"{event['error']}: {event['message']}"
-        is_permanent = issubclass(getattr(exceptions, event["error"], UnleashError), PermanentError)
-        raise AirflowFailException(message) if is_permanent else UnleashError(message)
+        if issubclass(getattr(exceptions, event["error"], TransientError), PermanentError):
+            raise AirflowFailException(message)
+        raise TransientError(message, retry_after=event.get("retry_after"))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         # Left to Airflow, a timeout fails the task despite soft_fail in some versions, and is retried in others.

@@ -1,4 +1,4 @@
-"""What operators and sensors share: times of the run, visible arguments, errors that are not retried, retry policy."""
+"""What operators and sensors share: the run's times, argument checks, error policy, retry policy."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def check_literal_bounds(since: Any, until: Any) -> None:
 
     :raises InvalidArgumentError: if one cannot be parsed, or no session can start between them.
     """
-    with no_retry_in_constructor():
+    with no_retry():
         session_bounds(*(value if is_literal(value) else None for value in (since, until)))
 
 
@@ -134,27 +134,20 @@ def check_literal_bounds(since: Any, until: Any) -> None:
 
 @contextmanager
 def no_retry() -> Iterator[None]:
-    """Turn a permanent error into one that Airflow does not retry."""
+    """
+    Make a permanent error one that Airflow does not retry, without changing its type, facts or traceback.
+
+    Used in constructors too: a DAG's parsing expects a ValueError, but a constructor runs again in a mapped task.
+    """
     try:
         yield
     except PermanentError as error:
-        final = AirflowFailException(f"{type(error).__name__}: {error}")
-        error.args = ()  # Airflow logs the cause too, so the message would appear twice
-        raise final from error
-
-
-@contextmanager
-def no_retry_in_constructor() -> Iterator[None]:
-    """
-    Make the error of an argument one that Airflow does not retry, without changing its type.
-
-    A constructor runs when a DAG is parsed, which expects a ValueError, and again when a mapped task runs.
-    """
-    try:
-        yield
-    except InvalidArgumentError as error:
-        final = type(type(error).__name__, (type(error), AirflowFailException), {})
-        raise final(str(error), argument=error.argument) from None
+        kind = type(error)
+        final_kind = type(kind.__name__, (kind, AirflowFailException), {"__module__": kind.__module__})
+        final = final_kind(str(error))
+        vars(final).update(vars(error))
+        # From its own cause, so that Airflow does not log the same error twice.
+        raise final.with_traceback(error.__traceback__) from error.__cause__
 
 
 # ---- retries -------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ class UnleashNewSessionsTrigger(BaseTrigger):
     Fire once there are new sessions; :class:`.UnleashNewSessionsSensor` defers to it.
 
     The event is ``{"status": "success", "sessions": [...]}``, ids oldest first. After a permanent error or ten failed
-    polls in a row, it is ``{"status": "error", "error": "<class name>", "message": "..."}``.
+    polls in a row, it is ``{"status": "error", "error": "<class name>", "message": "...", "retry_after": ...}``.
 
     The first poll comes after one interval. If an event arrived before the worker has released the task, the scheduler
     would fail the task, as one that ended without having run.
@@ -217,7 +217,7 @@ class UnleashNewSessionsTrigger(BaseTrigger):
     :param until: end of the starts, exclusive, epoch milliseconds.
     :param known_sessions: ids that are not new; if given, ``since`` and ``until`` are ignored.
     :param min_sessions: number of new sessions to wait for.
-    :param min_age: a session counts once its start lies this far back, seconds.
+    :param min_age: a session counts only if it started at least this long ago, seconds.
     :param poke_interval: seconds between polls, which all triggers of the same connection and interval share.
     """
 
@@ -275,7 +275,8 @@ class UnleashNewSessionsTrigger(BaseTrigger):
 
 
 def _error_event(error: Exception) -> TriggerEvent:
-    return TriggerEvent({"status": "error", "error": type(error).__name__, "message": str(error)})
+    event = {"status": "error", "error": type(error).__name__, "message": str(error)}
+    return TriggerEvent({**event, "retry_after": getattr(error, "retry_after", None)})
 
 
 # ---- a watched asset -----------------------------------------------------------------------------
@@ -296,7 +297,7 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
 
     :param unleash_conn_id: connection of type "Unleash live".
     :param since: earliest start of a new session, epoch milliseconds; if not given, all listed sessions are new.
-    :param min_age: a session counts once its start lies this far back, seconds.
+    :param min_age: a session counts only if it started at least this long ago, seconds.
     :param poke_interval: seconds between polls, which all triggers of the same connection and interval share.
     :param reminder: seconds until the event fires again for sessions that are not handled yet.
     :raises InvalidArgumentError: an argument cannot be used; raised when the DAG is parsed.

@@ -16,7 +16,7 @@ from airflow_provider_unleash.core.pages import PageReader
 from airflow_provider_unleash.core.protocol import Auth, Endpoint, Page, Response
 from airflow_provider_unleash.core.records import RecordSource
 from airflow_provider_unleash.core.requester import Requester, Traffic
-from airflow_provider_unleash.exceptions import InvalidArgumentError, TransportError
+from airflow_provider_unleash.exceptions import InvalidArgumentError, TransportError, UnleashError
 
 log = logging.getLogger(__name__)
 
@@ -183,8 +183,11 @@ class UnleashClient(RecordSource):
             read = partial(self._parse_page, number=number, endpoint=endpoint)
             try:
                 return read(response)
-            except TransportError:  # not JSON
-                return self._requester.get(f"{path}/{number}", read, group)
+            except UnleashError as error:
+                self._requester.recount(error)
+                if not isinstance(error, TransportError):
+                    raise
+                return self._requester.get(f"{path}/{number}", read, group)  # it was not JSON
 
         return PageReader(fetch, parse, group.cancel, concurrency)
 

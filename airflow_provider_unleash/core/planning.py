@@ -78,7 +78,7 @@ def split_by_size(
     planned: Sequence[DeviceWindow], count_pages: PageCounts, *, max_pages: int, max_windows: int
 ) -> list[DeviceWindow]:
     """
-    Cut windows in halves until none has more than ``max_pages`` pages or is two minutes or longer.
+    Halve windows until each has at most ``max_pages`` pages or is shorter than two minutes.
 
     Requests fewer than ``2 * max_windows`` pages.
 

@@ -224,7 +224,8 @@ class Response:
 
 def redact(text: str, secret: str) -> str:
     """Return the text without the key, in any URL encoding, and without stream tokens."""
-    for spelling in {secret, quote(secret), quote(secret, safe="")} - {""}:
+    in_json = {json.dumps(secret)[1:-1], secret.replace("/", r"\/")}
+    for spelling in {secret, quote(secret), quote(secret, safe=""), *in_json} - {""}:
         text = re.sub(re.escape(spelling), "***", text, flags=re.IGNORECASE)
     return mask_tokens_in_text(text)
 
@@ -513,7 +514,7 @@ def _decode(response: Response, decoder: msgspec.json.Decoder[Any], expected: st
     try:
         content = _ANY.decode(response.body.removeprefix(_BOM))
     except (msgspec.ValidationError, RecursionError):
-        content = None  # JSON, but nested too deep, or with a number that a float cannot hold
+        content = None  # JSON, but nested too deeply, or with a number that a float cannot hold
     except (msgspec.DecodeError, UnicodeDecodeError):
         if not _is_json(response.body.removeprefix(_BOM)):
             raise TransportError(

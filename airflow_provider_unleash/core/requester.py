@@ -76,6 +76,10 @@ _OUTCOMES: dict[str, tuple[type[UnleashError], ...]] = {
 OUTCOMES = ("ok", *_OUTCOMES, "cancelled")
 
 
+def _outcome_of(error: UnleashError) -> str:
+    return next(name for name, kinds in _OUTCOMES.items() if isinstance(error, kinds))
+
+
 class _Flight:
     """
     One request in flight.
@@ -104,7 +108,7 @@ class _Flight:
             self.end()
 
     def end(self) -> None:
-        """Let the thread that reads the response read no more."""
+        """Make the thread that reads the response stop."""
         if self._socket is not None:
             with suppress(OSError):  # already closed
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -137,7 +141,7 @@ class RequestGroup:
 
     @contextmanager
     def in_flight(self, seconds: float) -> Iterator[_Flight]:
-        """Let :meth:`cancel`, or the end of this time, end the request that this thread sends in the block."""
+        """Let :meth:`cancel` or the deadline end the request that this thread sends in the block."""
         flight = _thread.flight = _Flight(self.is_cancelled, time.monotonic() + seconds)
         self._flights.add(flight)
         try:
@@ -255,11 +259,18 @@ class Requester:
             return result
         except UnleashError as error:
             if not group.is_cancelled():
-                outcome = next(name for name, kinds in _OUTCOMES.items() if isinstance(error, kinds))
+                outcome = _outcome_of(error)
             raise
         finally:
             with self._traffic_lock:
                 self._traffic.outcomes[outcome] += 1
+
+    def recount(self, error: UnleashError) -> None:
+        """Count a response that failed to parse after :meth:`get` had counted it as ok."""
+        with self._traffic_lock:
+            self._traffic.outcomes["ok"] -= 1
+            self._traffic.outcomes[_outcome_of(error)] += 1
+            self._traffic.retries += isinstance(error, TransientError)
 
     def _send(self, path: str, group: RequestGroup) -> Response:
         """Send one request; return its response if the status is 200, else raise the matching error."""
@@ -296,8 +307,13 @@ class Requester:
 
     def _read_body(self, http: requests.Response) -> bytes:
         if http.status_code != 200:  # the status is the error, whatever its body is
-            with suppress(Exception):
-                return next(http.iter_content(8192), b"")
+            body = b""
+            with suppress(Exception):  # a body cut short may end within a repeated key, so it counts as empty
+                for chunk in http.iter_content(8192):
+                    body += chunk
+                    if len(body) > 8192:
+                        break
+                return body
             return b""
         chunks, size = [], 0
         for chunk in http.iter_content(_CHUNK_BYTES):
@@ -443,7 +459,7 @@ def _cause_of(error: Exception) -> object:
 
 
 def _own_error(url: str, error: Exception, cause: str, *, was_sent: bool) -> UnleashError:
-    """Return the error of this package for one of the libraries below it, by what happened to the request."""
+    """Convert a library's error into one of this package, by what happened to the request."""
     message = f"No usable response from {url}: {cause}"
     is_network = isinstance(error, (requests.ConnectionError, requests.Timeout))
     if isinstance(error, requests.exceptions.SSLError):

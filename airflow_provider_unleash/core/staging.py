@@ -82,7 +82,7 @@ class Staging:
     :param dst: folder that the object's name is relative to.
     :param object_name: the object, see :func:`.object_name`.
     :param source: what else determines the pages, such as base URL and endpoint: strings and numbers.
-    :param checkpoint_pages: pages per file; an extraction of no more pages stages nothing, with None none does.
+    :param checkpoint_pages: pages per file; extractions of at most this many pages are not staged; None stages nothing.
     :param resume_within: files that are older are removed, not used.
     :ivar next_page: the first page that is not staged.
     :ivar resumed_pages: number of pages that :meth:`load` yielded.

@@ -116,7 +116,7 @@ def resolve_window(
         return interval
     if undated_partition:
         raise WindowError(
-            f"The run is for partition {undated_partition!r}, and this Airflow version does not tell its date (3.3 "
+            f"The run is for partition {undated_partition!r}, and this Airflow version does not provide its date (3.3 "
             "does). Set start and end, for example with {{ dag_run.partition_key }}",
             argument="start",
         )
@@ -286,7 +286,7 @@ def parse_step(value: object, argument: str = "every") -> timedelta | None:
 
 @dataclass
 class RowCounts:
-    """What was read for a window, and where its rows are stamped."""
+    """Counts of a window's pages, and of its rows by timestamp."""
 
     pages: int = 0
     rows: int = 0

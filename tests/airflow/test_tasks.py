@@ -105,7 +105,7 @@ def test_a_permanent_error_is_not_retried_and_any_other_keeps_its_type() -> None
 
 @pytest.mark.parametrize("kind", [InvalidArgumentError, WindowError])
 def test_an_invalid_argument_of_a_constructor_keeps_its_type_and_is_not_retried(kind: type[Exception]) -> None:
-    with pytest.raises(kind, match="too long") as caught, tasks.no_retry_in_constructor():
+    with pytest.raises(kind, match="too long") as caught, tasks.no_retry():
         raise kind("too long", argument="window")
     assert isinstance(caught.value, AirflowFailException)
     assert isinstance(caught.value, ValueError)
