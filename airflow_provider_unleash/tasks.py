@@ -112,7 +112,7 @@ def check_map_length(task: Any, result: Sequence[Any]) -> None:
     :raises ResultTooLargeError: if it cannot.
     """
     limit = conf.getint("core", "max_map_length", fallback=1024)
-    if len(result) > limit and any(True for _ in task.iter_mapped_dependants()):
+    if len(result) > limit and task.has_dag() and any(True for _ in task.iter_mapped_dependants()):
         raise ResultTooLargeError(
             f"Airflow cannot map tasks over {len(result)} items, because [core] max_map_length is {limit}. Raise it, "
             "or pass fewer items"

@@ -432,7 +432,15 @@ def test_the_form_hides_unused_fields_and_neither_host_nor_key():
 
 
 def test_the_form_has_exactly_the_extras_that_the_hook_reads(connect):
-    documented = {"auth", "timeout", "max_attempts", "page_concurrency", "mask_stream_tokens", "verify"}
+    documented = {
+        "auth",
+        "timeout",
+        "response_timeout",
+        "max_attempts",
+        "page_concurrency",
+        "mask_stream_tokens",
+        "verify",
+    }
     assert set(CONNECTION_TYPE["conn-fields"]) == {*documented, "allow_http"}
     for name in CONNECTION_TYPE["conn-fields"]:
         connect(password=KEY, extra={name: "?"})
