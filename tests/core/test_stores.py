@@ -303,8 +303,8 @@ def test_a_success_means_that_file_and_folders_are_flushed_to_disk(
     flushed = []
 
     def record_flush(descriptor: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
-        flushed.append(os.path.relpath(path, folder.path) if os.path.isdir(path) else "file")
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        flushed.append(str(path.relative_to(Path(folder.path).resolve())) if path.is_dir() else "file")
 
     monkeypatch.setattr(os, "fsync", record_flush)
     write(folder / "new" / "deep" / "o", [], "jsonl")
@@ -324,7 +324,7 @@ def test_only_a_file_system_that_cannot_flush_may_fail_to(
 
     write(folder / "o", [], "jsonl")
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="I/O error|output error") if code == errno.EIO else nullcontext():
+    with pytest.raises(OSError, match="nput/output error") if code == errno.EIO else nullcontext():
         write(folder / "o", [page_of({"a": 1})], "jsonl")
     assert tree(folder) == {"o": b"" if code == errno.EIO else b'{"a":1}\n'}
 
