@@ -173,19 +173,23 @@ def _row_type(keys: tuple[str, ...]) -> type[msgspec.Struct]:
 
 
 class CsvWriter(PageWriter):
-    """A header and one row per line, per RFC 4180. Null and the empty string are both empty fields."""
+    """
+    A header and one row per line, per RFC 4180. Null and the empty string are both empty fields.
+
+    The header is quoted: DuckDB detects quotes in the first 20 480 rows, and the first quoted value may come later.
+    """
 
     def __init__(self, stream: IO[bytes], columns: Mapping[str, str]) -> None:
         super().__init__(stream, columns)
-        self._write_rows([list(columns)])
+        self._write_rows([list(columns)], csv.QUOTE_ALL)
 
     def write_page(self, page: Page) -> None:
         self._warn_of_new_keys(page)
         self._write_rows(zip(*(csv_values(page, *column) for column in iter_columns(page, self._columns)), strict=True))
 
-    def _write_rows(self, rows: Any) -> None:
+    def _write_rows(self, rows: Any, quoting: Literal[0, 1] = csv.QUOTE_MINIMAL) -> None:
         text = io.StringIO(newline="")
-        csv.writer(text).writerows(rows)
+        csv.writer(text, quoting=quoting).writerows(rows)
         self._stream.write(text.getvalue().encode())
 
     def finish(self) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import logging
 import os
 import re
+import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 from urllib.parse import unquote
@@ -31,6 +35,10 @@ _SCHEME_ALIASES = {"local": "file", "s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs
 # DuckDB's scheme for an Azure container: https://duckdb.org/docs/stable/core_extensions/azure
 _URL_SCHEMES = {"": "file", "local": "file", "abfs": "az", "abfss": "az"}
 _MAX_CREATE_ATTEMPTS = 100
+# On file systems without locks. A living writer does not pause for a day; if it does, its task fails and is retried.
+_ABANDONED_SECONDS = 24 * 3600
+# Network file systems such as CIFS and FUSE answer this if they cannot flush a file or a folder.
+_CANNOT_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 class StoragePath(Protocol):
@@ -160,23 +168,28 @@ def abort_uploads(path: StoragePath, *, below: bool = False) -> None:
 @contextmanager
 def _publish_copy(path: StoragePath) -> Iterator[IO[bytes]]:
     # Some stores (adlfs) publish whatever is closed, even with autocommit=False, so upload complete files only.
-    with tempfile.NamedTemporaryFile(prefix="unleash-") as copy:
+    # A file without a name vanishes even if the process is killed.
+    with tempfile.TemporaryFile() as copy:
         yield copy
         copy.flush()
-        path.fs.put_file(copy.name, path.path)
+        path.fs.put_file(f"/dev/fd/{copy.fileno()}", path.path)
 
 
 @contextmanager
 def _publish_file(target: Path) -> Iterator[IO[bytes]]:
     """Write a hidden sibling and rename it. fsspec would write to the temporary folder, often another device."""
+    target = Path(os.path.realpath(target))  # renaming to a symlink would replace it
     created = [path for path in (target.parent, *target.parent.parents) if not path.exists()]
     _remove_abandoned(target)
     try:
         with _open_sibling(target) as sibling:
+            _copy_owner_and_mode(target, sibling.fileno())
             yield sibling
             sibling.flush()
-            os.fsync(sibling.fileno())
+            _fsync(sibling.fileno())
             Path(sibling.name).replace(target)
+        for folder in (target.parent, *(path.parent for path in created)):
+            _fsync_folder(folder)
     except BaseException:
         for folder in created:
             with suppress(OSError):  # another task may have written to it
@@ -211,13 +224,57 @@ def _create_sibling(target: Path) -> IO[bytes]:
     return sibling.open("xb")
 
 
+def _copy_owner_and_mode(target: Path, descriptor: int) -> None:
+    """Make a rerun keep them, as far as the process may and the file system can."""
+    with suppress(FileNotFoundError):
+        existing = target.stat()
+        # Owner and group one by one: only root may change the owner. The mode last: changing the owner clears bits.
+        for change in (
+            partial(os.fchown, descriptor, existing.st_uid, -1),
+            partial(os.fchown, descriptor, -1, existing.st_gid),
+            partial(os.fchmod, descriptor, stat.S_IMODE(existing.st_mode)),
+        ):
+            with suppress(OSError):
+                change()
+
+
+def _fsync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FSYNC:
+            raise
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make a rename in it survive a power failure."""
+    # It may be writable but not readable, or another try may have removed it.
+    with suppress(PermissionError, FileNotFoundError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            _fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _remove_abandoned(target: Path) -> None:
     """Remove the siblings that killed processes left."""
     with suppress(FileNotFoundError):  # a failed task removed the folder
         for sibling in list(target.parent.glob(f".{glob.escape(target.name)}.*.tmp")):
-            with suppress(OSError), sibling.open("r+b") as stream:  # NFS only locks files that are open for writing
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                sibling.unlink()
+            with suppress(OSError):
+                if _is_abandoned(sibling):
+                    sibling.unlink()
+
+
+def _is_abandoned(sibling: Path) -> bool:
+    try:
+        with sibling.open("r+b") as stream:  # NFS only locks files that are open for writing
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks, or a file that is not writable
+        return time.time() - sibling.stat().st_mtime > _ABANDONED_SECONDS
 
 
 def remove_tree(path: StoragePath) -> None:

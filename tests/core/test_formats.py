@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -124,7 +129,8 @@ def test_json_keeps_any_rows_with_any_keys(pages: list[list[dict[str, Any]]]) ->
 def test_csv_follows_rfc_4180(folder: Any) -> None:
     write(folder / "o", [page_of(record(class_name='a "b"', model_id="x,y", session_id=None, count=2.0))], "csv")
     assert plain_bytes(folder / "o") == (
-        b"class_name,count,device_id,frame_number,model_id,session_id,source_file_name,timestamp,extra\r\n"
+        b'"class_name","count","device_id","frame_number","model_id","session_id","source_file_name","timestamp",'
+        b'"extra"\r\n'
         b'"a ""b""",2.0,W1,7,"x,y",,a.mp4,2020-08-17T02:08:49.000Z,\r\n'
     )
 
@@ -142,7 +148,8 @@ def test_the_same_rows_give_the_same_bytes(file_format: str, compression: Any, f
 
 @zipped_or_not
 @pytest.mark.parametrize(
-    ("file_format", "content"), [("jsonl", b""), ("json", b"[]\n"), ("csv", ",".join(HEADER).encode() + b"\r\n")]
+    ("file_format", "content"),
+    [("jsonl", b""), ("json", b"[]\n"), ("csv", ",".join(f'"{name}"' for name in HEADER).encode() + b"\r\n")],
 )
 @pytest.mark.parametrize("pages", [[], [Page(1, 0, (), [])], [Page(1, 1, tuple(KNOWN), [])]])
 def test_a_file_without_rows_is_valid(
@@ -163,6 +170,104 @@ def test_parquet_has_compressed_row_groups_of_limited_size_in_page_order(
     assert [group.num_rows for group in groups] == [14, 14, 7]
     assert found.read().column("frame_number").to_pylist() == list(range(35))
     assert {groups[0].column(index).compression for index in range(groups[0].num_columns)} == {"ZSTD"}
+
+
+# ---- readers that guess from the first rows ------------------------------------------------------
+
+# DuckDB looks at 20 480 rows.
+MANY = 21_000
+DEFAULT_READERS: dict[str, Callable[[str], Any]] = {
+    "duckdb": lambda path: duck(f"SELECT class_name, count, session_id, extra FROM '{path}'"),
+    "pandas": lambda path: pandas_rows(pd.read_csv(path)),
+    "polars": lambda path: pl.read_csv(path).select("class_name", "count", "session_id", "extra").rows(),
+}
+
+
+def pandas_rows(frame: Any) -> list[tuple[Any, ...]]:
+    frame = frame[["class_name", "count", "session_id", "extra"]].astype(object)
+    return list(frame.where(frame.notna(), None).itertuples(index=False, name=None))
+
+
+@cache
+def early_page(**values: Any) -> Page:
+    return page_of(*(record(**values) for _ in range(MANY)))
+
+
+def write_late(path: Any, file_format: str, last: dict[str, Any], **first: Any) -> None:
+    write(path, [early_page(**first), page_of(last)], file_format)
+
+
+@pytest.mark.parametrize("reader", DEFAULT_READERS)
+@pytest.mark.parametrize(
+    "text", ['say "hi"', '"', "a,b", "two\nlines", "two\r\nlines", "it's", "a\\", "#1,2", "x" * 10**5]
+)
+def test_readers_with_defaults_read_a_csv_with_quotes_that_come_late(reader: str, text: str, folder: Any) -> None:
+    path = folder / "o.csv"
+    write_late(path, "csv", record(class_name=text, count=1.5, new=[text]))
+    rows = DEFAULT_READERS[reader](path.path)
+    expected = json.dumps({"new": [text]}, ensure_ascii=False, separators=(",", ":"))
+    assert (len(rows), rows[-1]) == (MANY + 1, (text, 1.5, 1597622730877, expected))
+
+
+# docs/formats.md shows these queries.
+READ_JSON = """
+FROM read_json('s3://lake/unleash/**/*.jsonl', columns = {
+    class_name: 'VARCHAR', count: 'DOUBLE', device_id: 'VARCHAR', frame_number: 'BIGINT', model_id: 'VARCHAR',
+    session_id: 'VARCHAR', source_file_name: 'VARCHAR', timestamp: 'TIMESTAMPTZ'
+})
+"""
+READ_CSV = """
+FROM read_csv('s3://lake/unleash/**/*.csv', columns = {
+    class_name: 'VARCHAR', count: 'DOUBLE', device_id: 'VARCHAR', frame_number: 'BIGINT', model_id: 'VARCHAR',
+    session_id: 'VARCHAR', source_file_name: 'VARCHAR', timestamp: 'TIMESTAMPTZ', extra: 'VARCHAR'
+}, auto_detect = false, header = true, quote = '"', escape = '"', parallel = false)
+"""
+
+
+@pytest.mark.parametrize("file_format", ["jsonl", "json", "csv"])
+def test_the_documented_duckdb_query_reads_late_values(file_format: str, folder: Any) -> None:
+    text = 'say "hi",\nyou'
+    late = record(class_name=text, count=1.5, session_id="live-7", model_id="ai", timestamp="2020-08-17T02:08:49Z")
+    early = {"session_id": "0007", "model_id": "2020-01-01"}
+    write(folder / f"1.{file_format}", [page_of(record(**early))], file_format)
+    write_late(folder / f"2.{file_format}", file_format, {**late, "new": 1}, **early)
+    write_late(folder / f"3.{file_format}", file_format, late, class_name=None, count=None)
+    query = READ_CSV if file_format == "csv" else READ_JSON
+    query = re.sub(r"s3://lake/unleash/\*\*/\*\.\w+", f"{folder.path}/*.{file_format}", query)
+    rows = duck(f"SELECT class_name, count, session_id, model_id, epoch_ms(timestamp) {query}")
+    moment = MIDNIGHT + (2 * 3600 + 8 * 60 + 49) * 1000
+    assert len(rows) == 2 * MANY + 3
+    assert rows[0] == rows[1] == ("person", 1.0, "0007", "2020-01-01", moment)
+    assert [row for row in rows if row[0] == text] == [(text, 1.5, "live-7", "ai", moment)] * 2
+
+
+def test_the_documented_arguments_of_pandas_and_polars_read_late_values(folder: Any) -> None:
+    late = record(class_name="NA", count=1.5, session_id="live-7")
+    for file_format in ("csv", "jsonl"):
+        write_late(folder / f"o.{file_format}", file_format, late, session_id="0007", model_id=None)
+    strings = ["class_name", "device_id", "model_id", "session_id", "source_file_name"]
+    types = {**dict.fromkeys(strings, pl.String), "count": pl.Float64, "frame_number": pl.Int64}
+    dtype: Any = dict.fromkeys([*strings, "extra"], "string")
+    in_pandas = pd.read_csv(f"{folder.path}/o.csv", dtype=dtype, keep_default_na=False, na_values=[""])
+    frames = [
+        pl.read_csv(f"{folder.path}/o.csv", schema_overrides={**types, "extra": pl.String}),
+        pl.read_ndjson(f"{folder.path}/o.jsonl", schema_overrides=types),
+    ]
+    columns = ["class_name", "count", "session_id"]
+    expected = [("person", 1.0, "0007"), ("NA", 1.5, "live-7")]
+    assert list(in_pandas[columns].iloc[[0, -1]].itertuples(index=False, name=None)) == expected
+    for frame in frames:
+        assert frame.select(columns)[[0, -1]].rows() == expected
+
+
+def test_the_column_device_id_tells_devices_apart_that_readers_merge(folder: Any) -> None:
+    for device_id in ("0123", "123"):
+        name = object_name(device_id, MIDNIGHT, MIDNIGHT + DAY_MS, "parquet")
+        write(folder / "lake" / name, [page_of(record(device_id=device_id))], "parquet")
+    lake = f"{folder.path}/lake"
+    for table in (pl.read_parquet(f"{lake}/**/*.parquet", hive_partitioning=True).to_arrow(), pq.read_table(lake)):
+        assert sorted(table.column("device_id").to_pylist()) == ["0123", "123"]
+        assert table.column("device").to_pylist() == [123, 123], "then docs/formats.md need not warn"
 
 
 # ---- names ---------------------------------------------------------------------------------------

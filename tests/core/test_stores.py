@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +250,101 @@ def test_concurrent_writers_that_fail_and_remove_their_folders_do_not_disturb_ea
     assert set(tree(folder).values()) <= {None}
 
 
+# ---- files that exist, and file systems that can do less -----------------------------------------
+
+
+def test_a_rerun_keeps_mode_and_owner_of_a_file(folder: Any) -> None:
+    target = Path((folder / "o").path)
+    write(folder / "o", [], "jsonl")
+    new = target.stat()
+    if os.getuid() == 0:
+        os.chown(target, 12345, 23456)
+    target.chmod(0o640)
+    before = target.stat()
+    write(folder / "o", [page_of({"a": 1})], "jsonl")
+    after = target.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert target.read_bytes() == b'{"a":1}\n'
+    assert new.st_mode & 0o777 == 0o666 & ~umask(), "a new file has the usual mode"
+
+
+def umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def test_a_file_is_never_readable_by_more_users_than_the_one_it_replaces(folder: Any) -> None:
+    write(folder / "o", [], "jsonl")
+    Path((folder / "o").path).chmod(0o600)
+    with open_object(folder / "o", "jsonl"):
+        assert {path.stat().st_mode & 0o777 for path in Path(folder.path).iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_symlink_stays_one_and_its_target_is_replaced(exists: bool, folder: Any) -> None:
+    link, target = Path((folder / "lake" / "o").path), Path((folder / "disk" / "data").path)
+    for path in (link, target):
+        path.parent.mkdir()
+    link.symlink_to("../disk/data")
+    if exists:
+        target.write_text("previous")
+    write_and_fail(after_many_pages, folder / "lake" / "o", "jsonl")
+    assert target.exists() == exists
+    write(folder / "lake" / "o", [page_of({"a": 1})], "jsonl")
+    assert (link.is_symlink(), target.is_symlink()) == (True, False)
+    assert target.read_bytes() == b'{"a":1}\n'
+    assert len(tree(folder)) == 4, "no temporary file"
+
+
+def test_a_success_means_that_file_and_folders_are_flushed_to_disk(
+    folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = []
+
+    def record_flush(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        flushed.append(str(path.relative_to(Path(folder.path).resolve())) if path.is_dir() else "file")
+
+    monkeypatch.setattr(os, "fsync", record_flush)
+    write(folder / "new" / "deep" / "o", [], "jsonl")
+    assert flushed[0] == "file", "before it is renamed"
+    assert set(flushed[1:]) == {"new/deep", "new", "."}
+    flushed.clear()
+    write(folder / "new" / "deep" / "o", [], "jsonl")
+    assert flushed == ["file", "new/deep"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EIO])
+def test_only_a_file_system_that_cannot_flush_may_fail_to(
+    code: int, folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    write(folder / "o", [], "jsonl")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="nput/output error") if code == errno.EIO else nullcontext():
+        write(folder / "o", [page_of({"a": 1})], "jsonl")
+    assert tree(folder) == {"o": b"" if code == errno.EIO else b'{"a":1}\n'}
+
+
+def test_without_file_locks_an_abandoned_file_is_removed_after_a_day(
+    folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(stream: Any, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    now = time.time()
+    for name, hours in (("old", 25), ("young", 23)):
+        path = Path((folder / f".o.{name}.tmp").path)
+        path.write_text("half")
+        os.utime(path, (now, now - hours * 3600))
+    write(folder / "o", [], "jsonl")
+    assert tree(folder) == {"o": b"", ".o.young.tmp": b"half"}
+
+
 # ---- other stores (S3, Azure and Google: tests/stores) -------------------------------------------
 
 
@@ -265,6 +364,16 @@ def test_an_object_in_another_store_is_read_back_unchanged(file_format: Any, com
     assert has_rows(in_memory, file_format, compression)
     if not compression:
         assert len(read_records(in_memory.fs.cat(in_memory.path), file_format)) == 2
+
+
+def test_a_killed_upload_leaves_no_temporary_file(
+    in_memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with open_object(in_memory, "jsonl") as writer:
+        writer.write_page(page_of(record()))
+        assert list(tmp_path.iterdir()) == []
+    assert len(read_records(in_memory.fs.cat(in_memory.path), "jsonl")) == 1
 
 
 @failing
