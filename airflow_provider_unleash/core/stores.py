@@ -168,11 +168,10 @@ def abort_uploads(path: StoragePath, *, below: bool = False) -> None:
 @contextmanager
 def _publish_copy(path: StoragePath) -> Iterator[IO[bytes]]:
     # Some stores (adlfs) publish whatever is closed, even with autocommit=False, so upload complete files only.
-    # A file without a name vanishes even if the process is killed.
-    with tempfile.TemporaryFile() as copy:
+    with tempfile.NamedTemporaryFile(prefix="unleash-") as copy:
         yield copy
         copy.flush()
-        path.fs.put_file(f"/dev/fd/{copy.fileno()}", path.path)
+        path.fs.put_file(copy.name, path.path)
 
 
 @contextmanager

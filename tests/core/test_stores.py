@@ -9,7 +9,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -364,16 +363,6 @@ def test_an_object_in_another_store_is_read_back_unchanged(file_format: Any, com
     assert has_rows(in_memory, file_format, compression)
     if not compression:
         assert len(read_records(in_memory.fs.cat(in_memory.path), file_format)) == 2
-
-
-def test_a_killed_upload_leaves_no_temporary_file(
-    in_memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with open_object(in_memory, "jsonl") as writer:
-        writer.write_page(page_of(record()))
-        assert list(tmp_path.iterdir()) == []
-    assert len(read_records(in_memory.fs.cat(in_memory.path), "jsonl")) == 1
 
 
 @failing
