@@ -8,7 +8,7 @@ DEFAULT_AIRFLOW := 3.3.2
 AIRFLOW ?= $(DEFAULT_AIRFLOW)
 # 2.11.2 and 3.0.6 need Python 3.11 or 3.12.
 VERSIONS ?= 2.11.2 3.0.6 3.1.8 3.2.2 3.3.2
-MATRIX := $(VERSIONS) 3.3.2@3.12 3.3.2@3.13
+MATRIX := lowest $(VERSIONS) 3.3.2@3.12 3.3.2@3.13
 UV ?= $(shell command -v uv)
 PYTHON ?=
 
@@ -25,7 +25,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .PHONY: help setup demo demo-ui cluster test test-slow test-live test-stores test-recipes test-cluster chaos bench \
-  bench-cluster check docs matrix dist constraints resolve clean
+  bench-cluster check docs docs-serve matrix lowest dist constraints resolve clean
 
 # Demos and tests start servers on loopback. A proxy cannot reach them.
 comma := ,
@@ -67,7 +67,10 @@ check: $(ENV)/.all ## Run ruff, mypy and import-linter
 # The variable turns off an announcement that Material for MkDocs prints before each build.
 docs: $(ENV)/.docs ## Build the site in build/site; a broken link or snippet is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
-	@echo "build/site/index.html"
+	@echo "build/site/index.html (search needs a server: make docs-serve)"
+
+docs-serve: docs ## Build the site and serve it with its search until Ctrl-C; PORT=8000 sets the port
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site $(or $(PORT),8000)
 
 clean: ## Remove everything that the other targets created
 	rm -rf .venv .matrix build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
@@ -97,8 +100,17 @@ bench: $(ENV)/.bench ## Compare speed and memory with other tools, 30 minutes; A
 bench-cluster: .venv/.cluster ## Time a backfill with 1, 2 and 4 Celery workers, 10 minutes; ARGS=--page writes docs/scale.md
 	@.venv/bin/python -m tools.scaling $(ARGS)
 
-matrix: ## Run all tests on every Airflow, write docs/compatibility.md; TARGETS="2.11.2 3.3.2@3.13": only fast tests on these
+matrix: ## Run all tests on every Airflow, write docs/compatibility.md; TARGETS="2.11.2 3.3.2@3.13 lowest": only fast tests
 	@$(FIND_PYTHON); "$$python" -m tools.matrix $(or $(TARGETS),--page $(MATRIX)) $(if $(ARGS),--pytest "$(ARGS)")
+
+# The lowest versions of all dependencies but Airflow and its providers, which the core does not import.
+.matrix/lowest/.lowest: pyproject.toml tools/lowest.py
+	@$(FIND_PYTHON); "$$python" -m venv --clear .matrix/lowest
+	@.matrix/lowest/bin/python -m pip install -qq --no-compile $$(.matrix/lowest/bin/python -m tools.lowest)
+	@touch $@
+
+lowest: .matrix/lowest/.lowest
+	@.matrix/lowest/bin/python -m pytest --numprocesses auto --dist loadfile tests/core $(ARGS)
 
 dist: $(ENV)/.dist ## Build wheel and sdist, and try them in an empty environment; TARGETS as for matrix; ARGS=--extras
 	@$(BIN)/python -m tools.dist $(if $(UV),--uv "$(UV)") $(or $(TARGETS),$(DEFAULT_AIRFLOW)) $(ARGS)

@@ -13,6 +13,8 @@ from airflow_provider_unleash.operators import UnleashGetAnalyticsOperator
 # [START aggregate]
 with DAG(
     dag_id="example_unleash_aggregate",
+    description="Counts the last hour of one camera by class, through XCom",
+    tags=["unleash", "example"],
     schedule=CronDataIntervalTimetable("@hourly", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,

@@ -19,7 +19,7 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 from airflow_provider_unleash.assets import asset_of
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_assets"
 WAREHOUSE = "duckdb_default"
 RETRIES = {"retries": 3, "retry_delay": timedelta(minutes=5)}
 
@@ -49,10 +49,12 @@ COMMIT;
 SELECT count(*) FROM files;
 """
 
-lake = asset_of(LAKE)  # s3://lake/unleash, without the connection
+lake = asset_of(LAKE)  # s3://lake/unleash_assets, without the connection
 
 with DAG(
     dag_id="example_unleash_assets",
+    description="Writes files every night; their asset events start the load",
+    tags=["unleash", "example"],
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,
@@ -70,6 +72,8 @@ with DAG(
 
 with DAG(
     dag_id="example_unleash_assets_load",
+    description="Loads new files into DuckDB when their asset events arrive",
+    tags=["unleash", "example"],
     schedule=[lake],
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,

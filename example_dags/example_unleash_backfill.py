@@ -21,6 +21,8 @@ LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
 
 with DAG(
     dag_id="example_unleash_backfill",
+    description="Loads a past span of every device; trigger it with its form",
+    tags=["unleash", "example"],
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,

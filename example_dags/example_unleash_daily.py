@@ -20,6 +20,8 @@ LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
 
 with DAG(
     dag_id="example_unleash_daily",
+    description="Writes the day of every device to the lake, one Parquet file each",
+    tags=["unleash", "example"],
     # Not "@daily": on Airflow 3, it gives runs an empty data interval.
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),

@@ -12,6 +12,8 @@ from airflow_provider_unleash.operators import UnleashListDevicesOperator
 
 with DAG(
     dag_id="example_unleash_data_frame",
+    description="Finds the busiest hour of each device with pandas",
+    tags=["unleash", "example"],
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,

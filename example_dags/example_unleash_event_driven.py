@@ -14,7 +14,7 @@ from airflow_provider_unleash.hooks import UnleashHook
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from airflow_provider_unleash.triggers import UnleashNewSessionsEventTrigger
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash_sessions")
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_sessions"
 
 # [START event_driven]
 SINCE = int(datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp() * 1000)
@@ -33,6 +33,8 @@ sessions = Asset(
 
 with DAG(
     dag_id="example_unleash_event_driven",
+    description="Writes the rows of new sessions as soon as they appear",
+    tags=["unleash", "example"],
     schedule=[sessions],
     catchup=False,
     max_active_runs=1,  # only one run at a time may move the cursor

@@ -12,6 +12,8 @@ from airflow_provider_unleash.hooks import UnleashHook
 
 with DAG(
     dag_id="example_unleash_hook",
+    description="Counts the rows of each device, and names those without any",
+    tags=["unleash", "example"],
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,

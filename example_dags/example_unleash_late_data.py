@@ -15,11 +15,13 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_late_data"
 
 # [START late_data]
 with DAG(
     dag_id="example_unleash_late_data",
+    description="Writes the last three days of every device again, for late rows",
+    tags=["unleash", "example"],
     schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,

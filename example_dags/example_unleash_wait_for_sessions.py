@@ -11,11 +11,13 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_wait_for_sessions"
 
 # [START wait_for_sessions]
 with DAG(
     dag_id="example_unleash_wait_for_sessions",
+    description="Waits for the day's first session, then writes the day as JSON lines",
+    tags=["unleash", "example"],
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,

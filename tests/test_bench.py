@@ -71,6 +71,14 @@ def figures() -> bench.Figures:
     return found
 
 
+@pytest.mark.parametrize(
+    ("found", "bound", "shown"),
+    [(7.996, 8, "7.996"), (7.99996, 8, "7.99996"), (8.0, 8, "8.00"), (8.13, 8, "8.13"), (1.3001, 1.3, "1.3001")],
+)
+def test_a_goal_that_is_narrowly_missed_shows_by_how_much(found: float, bound: float, shown: str) -> None:
+    assert f"| {shown} |" in bench._goal("speedup", found, bound)
+
+
 def test_goals_that_are_met_are_called_met(figures: bench.Figures) -> None:
     assert len(list(bench.goals(figures))) == 17
     assert all(line.endswith("| met |") for line in bench.goals(figures)), list(bench.goals(figures))

@@ -17,7 +17,7 @@ from trove_classifiers import classifiers
 
 import airflow_provider_unleash
 from tests.support.paths import ROOT
-from tools import dist
+from tools import dist, lowest
 
 in_a_clone = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="what is compared with is the clone")
 
@@ -105,11 +105,20 @@ def test_what_is_not_on_every_airflow_needs_an_extra(metadata: Message) -> None:
         ("polars", "polars"),
         ("polars", "pyarrow"),
         ("s3", "apache-airflow-providers-amazon"),
+        ("s3", "aiobotocore"),
+        ("s3", "s3fs"),
         ("gcs", "apache-airflow-providers-google"),
         ("azure", "apache-airflow-providers-microsoft-azure"),
         ("openlineage", "apache-airflow-providers-openlineage"),
     }
     assert not any("<" in line or "==" in line.partition(";")[0] for line in needed)  # no upper bounds
+
+
+def test_the_lowest_versions_are_those_of_the_metadata_without_airflow() -> None:
+    pins = lowest.pins(
+        {"dependencies": ["apache-airflow>=2.11", "a>=1"]}, {"parquet": ["p>=2"], "pandas": ["p>=2"], "polars": []}
+    )
+    assert pins == ["a==1", "p==2"]
 
 
 def test_every_extra_is_tried_where_it_is_installed(metadata: Message) -> None:

@@ -51,6 +51,17 @@ def test_code_is_an_excerpt_of_what_is_run_or_of_a_kind_that_is_tried_here(docum
     [
         ("python", "devices = UnleashListDevices(\n", "not an excerpt of an example"),
         ("python", "evices = UnleashListDevicesOperator(task_id=", "not an excerpt of an example"),
+        ("python", "        dst=LAKE,\n", "a reader cannot paste this without valid syntax"),
+        (
+            "python",
+            'RETRIES = {"retries": 3, "retry_delay": timedelta(minutes=5)}\n',
+            "cannot paste this without timedelta",
+        ),
+        (
+            'python title="From example_unleash_hook.py"',
+            "        dst=LAKE,\n",
+            "not an excerpt of example_unleash_hook.py",
+        ),
         ("sql", "SELECT rows FROM nowhere\n", "not an excerpt of an SQL file"),
         ("json", '{"timeout": 60,}\n', "not JSON"),
         ("shell", "make coffee\n", "the Makefile has no target coffee"),
@@ -61,6 +72,9 @@ def test_code_is_an_excerpt_of_what_is_run_or_of_a_kind_that_is_tried_here(docum
         ),
         ("shell", "pip install 'airflow-provider-unleash[parquet,s4]'\n", "pyproject.toml has no extra s4"),
         ("text", "airflow-provider-unleash[parquet,s4]\n", "pyproject.toml has no extra s4"),
+        ("shell", "pip install '.[parquet,s4]'\n", "pyproject.toml has no extra s4"),
+        ("shell", "pip install airflow_provider_unleash-0.0.9-py3-none-any.whl\n", "the wheel is airflow_provider"),
+        ("shell", "pip install . --constraint constraints/airflow-1.0.txt\n", "there is no file constraints/"),
         ("bash", "python -m airflow_provider_unleash.simulator --prot 1\n", "unrecognized arguments: --prot 1"),
         ("bash", "python -m airflow_provider_unleash.simulator --fault kind=418x\n", "argument --fault"),
         ("shell", "python example.py\n", "no test runs python example.py"),

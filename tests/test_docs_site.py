@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,8 @@ def test_the_site_is_built_with_the_reference_and_with_what_lies_outside_docs(cl
     operators = (site / "reference" / "operators.html").read_text()
     for name in ("device_id", "dst", "retry_policy", "&#39;unleash_default&#39;"):
         assert name in operators
+    # A line per parameter.
+    assert "UnleashListDevicesOperator(\n    *,\n" in re.sub(r"<[^>]+>", "", operators)
     # reST is what the docstrings are in, and nothing that a reader should see.
     for page in (site / "reference").glob("*.html"):
         assert not any(role in page.read_text() for role in (":class:", ":meth:", ":func:", ":mod:", ".. code-block"))

@@ -273,7 +273,17 @@ def goals(figures: Figures) -> Iterator[str]:
 
 def _goal(what: str, found: float, bound: float, *, at_most: bool = True) -> str:
     met = found <= bound if at_most else found >= bound
-    return f"| {what} | {'≤' if at_most else '≥'} {bound:g} | {found:.2f} | {'met' if met else '**missed**'} |"
+    return (
+        f"| {what} | {'≤' if at_most else '≥'} {bound:g} | {_digits(found, bound)} | {'met' if met else '**missed**'} |"
+    )
+
+
+def _digits(found: float, bound: float) -> str:
+    """Format with two decimals, or with as many more as show that a number is not its bound."""
+    decimals = 2
+    while decimals < 6 and found != bound and round(found, decimals) == bound:
+        decimals += 1
+    return f"{found:.{decimals}f}"
 
 
 def goal_table(figures: Figures) -> Iterator[str]:

@@ -36,7 +36,7 @@ def show() -> None:
         _land(stage)
         print("", *_tree(stage.lake), sep="\n")
         counts, picture = _count(stage.lake), stage.folder / "by_hour.png"
-        print("\nCounts by class and hour, UTC (crowd metrics: averages)", *_table(counts), sep="\n")
+        print("\nObjects counted by class and hour, UTC", *_table(counts), sep="\n")
         _draw(counts, picture)
     print(f"\nfiles    {stage.lake}\npicture  {picture}\nlog      {stage.log}")
 
@@ -142,25 +142,16 @@ def _tree(lake: Path) -> Iterator[str]:
 
 
 def _table(counts: Counts) -> Iterator[str]:
-    """Yield a line per hour: sums of objects, averages of crowd metrics, and a bar for all objects."""
-    names = [*OBJECTS, *sorted({name for name, _ in counts} - set(OBJECTS))]
-    words = [name.split("_") for name in names]
-    widths = [max(5, *map(len, parts)) + 1 for parts in words]
-    yield from _headings(words, widths)
+    """Yield a line per hour with the sums of objects and a bar for all of them, then a line per crowd metric."""
+    yield f"{'hour':5}{''.join(f'{name:>9}' for name in OBJECTS)}  all objects"
     totals = [sum(counts[name, hour] for name in OBJECTS) for hour in range(24)]
     for hour, total in enumerate(totals):
-        cells = (
-            f"{counts[name, hour]:{width},.{name not in OBJECTS:d}f}" for name, width in zip(names, widths, strict=True)
-        )
-        yield f"{hour:02}:00{''.join(cells)}  {_bar(total / max(totals))}"
-
-
-def _headings(words: list[list[str]], widths: list[int]) -> Iterator[str]:
-    """Yield the lines of a heading with one word per line, aligned at the bottom."""
-    height = max(map(len, words))
-    padded = [[""] * (height - len(parts)) + parts for parts in words]
-    for line in zip(*padded, strict=True):
-        yield f"{'':5}" + "".join(f"{word:>{width}}" for word, width in zip(line, widths, strict=True))
+        cells = "".join(f"{counts[name, hour]:9,.0f}" for name in OBJECTS)
+        yield f"{hour:02}:00{cells}  {_bar(total / max(totals)):<18} {total:,.0f}"
+    yield f"\n{'crowd metric, average per hour':<32}{'lowest':>9}{'highest':>9}"
+    for metric in sorted({name for name, _ in counts} - set(OBJECTS)):
+        averages = [average for (name, _), average in counts.items() if name == metric]
+        yield f"{metric:<32}{min(averages):9.1f}{max(averages):9.1f}"
 
 
 def _bar(share: float, width: int = 18) -> str:
@@ -194,7 +185,8 @@ def _draw(counts: Counts, path: Path) -> None:
     axes.set(title=f"Objects counted by all cameras on {DAY:%A, %d %B %Y}", xlabel="hour, UTC", ylabel="count")
     axes.set_xticks(hours)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
+    # Without "reverse", the legend would list the lowest bar first.
+    axes.legend(frameon=False, loc="upper left", reverse=True)
     figure.savefig(path, dpi=120)
 
 

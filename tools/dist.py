@@ -47,6 +47,9 @@ EXTRAS = {
 # constraints/ holds the newest versions, but Google's provider needs older ones (tenacity, googleapis-common-protos).
 UNCONSTRAINED = {"gcs"}
 
+# What a user without constraints installs, and how long plain pip may take to resolve it.
+PLAIN_EXTRAS, PLAIN_SECONDS = "parquet,s3", 180
+
 # Runs in an environment with only Airflow and the wheel. One process for all commands, because each takes seconds to
 # start.
 PROBE = """
@@ -97,7 +100,8 @@ def main() -> int:
     check = [sys.executable, "-m", "twine", "--no-color", "check", "--strict", str(wheel), str(sdist)]
     if subprocess.run(check, check=False).returncode:
         faults.append("twine rejects the distributions")
-    for target in [Target(*name.split("@")) if "@" in name else Target(name, HERE) for name in options.targets]:
+    targets = [Target(*name.split("@")) if "@" in name else Target(name, HERE) for name in options.targets]
+    for target in targets:
         for extra in ["", *(EXTRAS if options.extras else [])]:
             began = time.monotonic()
             with tempfile.TemporaryDirectory(prefix="dist-") as folder:
@@ -105,6 +109,13 @@ def main() -> int:
             what = f"Airflow {target.airflow} on Python {target.python}" + (f" with [{extra}]" if extra else "")
             print(f"{what}: {'; '.join(found) or 'ok'}, {time.monotonic() - began:.0f} s", flush=True)
             faults += [f"{what}: {fault}" for fault in found]
+    for target in targets:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="dist-") as folder:
+            fault = resolve_plainly(wheel, target, Path(folder))
+        what = f"Airflow {target.airflow} with [{PLAIN_EXTRAS}], resolved by plain pip without constraints"
+        print(f"{what}: {fault or 'ok'}, {time.monotonic() - began:.0f} s", flush=True)
+        faults += [f"{what}: {fault}"] if fault else []
     print("\n".join(["", *faults]) if faults else "\nNo faults found.")
     return int(bool(faults))
 
@@ -191,6 +202,21 @@ def try_extra(wheel: Path, extra: str, target: Target, folder: Path, uv: str) ->
     if done.returncode:
         return [(done.stderr.strip().splitlines() or ["no error message"])[-1]]
     return [] if extra else find_faults(json.loads(done.stdout.splitlines()[-1]), wheel, folder)
+
+
+def resolve_plainly(wheel: Path, target: Target, folder: Path) -> str:
+    """Return the fault of resolving the wheel with pip in a new environment, without constraints."""
+    python = sys.executable if target.python == HERE else find_python(target.python)
+    if python is None:
+        return f"Python {target.python} is not installed"
+    subprocess.run([python, "-m", "venv", str(folder / "env")], check=True)
+    command = [str(folder / "env" / "bin" / "python"), "-m", "pip", "install", "--dry-run", "-qq", "--no-cache-dir"]
+    command += [f"{wheel}[{PLAIN_EXTRAS}]", f"apache-airflow=={target.airflow}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PLAIN_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"not resolved after {PLAIN_SECONDS} s"
+    return (done.stderr.strip().splitlines() or ["no error message"])[-1] if done.returncode else ""
 
 
 def install(requirements: list[str], environment: Path, python: str, uv: str) -> str:

@@ -1,13 +1,15 @@
 """
 Check the code in the documents.
 
-Code in Markdown must be an exact excerpt of a file that a test runs. The site's build and tests/test_docs.py call
+Code in Markdown must be an exact excerpt of a file that a test runs. Python must be complete, so that a reader can
+paste it, or have the title "From FILE.py" of the example that it is from. The site's build and tests/test_docs.py call
 ``find_faults``. The tests also check what needs Airflow: its commands and connections.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import re
 import shlex
@@ -20,10 +22,12 @@ from io import StringIO
 from pathlib import Path
 from textwrap import dedent
 
+from airflow_provider_unleash import __version__
+
 ROOT = Path(__file__).resolve().parents[1]
 # Blocks and spans of code; they contain no links.
 CODE = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2`*$|(`+)(?!`).*?(?<!`)\3(?!`)", re.MULTILINE | re.DOTALL)
-_FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,}) *(?P<language>[^\s`]*)")
+_FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,}) *(?P<language>[^\s`]*)(?: +title=\"(?P<title>[^\"]*)\")?")
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,14 @@ class Block:
     :param line: line number of the opening fence, from 1.
     :param language: language of the fence, or an empty string.
     :param text: the code, with a newline at the end.
+    :param title: what is shown above the code.
     """
 
     path: Path
     line: int
     language: str
     text: str
+    title: str = ""
 
     def __str__(self) -> str:
         path = self.path.relative_to(ROOT) if self.path.is_relative_to(ROOT) else self.path
@@ -65,7 +71,7 @@ def read_blocks(path: Path) -> list[Block]:
                 if re.fullmatch(rf" *{opening['fence']}+ *", inside):
                     break
                 text.append(inside.removeprefix(opening["indent"]))
-            blocks.append(Block(path, number, opening["language"], "\n".join([*text, ""])))
+            blocks.append(Block(path, number, opening["language"], "\n".join([*text, ""]), opening["title"] or ""))
         elif line.startswith(("    ", "\t")) and not before and not in_list:
             blocks.append(Block(path, number, "", f"{line.strip()}\n"))
         elif line and not line.startswith(" "):
@@ -83,20 +89,52 @@ def _faults_of(block: Block) -> Iterator[str]:
     if block.language not in _CHECKS:
         yield f"language must be one of {', '.join(_CHECKS)}, not {block.language or 'empty'}"
     else:
-        yield from _CHECKS[block.language](block.text)
+        faults = list(_CHECKS[block.language](block.text))
+        yield from faults or (_check_paste(block) if block.language == "python" else [])
 
 
 # ---- excerpts ------------------------------------------------------------------------------------
 
 
 def _check_python(code: str) -> Iterator[str]:
-    if not any(f"\n{code}" in f"\n{example}" for example in _examples()):
+    if not any(f"\n{code}" in f"\n{example}" for example in _examples().values()):
         yield f"not an excerpt of an example:\n{code}"
 
 
+def _check_paste(block: Block) -> Iterator[str]:
+    """Yield a fault if code can neither be pasted nor names the example that it is from."""
+    source = block.title.removeprefix("From ")
+    if source != block.title:
+        if block.text not in _examples().get(source, ""):
+            yield f"not an excerpt of {source}"
+        return
+    try:
+        missing = _undefined_names(ast.parse(block.text))
+    except SyntaxError as error:
+        missing = [f"valid syntax: {error.msg}"]
+    if missing:
+        yield f'a reader cannot paste this without {", ".join(missing)}; complete it, or add title="From FILE.py"'
+
+
+def _undefined_names(tree: ast.Module) -> list[str]:
+    """Return the names that code uses, but never binds."""
+    bound, used = {*vars(builtins), "__file__"}, set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                used.add(name)
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.ExceptHandler(name=str(name)):
+                bound.add(name)
+            case ast.alias(name=name, asname=other):
+                bound.add(other or name.partition(".")[0])
+    return sorted(used - bound)
+
+
 @cache
-def _examples() -> list[str]:
-    return [path.read_text() for path in sorted((ROOT / "example_dags").glob("**/*.py"))]
+def _examples() -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted((ROOT / "example_dags").glob("**/*.py"))}
 
 
 def _check_sql(code: str) -> Iterator[str]:
@@ -174,10 +212,16 @@ def _check_packages(arguments: list[str]) -> Iterator[str]:
 def _check_pip(arguments: list[str]) -> Iterator[str]:
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     for word in arguments:
-        named = re.match(r"airflow-provider-unleash\[([^]]*)\]", word)
+        named = re.match(r"(?:airflow-provider-unleash|\.|\S+\.whl)\[([^]]*)\]", word)
         for extra in named[1].split(",") if named else ():
             if extra.strip() not in extras:
                 yield f"pyproject.toml has no extra {extra.strip()}"
+        if word.endswith(".whl") or ".whl[" in word:
+            wheel = f"airflow_provider_unleash-{__version__}-py3-none-any.whl"
+            if not re.match(rf"(\S+/)?{re.escape(wheel)}(\[|$)", word):
+                yield f"the wheel is {wheel}, not {word}"
+        if word.startswith("constraints/") and not (ROOT / word).exists():
+            yield f"there is no file {word}"
 
 
 def _check_module(arguments: list[str]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "build" / "matrix"
+LOWEST = "lowest"
 PAGE = ROOT / "docs" / "compatibility.md"
 
 # Runs in a test environment, and prints which optional features its Airflow has.
@@ -97,7 +98,7 @@ class Target:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("targets", nargs="+", help="e.g. 2.11.2 3.3.2 3.3.2@3.13")
+    parser.add_argument("targets", nargs="+", help="e.g. 2.11.2 3.3.2@3.13 lowest")
     parser.add_argument("--pytest", default="", help="more arguments for pytest")
     # Tests wait half of the time, for servers, intervals and retries.
     parser.add_argument(
@@ -105,7 +106,12 @@ def main() -> int:
     )
     parser.add_argument("--page", action="store_true", help="run the slow tests too, and write docs/compatibility.md")
     options = parser.parse_args()
-    targets = [Target(*name.split("@")) for name in options.targets]
+    # Not a version of Airflow: the core tests, with the lowest versions that pyproject.toml allows.
+    lowest = LOWEST in options.targets
+    if lowest and subprocess.run(["make", "--no-print-directory", LOWEST], cwd=ROOT, check=False).returncode:
+        print("──── lowest: failed")
+        return 1
+    targets = [Target(*name.split("@")) for name in options.targets if name != LOWEST]
     RESULTS.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool:
         arguments = f"-m '' {options.pytest}" if options.page else options.pytest

@@ -59,11 +59,15 @@ def plan_steps(
     if len(windows) > limit:
         number = 1 if step is None else max(len(windows), count_steps(span, step, zone))
         raise InvalidArgumentError(
-            f"{len(device_ids)} devices × {number} windows are {len(device_ids) * number}, more than "
-            f"max_windows={max_windows}: {_suggest_step(len(device_ids), span, zone, max_windows)}",
+            f"{_count(len(device_ids), 'device')} × {_count(number, 'window')} are {len(device_ids) * number}, more "
+            f"than max_windows={max_windows}: {_suggest_step(len(device_ids), span, zone, max_windows)}",
             argument="max_windows",
         )
     return [DeviceWindow(device_id, window) for device_id in device_ids for window in windows]
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _suggest_step(devices: int, span: Window, zone: tzinfo, max_windows: int) -> str:
@@ -96,17 +100,17 @@ def split_by_size(
             for done, (one, pages) in enumerate(zip(planned, counts, strict=True), 1):
                 parts = one.halves() if pages > max_pages else ()
                 if pages > max_pages and not parts:
-                    log.warning("%s has %d pages in %s, which is too short to cut", one.device_id, pages, one.window)
+                    log.warning("%s is too short to cut: %s has %s", one.window, one.device_id, _count(pages, "page"))
                 if parts:
                     halves += parts
                 else:
                     fitting.append(one)
                 if len(fitting) + len(halves) + len(planned) - done > max_windows:
                     raise InvalidArgumentError(
-                        f"Windows of at most max_pages={max_pages} pages are more than max_windows={max_windows} (one "
-                        f"of {one.device_id} has {pages} pages): raise max_pages, {_OTHER_OPTIONS}",
+                        f"With max_pages={max_pages}, there are more windows than max_windows={max_windows} (one of "
+                        f"{one.device_id} has {_count(pages, 'page')}): raise max_pages, {_OTHER_OPTIONS}",
                         argument="max_windows",
                     )
         planned = halves
-    log.info("Counted the pages of %d windows: %d were planned, %d remain", counted, before, len(fitting))
+    log.info("Counted the pages of %s: %d planned, %d remain", _count(counted, "window"), before, len(fitting))
     return sorted(fitting, key=lambda one: (order[one.device_id], one.window.start_ms))

@@ -17,10 +17,12 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "gs://google_cloud_default@lake/unleash")
+LAKE = os.environ.get("UNLEASH_LAKE", "gs://google_cloud_default@lake/unleash") + "_bigquery"
 
 with DAG(
     dag_id="example_unleash_bigquery",
+    description="Replaces each day's rows in a BigQuery table",
+    tags=["unleash", "recipe"],
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,

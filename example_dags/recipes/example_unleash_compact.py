@@ -28,6 +28,8 @@ SQL = Path(__file__).parent / "sql" / "duckdb_compact.sql"
 
 with DAG(
     dag_id="example_unleash_compact",
+    description="Merges each day's small files into a few large ones",
+    tags=["unleash", "recipe"],
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,

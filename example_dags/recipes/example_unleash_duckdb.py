@@ -16,12 +16,14 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_duckdb"
 WAREHOUSE = os.environ.get("UNLEASH_WAREHOUSE", "unleash.duckdb")
 SQL = Path(__file__).parent / "sql" / "duckdb_load.sql"
 
 with DAG(
     dag_id="example_unleash_duckdb",
+    description="Replaces each day's counts in a DuckDB table",
+    tags=["unleash", "recipe"],
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,

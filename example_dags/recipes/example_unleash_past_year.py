@@ -15,10 +15,12 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_past_year"
 
 with DAG(
     dag_id="example_unleash_past_year",
+    description="Writes the days of a past year; start a backfill to run them",
+    tags=["unleash", "recipe"],
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2025, 1, 1, tzinfo=timezone.utc),  # runs before this date have no tasks
     catchup=False,  # past days run when you backfill them, not when you unpause the DAG

@@ -17,13 +17,15 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_privacy"
 SHARED = os.environ.get("UNLEASH_SHARED", "s3://aws_default@shared/unleash")
 # An allowlist: columns that are added later are not shared by accident.
 SHARED_COLUMNS = ["timestamp", "class_name", "count", "frame_number", "model_id"]
 
 with DAG(
     dag_id="example_unleash_privacy",
+    description="Copies each day for analysts, under pseudonyms",
+    tags=["unleash", "recipe"],
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,

@@ -16,10 +16,12 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_salesforce"
 
 with DAG(
     dag_id="example_unleash_salesforce",
+    description="Upserts each day's counts into Salesforce",
+    tags=["unleash", "recipe"],
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from importlib.util import find_spec
-from itertools import pairwise, product
+from itertools import pairwise, permutations, product
 from pathlib import Path
+from statistics import fmean
 
 import duckdb
 import pyarrow.parquet as pq
@@ -21,7 +22,7 @@ import pytest
 
 from airflow_provider_unleash.simulator import Simulator
 from tests.support.airflow_home import dags_folder
-from tests.support.dag_runs import DagRun, has_asset_state_store, load_dag, run_dag_file
+from tests.support.dag_runs import DagRun, dags_of, has_asset_state_store, load_dag, run_dag_file
 from tests.support.expected_rows import files_in, rows_by_device
 from tests.support.paths import EXAMPLES as EXAMPLES_FOLDER
 from tests.support.sample_day import (
@@ -39,6 +40,7 @@ from tests.support.sample_day import (
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
 EXAMPLES = sorted(EXAMPLES_FOLDER.glob("*.py"))
+DAG_FILES = sorted(EXAMPLES_FOLDER.rglob("example_*.py"))
 HAS_WATCHERS = hasattr(
     importlib.import_module("airflow.sdk" if find_spec("airflow.sdk") else "airflow"), "AssetWatcher"
 )
@@ -84,6 +86,42 @@ def test_every_example_can_be_parsed_without_requests_and_warnings(path, sim):
     assert sim.requests == []
 
 
+@pytest.mark.parametrize(
+    "path",
+    [path for path in DAG_FILES if HAS_WATCHERS or "AssetWatcher" not in path.read_text()],
+    ids=lambda path: path.stem,
+)
+def test_every_example_has_tags_and_a_description(path):
+    for dag in dags_of(path):
+        assert "unleash" in dag.tags
+        assert dag.description
+
+
+def test_no_two_examples_write_to_the_same_tree_or_into_one_another(lake):
+    trees: dict[str, set[str]] = {}
+    for path in DAG_FILES:
+        if HAS_WATCHERS or "AssetWatcher" not in path.read_text():
+            for dag in dags_of(path):
+                for task in dag.tasks:
+                    dst = getattr(task, "partial_kwargs", vars(task)).get("dst")
+                    if dst:
+                        trees.setdefault(dst, set()).add(dag.dag_id)
+    assert len(trees) >= 6
+    assert {dst: dags for dst, dags in trees.items() if len(dags) > 1} == {}
+    assert [(dst, other) for dst, other in permutations(trees, 2) if other.startswith(f"{dst}/")] == []
+
+
+@pytest.mark.slow
+def test_examples_on_the_same_day_do_not_double_rows_for_the_query_of_the_readme(run_example, serve, lake):
+    sim = serve(devices=(STREET, SILENT))
+    for name in ("daily", "late_data", "wait_for_sessions", "assets"):
+        run_example(name)
+    query = (EXAMPLES_FOLDER / "sql" / "rows_by_class.sql").read_text().replace("s3://lake/unleash", str(lake))
+    with duckdb.connect() as connection:
+        detections = sum(row[2] for row in connection.execute(query).fetchall())
+    assert detections == len(sim.rows(STREET, DAY_START, DAY_END - 1))
+
+
 # ---- each --------------------------------------------------------------------------------------
 
 
@@ -108,16 +146,21 @@ def test_daily_writes_the_rows_of_every_device_and_skips_a_silent_one(run_exampl
 
 
 @pytest.mark.slow
-def test_daily_writes_files_that_the_query_of_the_readme_reads(run_example, sim, lake):
+def test_daily_writes_files_that_the_query_of_the_readme_averages(run_example, sim, lake):
     run_example("daily")
     query = (EXAMPLES[0].parent / "sql" / "rows_by_class.sql").read_text()
     with duckdb.connect() as connection:
         counted = connection.execute(query.replace("s3://lake/unleash", str(lake))).fetchall()
-    expected: Counter[tuple[str, str]] = Counter()
+    counts: dict[tuple[str, str], list[float]] = {}
     for device in sim.devices:
         for record in sim.rows(device, DAY_START, DAY_END - 1):
-            expected[device, record["class_name"]] += record["count"]
-    assert {(device, name): count for device, name, count in counted} == pytest.approx(expected)
+            counts.setdefault((device, record["class_name"]), []).append(record["count"])
+    assert {(device, name): detections for device, name, detections, _ in counted} == {
+        key: len(values) for key, values in counts.items()
+    }
+    assert {(device, name): mean for device, name, _, mean in counted} == pytest.approx(
+        {key: fmean(values) for key, values in counts.items()}
+    )
 
 
 @pytest.mark.slow
@@ -129,7 +172,8 @@ def test_daily_changes_nothing_when_it_runs_again(run_example, sim, lake):
 
 
 @pytest.mark.slow
-def test_late_data_writes_three_days_and_replaces_them_the_next_night(run_example, serve, lake):
+def test_late_data_writes_three_days_and_replaces_them_the_next_night(run_example, serve, tree_of):
+    lake = tree_of("late_data")
     sim = serve(devices=(STREET, SILENT))
     run_example("late_data")
     days = [f"2026-01-{day}" for day in (10, 11, 12, 13)]
@@ -178,7 +222,8 @@ def test_data_frame_counts_the_classes_of_the_busiest_hour_of_each_device(run_ex
 
 
 @pytest.mark.slow
-def test_wait_for_sessions_waits_and_then_writes_every_device(run_example, sim, lake):
+def test_wait_for_sessions_waits_and_then_writes_every_device(run_example, sim, tree_of):
+    lake = tree_of("wait_for_sessions")
     run = run_example("wait_for_sessions")
     assert run.xcoms["wait_for_sessions"] == [session for session in sim.sessions() if int(session) < DAY_END]
     assert run.xcoms["wait_for_sessions"]
@@ -244,7 +289,8 @@ def test_backfill_plans_by_default_a_year_of_40_devices_in_fewer_windows_than_ai
 
 @pytest.mark.skipif(not has_asset_state_store(), reason="this Airflow has no asset state store")
 @pytest.mark.slow
-def test_event_driven_writes_new_sessions_once(run_example, serve, lake):
+def test_event_driven_writes_new_sessions_once(run_example, serve, tree_of):
+    lake = tree_of("sessions")
     now = int(time.time() * 1000)
     sim = serve(devices=(STREET, SILENT), sessions_from=now - 3 * HOUR_MS, session_period=1800.0, rows_per_day=2000)
     run = run_example("event_driven")
@@ -272,7 +318,8 @@ def warehouse(tmp_path: Path, connect: Callable[..., None]) -> Path:
 
 
 @pytest.mark.slow
-def test_assets_loads_each_file_once_and_again_when_it_is_rewritten(run_example, serve, lake, warehouse):
+def test_assets_loads_each_file_once_and_again_when_it_is_rewritten(run_example, serve, tree_of, warehouse):
+    lake = tree_of("assets")
     for seed in (1, 2):
         sim = serve(seed=seed)
         run_example("assets")
@@ -290,8 +337,9 @@ def test_assets_loads_each_file_once_and_again_when_it_is_rewritten(run_example,
 
 @pytest.mark.slow
 def test_assets_fails_and_loads_nothing_if_a_file_does_not_match_its_event(
-    run_example, airflow_home, serve, lake, warehouse
+    run_example, airflow_home, serve, tree_of, warehouse
 ):
+    lake = tree_of("assets")
     serve(devices=(STREET,))
     run_example("assets")
     [name] = files_in(lake)

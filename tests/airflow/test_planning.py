@@ -157,7 +157,7 @@ def test_a_plan_by_size_requests_only_first_pages(serve: Callable[..., Simulator
         assert (windows[0][0], windows[-1][1]) == (DAY_START, DAY_END)
         assert all(len(sim.rows(device_id, *window)) <= 60 for window in windows)
         assert len(windows) >= 3 if device_id != SILENT else len(windows) == 2
-    assert f"pages of {len(sim.requests)} windows: 6 were planned, {len(found)} remain" in caplog.text
+    assert f"pages of {len(sim.requests)} windows: 6 planned, {len(found)} remain" in caplog.text
 
 
 def test_a_plan_by_size_survives_transient_errors_and_fails_for_an_unknown_device(

@@ -36,13 +36,13 @@ def test_each_device_has_each_window_in_order_of_time() -> None:
 @pytest.mark.parametrize(
     ("every", "devices", "limit", "words"),
     [
-        ("day", 1, 364, ["1 devices × 365 windows are 365, more than max_windows=364", '"week", which makes 53']),
+        ("day", 1, 364, ["1 device × 365 windows are 365, more than max_windows=364", '"week", which makes 53']),
         ("day", 40, 1024, ["are 14600, more than max_windows=1024", '"month", which makes 480']),
         ("PT0.001S", 40, 1024, ["40 devices × 31536000000 windows", '"month", which makes 480']),
         ("week", 100, 1024, ["are 5300,", '"quarter", which makes 400']),
         ("month", 1024, 1024, ["are 12288,", '"year", which makes 1024']),
         ("month", 1025, 1024, ["are 12300,", "no step fits", "max_map_length"]),
-        (None, 1025, 1024, ["1025 devices × 1 windows", "no step fits"]),
+        (None, 1025, 1024, ["1025 devices × 1 window are", "no step fits"]),
     ],
 )
 def test_too_many_windows_are_an_error_that_names_a_step_that_fits(

@@ -99,7 +99,7 @@ def watch(stage: LiveStage, folder: Path) -> Seen:
     assert waited.states
     assert waited.tries
     assert waited.xcoms
-    return Seen(expected, tries, marked, killed, *read_example(stage, folder / "lake"), waited, folder)
+    return Seen(expected, tries, marked, killed, *read_example(stage, folder / "lake_sessions"), waited, folder)
 
 
 def kill_until_all_is_handled(stage: LiveStage, handled: Path, expected: set[str]) -> Counter[str]:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.recipe_runs import lake, run_recipe
+from tests.support.recipe_runs import lake, run_recipe, tree_of
 
-__all__ = ["lake", "run_recipe"]
+__all__ = ["lake", "run_recipe", "tree_of"]

@@ -38,7 +38,8 @@ def submit(lake: Path, result: Path) -> dict[tuple[str, str, str], tuple[float, 
     return found
 
 
-def test_spark_counts_the_lake_and_counts_it_again_after_a_day_is_replaced(run_recipe, serve, lake, tmp_path):
+def test_spark_counts_the_lake_and_counts_it_again_after_a_day_is_replaced(run_recipe, serve, tree_of, tmp_path):
+    lake = tree_of("past_year")
     # One id looks like a number, and one is encoded in the folder name.
     devices, expected = (STREET, "0042", "a street é=1", SILENT), {}
     for seed, days in ((1, (0, 1)), (2, (1,))):

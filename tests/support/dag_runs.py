@@ -97,10 +97,19 @@ def _plain(value: Any) -> Any:
 
 def load_dag(path: Path, variable: str = "dag") -> Any:
     """Return the ``dag`` of a file, or another of its DAGs."""
+    return getattr(_load_module(path), variable)
+
+
+def dags_of(path: Path) -> list[Any]:
+    """Return all DAGs of a file."""
+    return [value for name, value in vars(_load_module(path)).items() if name in ("dag", "load_dag")]
+
+
+def _load_module(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return getattr(module, variable)
+    return module
 
 
 def has_runs_without_dates(dag: Any) -> bool:

@@ -21,6 +21,12 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def tree_of(lake: Path) -> Callable[[str], Path]:
+    """Return a function that returns the folder that an example writes to."""
+    return lambda name: lake.with_name(f"{lake.name}_{name}")
+
+
+@pytest.fixture
 def run_recipe(airflow_home: Path, lake: Path) -> Iterator[Callable[..., DagRun]]:
     """Return a function that runs a recipe's DAG and checks the state of the run."""
     sql = dags_folder() / "sql"

@@ -2,8 +2,8 @@ CREATE EXTERNAL TABLE IF NOT EXISTS unleash.lake
 WITH PARTITION COLUMNS (device STRING, start_date DATE)
 OPTIONS (
     format = 'PARQUET',
-    uris = ['gs://lake/unleash/device=*'],
-    hive_partition_uri_prefix = 'gs://lake/unleash',
+    uris = ['gs://lake/unleash_bigquery/device=*'],
+    hive_partition_uri_prefix = 'gs://lake/unleash_bigquery',
     require_hive_partition_filter = TRUE
 );
 

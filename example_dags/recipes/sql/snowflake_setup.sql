@@ -1,7 +1,7 @@
 CREATE FILE FORMAT IF NOT EXISTS unleash_parquet TYPE = PARQUET USE_LOGICAL_TYPE = TRUE;
 
 CREATE STAGE IF NOT EXISTS unleash_lake
-    URL = 's3://lake/unleash/'
+    URL = 's3://lake/unleash_snowflake/'
     STORAGE_INTEGRATION = lake
     FILE_FORMAT = (FORMAT_NAME = 'unleash_parquet');
 
