@@ -217,7 +217,7 @@ def test_a_template_that_renders_to_an_invalid_value_fails_before_any_request(
         setattr(operator, name, value)
     with not_retried(InvalidArgumentError, match=named) as caught:
         operator.execute(make_context())
-    assert caught.value.__cause__.argument == named
+    assert caught.value.argument == named
     assert sim.requests == []
 
 

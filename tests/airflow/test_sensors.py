@@ -90,7 +90,7 @@ def test_known_sessions_that_render_to_a_string_fail_with_a_way_out(sim):
     sensor.known_sessions = str(sim.sessions())  # as rendering does
     with not_retried(errors.InvalidArgumentError, match="render_template_as_native_obj") as caught:
         sensor.execute(make_context())
-    assert caught.value.__cause__.argument == "known_sessions"
+    assert caught.value.argument == "known_sessions"
     assert sim.requests == []
 
 

@@ -285,7 +285,7 @@ class StoreCases(_Connected):
 
         with pytest.raises(AirflowFailException) as caught:
             extract(lake, file_format=file_format)
-        assert isinstance(caught.value.__cause__, EmptyReplacementError)
+        assert isinstance(caught.value, EmptyReplacementError)
         gc.collect()
         assert objects(lake) == before
         extract(lake, file_format=file_format, replace_with_empty=True)
