@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta, tzinfo
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator, ObjectStoragePath, conf
-from upath.registry import available_implementations
 
 from airflow_provider_unleash.assets import add_to_events
 from airflow_provider_unleash.core.columns import COLUMNS, columns_of
-from airflow_provider_unleash.core.extract import Landed, OnEmpty, fetch_records, land
+from airflow_provider_unleash.core.extract import OnEmpty, fetch_records, land
 from airflow_provider_unleash.core.formats import Compression, FileFormat, check_file_format
-from airflow_provider_unleash.core.moments import format_ms, parse_duration, parse_moment, parse_timezone
+from airflow_provider_unleash.core.moments import format_ms, parse_duration, parse_timezone
 from airflow_provider_unleash.core.planning import DeviceWindow, plan_steps, split_by_size
-from airflow_provider_unleash.core.protocol import ENDPOINT_PATHS, Endpoint, check_device_id
+from airflow_provider_unleash.core.protocol import Endpoint, check_device_id
 from airflow_provider_unleash.core.sessions import select_sessions, session_bounds
 from airflow_provider_unleash.core.staging import check_checkpoint_pages
-from airflow_provider_unleash.core.stores import check_dst, url_of
-from airflow_provider_unleash.core.windows import RowCounts, Window, given_window, parse_step, resolve_window
+from airflow_provider_unleash.core.stores import url_of
+from airflow_provider_unleash.core.windows import RowCounts, Window, parse_step, resolve_window
 from airflow_provider_unleash.exceptions import InvalidArgumentError, WindowError
-from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, ConnectedTask, get_connection
+from airflow_provider_unleash.folders import check_folder, open_folder
+from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, ConnectedTask
 from airflow_provider_unleash.lineage import Extraction, Written, lineage_of
 from airflow_provider_unleash.metrics import report_extraction
 from airflow_provider_unleash.tasks import (
+    WINDOW_CHECKS,
+    XCOM_RESERVED_KEYS,
     check_arguments,
     check_choice,
+    check_device_ids,
     check_literal_bounds,
     check_map_length,
+    check_positive,
+    check_start_before_end,
     is_final,
     is_literal,
     no_retry,
@@ -44,9 +48,6 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_unleash.client import UnleashClient
-
-# Keys that Airflow's serialization gives a meaning, so that rows with them would come out of XCom as something else.
-XCOM_RESERVED_KEYS = frozenset({"__classname__", "__id__", "__type", "__var"})
 
 
 class _UnleashOperator(ConnectedTask, BaseOperator):
@@ -158,13 +159,7 @@ class UnleashPlanWindowsOperator(_UnleashOperator):
 
     template_fields: Sequence[str] = (
         *_UnleashOperator.template_fields,
-        "device_ids",
-        "every",
-        "start",
-        "end",
-        "window",
-        "timezone",
-        "endpoint",
+        *("device_ids", "every", "start", "end", "window", "timezone", "endpoint"),
     )
 
     def __init__(
@@ -196,15 +191,15 @@ class UnleashPlanWindowsOperator(_UnleashOperator):
 
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
         checks: dict[str, Callable[[Any], object]] = {
-            **_WINDOW_CHECKS,
-            "device_ids": _check_device_ids,
+            **WINDOW_CHECKS,
+            "device_ids": check_device_ids,
             "every": parse_step,
             "timezone": parse_timezone,
-            "max_pages": lambda value: _check_positive("max_pages", value),
-            "max_windows": lambda value: _check_positive("max_windows", value),
+            "max_pages": lambda value: check_positive("max_pages", value),
+            "max_windows": lambda value: check_positive("max_windows", value),
         }
         check_arguments(self, checks, is_known)
-        _check_start_before_end(self, is_known)
+        check_start_before_end(self, is_known)
         if is_known(self.every) and parse_step(self.every) is None and self.max_pages is None:
             raise InvalidArgumentError('every (such as every="day") or max_pages is required', argument="every")
 
@@ -241,36 +236,6 @@ class UnleashPlanWindowsOperator(_UnleashOperator):
             return split_by_size(planned, count_pages, max_pages=max_pages, max_windows=max_windows)
 
 
-_WINDOW_CHECKS: dict[str, Callable[[Any], object]] = {
-    "start": lambda value: parse_moment(value, "start"),
-    "end": lambda value: parse_moment(value, "end"),
-    "window": parse_duration,
-    "endpoint": lambda value: check_choice("endpoint", value, tuple(ENDPOINT_PATHS)),
-}
-
-
-def _check_start_before_end(task: Any, is_known: Callable[[Any], bool]) -> None:
-    if is_known(task.start) and is_known(task.end):
-        given_window(task.start, task.end)
-
-
-def _check_device_ids(device_ids: Any) -> None:
-    # A string is a sequence too; the outputs of mapped tasks are sequences, but not lists.
-    if isinstance(device_ids, (str, bytes, Mapping)) or not isinstance(device_ids, (Sequence, Set)):
-        raise InvalidArgumentError(
-            f"device_ids={device_ids!r} must be a list of device ids. Pass the output of a task, "
-            "device_ids=devices.output; a template gives a list only if the DAG has render_template_as_native_obj=True",
-            argument="device_ids",
-        )
-    for device_id in device_ids:
-        check_device_id(device_id)
-
-
-def _check_positive(argument: str, value: Any) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise InvalidArgumentError(f"{argument}={value!r} must be a whole number above zero", argument=argument)
-
-
 # ---- extraction ----------------------------------------------------------------------------------
 
 
@@ -279,12 +244,7 @@ class _FetchOperator(_UnleashOperator):
 
     template_fields: Sequence[str] = (
         *_UnleashOperator.template_fields,
-        "device_id",
-        "start",
-        "end",
-        "window",
-        "endpoint",
-        "on_empty",
+        *("device_id", "start", "end", "window", "endpoint", "on_empty"),
     )
 
     _extraction: Extraction | None = None
@@ -312,12 +272,12 @@ class _FetchOperator(_UnleashOperator):
 
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
         checks: dict[str, Callable[[Any], object]] = {
-            **_WINDOW_CHECKS,
+            **WINDOW_CHECKS,
             "device_id": check_device_id,
             "on_empty": lambda value: check_choice("on_empty", value, get_args(OnEmpty)),
         }
         check_arguments(self, checks, is_known)
-        _check_start_before_end(self, is_known)
+        check_start_before_end(self, is_known)
 
     def _execute(self, context: Context) -> Any:
         self._extraction = None
@@ -446,11 +406,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
 
     template_fields: Sequence[str] = (
         *_FetchOperator.template_fields,
-        "dst",
-        "file_format",
-        "compression",
-        "column_types",
-        "resume_within",
+        *("dst", "file_format", "compression", "column_types", "resume_within"),
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"column_types": "json"}
 
@@ -483,8 +439,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
         if all(map(is_known, (self.file_format, self.compression, self.column_types))):
             check_file_format(self.file_format, self.compression, self.column_types)
         if is_known(self.dst):
-            check_dst(str(self.dst))
-            _check_scheme(str(self.dst))
+            check_folder(str(self.dst))
 
     def _execute(self, context: Context) -> dict[str, Any]:
         summary: dict[str, Any] = super()._execute(context)
@@ -496,7 +451,7 @@ class UnleashToObjectStorageOperator(_FetchOperator):
             client,
             self.device_id,
             window,
-            _open_folder(self.dst),
+            open_folder(self.dst),
             file_format=self.file_format,
             compression=self.compression,
             column_types=self.column_types,
@@ -508,17 +463,12 @@ class UnleashToObjectStorageOperator(_FetchOperator):
         )
         if landed.is_skipped:
             raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")
-        self._keep_lineage(landed)
-        statistics = self._report("Wrote", landed.counts, landed.size, landed.path, client, began)
-        return self._summarize(window, landed, statistics)
-
-    def _keep_lineage(self, landed: Landed) -> None:
+        counts, size = landed.counts, landed.size
         if self._extraction:
             columns = columns_of(self.column_types) if self.file_format in ("csv", "parquet") else COLUMNS
             account = getattr(landed.path.fs, "account_name", None)  # Azure's file system has it
-            self._extraction.written = Written(str(self.dst), columns, landed.counts.rows, landed.size, account)
-
-    def _summarize(self, window: Window, landed: Landed, statistics: dict[str, float]) -> dict[str, Any]:
+            self._extraction.written = Written(str(self.dst), columns, counts.rows, size, account)
+        statistics = self._report("Wrote", counts, size, landed.path, client, began)
         url = url_of(landed.path)
         path = str(landed.path) if "://" in str(landed.path) else url  # a local path is not a URL
         return {
@@ -528,52 +478,8 @@ class UnleashToObjectStorageOperator(_FetchOperator):
             "window_rule": window.rule,
             "endpoint": self.endpoint,
             "file_format": self.file_format,
-            **asdict(landed.counts),
+            **asdict(counts),
             **statistics,
             "resumed_pages": landed.resumed_pages,
-            "files": [{"path": path, "url": url, "rows": landed.counts.rows, "bytes": landed.size}],
+            "files": [{"path": path, "url": url, "rows": counts.rows, "bytes": size}],
         }
-
-
-# ---- dst -----------------------------------------------------------------------------------------
-
-# The extras of this package that install the file system of a scheme.
-_EXTRA_BY_SCHEME = {
-    "s3": "s3",
-    "s3a": "s3",
-    "gs": "gcs",
-    "gcs": "gcs",
-    "abfs": "azure",
-    "abfss": "azure",
-    "adl": "azure",
-}
-
-
-def _check_scheme(dst: str) -> None:
-    scheme = dst.partition("://")[0].lower() if "://" in dst else "file"
-    known = available_implementations(fallback=True)
-    if scheme not in known:
-        similar = get_close_matches(scheme, known, n=1)
-        hint = f"; did you mean {similar[0]}://?" if similar else ""
-        raise InvalidArgumentError(f"dst={dst!r}: no file system has the scheme {scheme}://{hint}", argument="dst")
-
-
-def _open_folder(dst: str | ObjectStoragePath) -> ObjectStoragePath:
-    """
-    Return the folder of a ``dst`` that :func:`check_dst` accepts.
-
-    :raises InvalidArgumentError: if its connection does not exist, or nothing installed serves its scheme.
-    """
-    scheme, _, place = str(dst).partition("://")
-    conn_id, _, _ = place.partition("/")[0].rpartition("@")
-    if conn_id:
-        get_connection(conn_id, "dst")  # the Amazon provider would continue without credentials
-    try:
-        # ObjectStoragePath does not accept one of a plain path.
-        folder = dst if isinstance(dst, ObjectStoragePath) else ObjectStoragePath(dst)
-        _ = folder.fs
-    except (ImportError, ValueError) as error:
-        extra = _EXTRA_BY_SCHEME.get(scheme.lower())
-        hint = f"pip install 'airflow-provider-unleash[{extra}]'" if extra else "install the provider that serves it"
-        raise InvalidArgumentError(f"dst={str(dst)!r} cannot be used: {error}; {hint}", argument="dst") from None
-    return folder

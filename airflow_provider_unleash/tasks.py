@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from airflow.providers.common.compat.sdk import AirflowFailException, conf
 
+from airflow_provider_unleash.core.moments import parse_duration, parse_moment
+from airflow_provider_unleash.core.protocol import ENDPOINT_PATHS, check_device_id
 from airflow_provider_unleash.core.sessions import session_bounds
+from airflow_provider_unleash.core.windows import given_window
 from airflow_provider_unleash.exceptions import (
     InvalidArgumentError,
     PermanentError,
@@ -25,6 +28,8 @@ except ImportError:  # before Airflow 3.3, where retry_delay always applies
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+# Keys that Airflow's serialization gives a meaning, so that rows with them would come out of XCom as something else.
+XCOM_RESERVED_KEYS = frozenset({"__classname__", "__id__", "__type", "__var"})
 # If the API asks for a longer delay than this, it is probably a mistake.
 MAX_RETRY_DELAY = timedelta(days=1)
 
@@ -127,6 +132,39 @@ def check_literal_bounds(since: Any, until: Any) -> None:
     """
     with no_retry():
         session_bounds(*(value if is_literal(value) else None for value in (since, until)))
+
+
+WINDOW_CHECKS: dict[str, Callable[[Any], object]] = {
+    "start": lambda value: parse_moment(value, "start"),
+    "end": lambda value: parse_moment(value, "end"),
+    "window": parse_duration,
+    "endpoint": lambda value: check_choice("endpoint", value, tuple(ENDPOINT_PATHS)),
+}
+
+
+def check_start_before_end(task: Any, is_known: Callable[[Any], bool]) -> None:
+    """Check ``start`` and ``end`` together, if both are known."""
+    if is_known(task.start) and is_known(task.end):
+        given_window(task.start, task.end)
+
+
+def check_device_ids(device_ids: Any) -> None:
+    """Check that these are device ids, and not a string that a template rendered."""
+    # A string is a sequence too; the outputs of mapped tasks are sequences, but not lists.
+    if isinstance(device_ids, (str, bytes, Mapping)) or not isinstance(device_ids, (Sequence, Set)):
+        raise InvalidArgumentError(
+            f"device_ids={device_ids!r} must be a list of device ids. Pass the output of a task, "
+            "device_ids=devices.output; a template gives a list only if the DAG has render_template_as_native_obj=True",
+            argument="device_ids",
+        )
+    for device_id in device_ids:
+        check_device_id(device_id)
+
+
+def check_positive(argument: str, value: Any) -> None:
+    """Check that this is a whole number above zero, or None."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise InvalidArgumentError(f"{argument}={value!r} must be a whole number above zero", argument=argument)
 
 
 # ---- errors --------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def commands_of(program: str) -> list[Any]:
 
 
 def with_key(text: str) -> str:
-    """Return a text with a key in the place of what the documents write for one."""
+    """Return the text with a key in place of the placeholder that the documents use."""
     return text.replace("ul_pat_…", "ul_pat_0123456789abcdef")
 
 

@@ -106,7 +106,7 @@ class Figures:
         return _ratio(self.costs[one], self.costs[other], "cpu")
 
     def ideal(self, latency: int, concurrency: int) -> float:
-        """Return the seconds that an API of such latency takes for so many pages when so many are under way."""
+        """Return the seconds that the API needs for all pages at this latency and number of requests in flight."""
         return self.size.pages * latency / 1000 / concurrency
 
 
@@ -375,14 +375,13 @@ Measured on {machine}, Python {python}, Airflow {airflow}, pyarrow {pyarrow}, ms
 ## What limits it
 
 **With latency, the API is the limit.** {pages} pages at {slow} ms with `page_concurrency={concurrency}` take at least
-{ideal:.2f} s. This package takes {beyond:.2f} times that. The difference is the first page, which is requested alone
-because it tells how many pages there are, the first and last page, which are read again at the end, and the cost of
-threads. With 16 requests in flight, this process was busy {busy:.0%} of the time and shared the machine with the
+{ideal:.2f} s. This package takes {beyond:.2f} times that. The difference is the first page and then the last, which are
+read before the others so that a change is noticed, both of them again at the end, and the cost of threads. With 16 requests in flight, this process was busy {busy:.0%} of the time and shared the machine with the
 simulator.
 
 A separate measurement on the same machine: eight threads that only call `requests.get` take 1.12 to 1.16 times the
-ideal, and reading the first page alone and the ends again adds 0.09. What remains of the goal of 1.3 is less than the
-extra CPU time of a page while other work shares the caches, so a busy machine misses it.
+ideal, and three rounds of 50 ms for the first page, the last page and both again add 0.12. What remains of the goal of
+1.3 is less than the extra CPU time of a page while other work shares the caches, so a busy machine misses it.
 
 **Without latency, CPU time is the limit.** Rows are kept as tuples, which Python's garbage collector does not track,
 so decoding costs less here than the floor's decoding to lists. This pays for the rule at the window's end and for

@@ -1,0 +1,55 @@
+"""The folder that a task writes to: its URL with the Airflow connection in it becomes a path."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from upath.registry import available_implementations
+
+from airflow_provider_unleash.core.stores import check_dst
+from airflow_provider_unleash.exceptions import InvalidArgumentError
+from airflow_provider_unleash.hooks import get_connection
+
+# The extras of this package that install the file system of a scheme.
+_EXTRA_BY_SCHEME = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("abfs", "abfss", "adl"), "azure"),
+}
+
+
+def check_folder(dst: str) -> None:
+    """
+    Check that the URL or absolute path of a folder leads where it says, with a known scheme.
+
+    :raises InvalidArgumentError: if it does not.
+    """
+    check_dst(dst)
+    scheme = dst.partition("://")[0].lower() if "://" in dst else "file"
+    known = available_implementations(fallback=True)
+    if scheme not in known:
+        similar = get_close_matches(scheme, known, n=1)
+        hint = f"; did you mean {similar[0]}://?" if similar else ""
+        raise InvalidArgumentError(f"dst={dst!r}: no file system has the scheme {scheme}://{hint}", argument="dst")
+
+
+def open_folder(dst: str | ObjectStoragePath) -> ObjectStoragePath:
+    """
+    Return the folder of a ``dst`` that :func:`check_folder` accepts.
+
+    :raises InvalidArgumentError: if its connection does not exist, or nothing installed serves its scheme.
+    """
+    scheme, _, place = str(dst).partition("://")
+    conn_id, _, _ = place.partition("/")[0].rpartition("@")
+    if conn_id:
+        get_connection(conn_id, "dst")  # the Amazon provider would continue without credentials
+    try:
+        # ObjectStoragePath does not accept one of a plain path.
+        folder = dst if isinstance(dst, ObjectStoragePath) else ObjectStoragePath(dst)
+        _ = folder.fs
+    except (ImportError, ValueError) as error:
+        extra = _EXTRA_BY_SCHEME.get(scheme.lower())
+        hint = f"pip install 'airflow-provider-unleash[{extra}]'" if extra else "install the provider that serves it"
+        raise InvalidArgumentError(f"dst={str(dst)!r} cannot be used: {error}; {hint}", argument="dst") from None
+    return folder
