@@ -376,8 +376,8 @@ Measured on {machine}, Python {python}, Airflow {airflow}, pyarrow {pyarrow}, ms
 
 **With latency, the API is the limit.** {pages} pages at {slow} ms with `page_concurrency={concurrency}` take at least
 {ideal:.2f} s. This package takes {beyond:.2f} times that. The difference is the first page and then the last, which are
-read before the others so that a change is noticed, both of them again at the end, and the cost of threads. With 16 requests in flight, this process was busy {busy:.0%} of the time and shared the machine with the
-simulator.
+read before the others so that a change is noticed, both of them again at the end, and the cost of threads. With 16
+requests in flight, this process was busy {busy:.0%} of the time and shared the machine with the simulator.
 
 A separate measurement on the same machine: eight threads that only call `requests.get` take 1.12 to 1.16 times the
 ideal, and three rounds of 50 ms for the first page, the last page and both again add 0.12. What remains of the goal of
