@@ -1,4 +1,4 @@
-"""The site is built only where every link, page and snippet is right, and asks no other host for anything."""
+"""The site is built only if every link, page and snippet is right, and it loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ pytest.importorskip("material", reason="the group docs is not installed")
 from tests.support.paths import ROOT
 
 PARTS = ("README.md", "CHANGELOG.md", "LICENSE", "Makefile", "pyproject.toml", "mkdocs.yml")
-FOLDERS = ("docs", "example_dags", "tools", "airflow_provider_unleash")
+FOLDERS = ("airflow_provider_unleash", "constraints", "docs", "example_dags", "tools")
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """Give a copy of what the site is built from."""
+    """Return a copy of what the site is built from."""
     for name in PARTS:
         shutil.copy(ROOT / name, tmp_path / name)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    # What says which of Debian's packages it needs; no other test, so that code in documents is that of examples.
+    # These tests name the Debian packages that the docs install. No other tests, so that snippets match examples only.
     shutil.copytree(ROOT / "tests" / "cluster", tmp_path / "tests" / "cluster")
     return tmp_path
 
 
 def build(clone: Path) -> subprocess.CompletedProcess[str]:
-    """Run ``make docs`` with what is installed here."""
+    """Run ``make docs`` with the environment of this test."""
     command = ["make", "docs", f"ENV={sys.prefix}", f"--old-file={sys.prefix}/.docs"]
     return subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
 
 
-def test_the_site_is_built_with_the_reference_and_with_what_lies_outside_docs(clone: Path) -> None:
+def test_the_site_contains_the_reference_and_the_files_outside_docs(clone: Path) -> None:
     done = build(clone)
     assert done.returncode == 0, done.stderr
     site = clone / "build" / "site"
@@ -51,14 +51,13 @@ def test_the_site_is_built_with_the_reference_and_with_what_lies_outside_docs(cl
     operators = (site / "reference" / "operators.html").read_text()
     for name in ("device_id", "dst", "retry_policy", "&#39;unleash_default&#39;"):
         assert name in operators
-    # A line per parameter.
     assert "UnleashListDevicesOperator(\n    *,\n" in re.sub(r"<[^>]+>", "", operators)
-    # reST is what the docstrings are in, and nothing that a reader should see.
+    # Docstrings are in reST, but readers should not see its markup.
     for page in (site / "reference").glob("*.html"):
         assert not any(role in page.read_text() for role in (":class:", ":meth:", ":func:", ":mod:", ".. code-block"))
 
 
-def test_what_is_wrong_is_named_and_there_is_no_site(clone: Path) -> None:
+def test_every_fault_is_reported_and_no_site_is_built(clone: Path) -> None:
     (clone / "docs" / "stray.md").write_text("# On no map\n")
     with (clone / "docs" / "metrics.md").open("a") as page:
         page.write("\n[a](nowhere.md) [b](formats.md#nowhere) [c](../example_dags/nowhere.py) ![d](nowhere.png)\n")
