@@ -40,12 +40,8 @@ def asset_of(dst: str | ObjectStoragePath) -> Asset:
 
 def add_to_events(context: Context, outlets: Iterable[Any], summary: Mapping[str, Any]) -> None:
     """
-    Add an extraction's summary to the event of each outlet asset.
-
-    :param context: the task's context; Airflow emits its ``outlet_events`` when the task succeeds.
-    :param outlets: the task's outlets. Only assets get the summary: Airflow 2.11 and 3.0 fail a task that adds an
-        event with a list in it to an alias.
-    :param summary: what the operator returns.
+    Add an extraction's summary to the event of each outlet asset, but not of an alias: Airflow 2.11 and 3.0 fail a task
+    that adds an event with a list in it to an alias.
     """
     values: Mapping[str, Any] = context
     extra = {name: summary[name] for name in ("device_id", "start", "end", "rows", "pages", "files")}

@@ -164,11 +164,7 @@ class SessionCursor:
 
 
 async def list_pending(store: Any, sessions: SessionList) -> SessionList:
-    """
-    Return the sessions that at least one consumer of an asset has not handled yet; all if it has no consumers.
-
-    :param store: the asset's state store, as a trigger gets it; None if there is none.
-    """
+    """Return the sessions that at least one consumer of an asset has not handled yet; all if it has no consumers."""
     consumers = [] if store is None else await store.aget(CONSUMERS_KEY) or []
     stored = [await store.aget(_CURSOR_KEY_PREFIX + consumer) for consumer in consumers]
     if not stored:

@@ -20,11 +20,7 @@ _EXTRA_BY_SCHEME = {
 
 
 def check_folder(dst: str) -> None:
-    """
-    Check that the URL or absolute path of a folder leads where it says, with a known scheme.
-
-    :raises InvalidArgumentError: if it does not.
-    """
+    """Check that the URL or absolute path of a folder leads where it says, with a known scheme."""
     check_dst(dst)
     scheme = dst.partition("://")[0].lower() if "://" in dst else "file"
     known = available_implementations(fallback=True)
@@ -35,11 +31,7 @@ def check_folder(dst: str) -> None:
 
 
 def open_folder(dst: str | ObjectStoragePath) -> ObjectStoragePath:
-    """
-    Return the folder of a ``dst`` that :func:`check_folder` accepts.
-
-    :raises InvalidArgumentError: if its connection does not exist, or nothing installed serves its scheme.
-    """
+    """Return the folder of a ``dst`` that :func:`check_folder` accepts."""
     scheme, _, place = str(dst).partition("://")
     conn_id, _, _ = place.partition("/")[0].rpartition("@")
     if conn_id:

@@ -214,7 +214,6 @@ class ConnectedTask:
                 del self._client
 
     def on_kill(self) -> None:
-        """Cancel the requests."""
         if self._client is not None:
             self._client.cancel()
 
@@ -259,11 +258,7 @@ def _diagnosis(error: UnleashError) -> str:
 
 
 def get_connection(conn_id: str, argument: str = "unleash_conn_id") -> Connection:
-    """
-    Return an Airflow connection.
-
-    :raises InvalidArgumentError: if there is no such connection; names the argument.
-    """
+    """Return an Airflow connection; the error names the argument."""
     try:
         return BaseHook.get_connection(conn_id)
     except AirflowNotFoundException as error:
@@ -271,13 +266,7 @@ def get_connection(conn_id: str, argument: str = "unleash_conn_id") -> Connectio
 
 
 def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
-    """
-    Return a client for an Airflow connection.
-
-    :param connection: connection of type ``unleash``; its password is the key.
-    :param overrides: parameters of the client that take precedence over the connection.
-    :raises InvalidArgumentError: if a field is invalid; names the connection and the field.
-    """
+    """Return a client for an Airflow connection; ``overrides`` are parameters that take precedence over it."""
     from airflow import __version__ as airflow_version
 
     from airflow_provider_unleash.client import UnleashClient

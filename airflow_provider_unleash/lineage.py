@@ -21,13 +21,10 @@ if TYPE_CHECKING:
 @dataclass
 class Written:
     """
-    What an extraction wrote.
+    What an extraction wrote; ``size`` is in bytes.
 
-    :param dst: the folder. With the object instead, each run would make a dataset that no other run uses.
-    :param columns: column types by name.
-    :param rows: number of rows.
-    :param size: size in bytes.
-    :param account: Azure storage account, which the URL does not name.
+    ``dst`` is the folder: with the object, each run would make a dataset that no other run uses. ``account`` is the
+    Azure storage account, which the URL does not name.
     """
 
     dst: str
@@ -39,14 +36,7 @@ class Written:
 
 @dataclass
 class Extraction:
-    """
-    The progress of an extraction.
-
-    :param base_url: base URL of the API.
-    :param device_id: the device.
-    :param window: the requested window.
-    :param written: None until the object is published, and if the operator does not write one.
-    """
+    """The progress of an extraction; ``written`` is None until the object is published."""
 
     base_url: str
     device_id: str
@@ -70,12 +60,7 @@ def lineage_of(extraction: Extraction | None) -> OperatorLineage | None:
 
 
 def dataset_name(dst: str, account: str | None = None) -> tuple[str, str]:
-    """
-    Return namespace and name of a folder's dataset, see https://openlineage.io/docs/spec/naming.
-
-    :param dst: folder URL or absolute path.
-    :param account: Azure storage account.
-    """
+    """Return namespace and name of a folder's dataset, see https://openlineage.io/docs/spec/naming."""
     scheme, bucket, key = place_of(dst)
     if scheme == "file":
         return "file", f"/{key}"

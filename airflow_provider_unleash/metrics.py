@@ -19,7 +19,6 @@ _TAGS = {"dag_id": "AIRFLOW_CTX_DAG_ID", "task_id": "AIRFLOW_CTX_TASK_ID"}
 
 
 def report_traffic(traffic: Traffic, *, in_triggerer: bool = False) -> None:
-    """Report a closed client's requests, retries and throttled time."""
     counters = {f"requests.{outcome}": count for outcome, count in traffic.outcomes.items()}
     counters |= {"retries": traffic.retries, "throttled_ms": round(traffic.throttled_seconds * 1000)}
     _report(counters, in_triggerer=in_triggerer)
@@ -31,7 +30,6 @@ def report_extraction(*, rows: int, size: int, seconds: float) -> None:
 
 
 def report_poll(*, in_triggerer: bool = False) -> None:
-    """Report one poll for new sessions."""
     _report({"polls": 1}, in_triggerer=in_triggerer)
 
 

@@ -51,12 +51,7 @@ if TYPE_CHECKING:
 
 
 class _UnleashOperator(ConnectedTask, BaseOperator):
-    """
-    Base of all operators: the connection, and no retries after a permanent error.
-
-    :param unleash_conn_id: connection of type "Unleash live" (templated).
-    :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
-    """
+    """Base of all operators: the connection, and no retries after a permanent error."""
 
     template_fields: Sequence[str] = ("unleash_conn_id",)
     ui_color = "#d8e8f6"

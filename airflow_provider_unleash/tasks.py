@@ -34,9 +34,6 @@ XCOM_RESERVED_KEYS = frozenset({"__classname__", "__id__", "__type", "__var"})
 MAX_RETRY_DELAY = timedelta(days=1)
 
 
-# ---- times of the run ----------------------------------------------------------------------------
-
-
 class RunTimes(TypedDict):
     """The times of a run, None if it does not have them; arguments of ``resolve_window``."""
 
@@ -69,9 +66,6 @@ def run_times(context: Context) -> RunTimes:
     )
 
 
-# ---- arguments -----------------------------------------------------------------------------------
-
-
 def is_literal(value: Any) -> bool:
     """Return whether an argument is final when the DAG is parsed: neither a template nor the output of a task."""
     if isinstance(value, str):
@@ -89,33 +83,19 @@ def is_final(value: Any) -> bool:
 
 
 def check_arguments(task: Any, checks: Mapping[str, Callable[[Any], object]], is_known: Callable[[Any], bool]) -> None:
-    """
-    Check the arguments of a task that are known, each by its own function.
-
-    :param is_known: :func:`is_literal` in a constructor, :func:`is_final` when the task runs.
-    :raises InvalidArgumentError: if one is invalid.
-    """
+    """Check the arguments that are known: literals in a constructor, all of them when the task runs."""
     for name, check in checks.items():
         if is_known(getattr(task, name)):
             check(getattr(task, name))
 
 
 def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
-    """
-    Check that a value is one of a few.
-
-    :raises InvalidArgumentError: if it is not.
-    """
     if value not in choices:
         raise InvalidArgumentError(f"{argument}={value!r} must be one of {', '.join(choices)}", argument=argument)
 
 
 def check_map_length(task: Any, result: Sequence[Any]) -> None:
-    """
-    Check that Airflow can map tasks over a result, if it is to; Airflow's own error names neither number.
-
-    :raises ResultTooLargeError: if it cannot.
-    """
+    """Check that Airflow can map tasks over a result, if it is to; Airflow's own error names neither number."""
     limit = conf.getint("core", "max_map_length", fallback=1024)
     if len(result) > limit and task.has_dag() and any(True for _ in task.iter_mapped_dependants()):
         raise ResultTooLargeError(
@@ -125,11 +105,7 @@ def check_map_length(task: Any, result: Sequence[Any]) -> None:
 
 
 def check_literal_bounds(since: Any, until: Any) -> None:
-    """
-    Check the bounds of sessions as far as they are known when the DAG is parsed.
-
-    :raises InvalidArgumentError: if one cannot be parsed, or no session can start between them.
-    """
+    """Check the bounds of sessions as far as they are known when the DAG is parsed."""
     with no_retry():
         session_bounds(*(value if is_literal(value) else None for value in (since, until)))
 
@@ -167,9 +143,6 @@ def check_positive(argument: str, value: Any) -> None:
         raise InvalidArgumentError(f"{argument}={value!r} must be a whole number above zero", argument=argument)
 
 
-# ---- errors --------------------------------------------------------------------------------------
-
-
 @contextmanager
 def no_retry() -> Iterator[None]:
     """
@@ -186,9 +159,6 @@ def no_retry() -> Iterator[None]:
         vars(final).update(vars(error))
         # From its own cause, so that Airflow does not log the same error twice.
         raise final.with_traceback(error.__traceback__) from error.__cause__
-
-
-# ---- retries -------------------------------------------------------------------------------------
 
 
 def retry_arguments(retry_policy: Any | None) -> dict[str, Any]:
@@ -229,10 +199,8 @@ if RetryPolicy is not None:
             return RetryDecision.default()
 
         def serialize(self) -> dict[str, Any]:
-            """Return no arguments."""
             return {}
 
         @classmethod
         def deserialize(cls, data: dict[str, Any]) -> RetryAfterPolicy:
-            """Return a new policy."""
             return cls()

@@ -58,11 +58,9 @@ _MAX_JITTER = 1.0
 @dataclass(frozen=True)
 class PollResult:
     """
-    The sessions that the API lists, or the error of a failed poll.
+    The sessions that the API lists, or the error after ``failures`` failed polls in a row.
 
-    :param asked_at: time of the poll on the event loop's clock.
-    :param failures: failed polls in a row.
-    :param pause: seconds until the next poll.
+    ``asked_at`` is on the event loop's clock, ``pause`` is the seconds until the next poll.
     """
 
     asked_at: float

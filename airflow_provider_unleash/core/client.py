@@ -122,8 +122,6 @@ class UnleashClient(RecordSource):
         """The requests so far."""
         return self._requester.traffic
 
-    # ---- the five endpoints ----
-
     def get_version(self) -> str:
         """Return the version of the API; the way to check that a key works."""
         return self._requester.get(protocol.VERSION_PATH, protocol.parse_version)

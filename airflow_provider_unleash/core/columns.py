@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-# ---- column types --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ColumnType:
     """
@@ -120,12 +117,7 @@ HIVE_KEYS = ("device", "start_date")
 
 
 def columns_of(column_types: Mapping[str, str] | None) -> dict[str, str]:
-    """
-    Return the columns of Parquet and CSV in order: the eight known ones, ``extra``, the declared ones.
-
-    :param column_types: type names of the declared columns.
-    :raises InvalidArgumentError: if a declared name is taken or its type is unknown.
-    """
+    """Return the columns of Parquet and CSV in order: the eight known ones, ``extra``, the declared ones."""
     columns = {**COLUMNS, EXTRA: "string"}
     if not isinstance(column_types, (Mapping, type(None))):
         raise InvalidArgumentError(
@@ -146,9 +138,6 @@ def columns_of(column_types: Mapping[str, str] | None) -> dict[str, str]:
             )
         columns[name] = kind
     return columns
-
-
-# ---- a page as columns ---------------------------------------------------------------------------
 
 
 def iter_columns(page: Page, columns: Mapping[str, str]) -> Iterable[tuple[str, str, Sequence[Any]]]:
@@ -173,11 +162,7 @@ def _extra_values(page: Page, columns: Mapping[str, str]) -> list[str | None]:
 
 
 def check_values(page: Page, name: str, kind: str, values: Sequence[Any]) -> None:
-    """
-    Check that all values other than None fit their column.
-
-    :raises UnexpectedResponseError: if one does not; names page, row, field and value.
-    """
+    """Check that all values other than None fit their column; the error names page, row, field and value."""
     if not _all_fit(kind, values):
         raise _misfit_error(page, name, kind, values)
 
@@ -211,11 +196,7 @@ _CSV_TIMESTAMP = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{
 
 
 def csv_values(page: Page, name: str, kind: str, values: Sequence[Any]) -> Sequence[Any]:
-    """
-    Return the values as CSV text, None for null.
-
-    :raises UnexpectedResponseError: if a value does not fit its column.
-    """
+    """Return the values as CSV text, None for null."""
     if kind == "timestamp" and _are_csv_timestamps(values):
         return values
     check_values(page, name, kind, values)
@@ -234,16 +215,8 @@ def _are_csv_timestamps(values: Sequence[Any]) -> bool:
         return False
 
 
-# ---- Arrow ---------------------------------------------------------------------------------------
-
-
 class ArrowConverter:
-    """
-    Converts pages to Arrow record batches.
-
-    :param columns: type names by column, as from :func:`columns_of`.
-    :ivar schema: the schema of all batches.
-    """
+    """Converts pages to Arrow record batches."""
 
     # Lengths of timestamps that pyarrow parses exactly as parse_timestamp does.
     _USUAL_LENGTHS = frozenset({None, len("2020-08-17T02:08:49Z"), len("2020-08-17T02:08:49.000Z")})
@@ -261,11 +234,6 @@ class ArrowConverter:
         self.schema = pa.schema([(name, self._types[kind]) for name, kind in columns.items()])
 
     def convert(self, page: Page) -> pa.RecordBatch:
-        """
-        Return the rows of a page.
-
-        :raises UnexpectedResponseError: if a value does not fit its column.
-        """
         arrays = [self._to_array(page, *column) for column in iter_columns(page, self._columns)]
         return self._pa.record_batch(arrays, schema=self.schema)
 
@@ -303,14 +271,7 @@ _EXTRA_LIBRARIES = {"parquet": ("pyarrow",), "pandas": ("pandas", "pyarrow"), "p
 
 
 def check_extra_installed(extra: str, feature: str, argument: str) -> None:
-    """
-    Check that the libraries of an extra are installed.
-
-    :param extra: name of the extra of this package.
-    :param feature: what needs it, for the error.
-    :param argument: the parameter that the error names.
-    :raises InvalidArgumentError: if they are missing; says how to install them.
-    """
+    """Check that an extra's libraries are installed; errors name ``argument`` and ``feature``, which needs them."""
     missing = [name for name in _EXTRA_LIBRARIES[extra] if find_spec(name) is None]
     if missing:
         raise InvalidArgumentError(

@@ -36,15 +36,7 @@ PROGRESS_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Landed:
-    """
-    The result of an extraction to a store.
-
-    :param path: the object.
-    :param counts: counts of the rows.
-    :param size: bytes of the object.
-    :param resumed_pages: pages that an earlier try had read.
-    :param is_skipped: whether nothing was written, because the window has no rows and ``on_empty="skip"``.
-    """
+    """The result of an extraction to a store; ``size`` is in bytes, ``resumed_pages`` were read by an earlier try."""
 
     path: FolderPath
     counts: RowCounts
@@ -142,13 +134,7 @@ def fetch_records(
     """
     Return the rows of a device in a window as records, with their counts and their bytes as JSON.
 
-    :param max_bytes: the most that the rows may take as JSON.
-    :param reserved_keys: keys that the receiver would not take as data.
-    :raises ResultTooLargeError: if the rows take more than ``max_bytes``.
-    :raises UnexpectedResponseError: if a row has a reserved key, on any level.
-    :raises EmptyResultError: if there are no rows and ``on_empty="fail"``.
-    :raises NotFoundError: if the account does not have the device.
-    :raises SnapshotChangedError: if pages changed while they were read, four times.
+    ``reserved_keys`` are keys that the receiver would not take as data; a row with one, on any level, is an error.
     """
 
     def attempt() -> tuple[list[dict[str, Any]], RowCounts, int]:
@@ -197,13 +183,7 @@ def _iter_keys(value: Any) -> Iterator[str]:
 
 
 def check_empty(client: UnleashClient, device_id: str, counts: RowCounts, on_empty: OnEmpty) -> None:
-    """
-    Check whether a window may be empty.
-
-    :param counts: counts of a window without rows.
-    :raises NotFoundError: if the account does not have the device.
-    :raises EmptyResultError: if ``on_empty="fail"``.
-    """
+    """Check whether a window may be empty; ``counts`` are those of a window without rows."""
     # The API may return no rows for an unknown device. If it had rows at the end of the window, it knows the device.
     if not counts.rows_at_end and device_id not in client.list_devices():
         raise NotFoundError(
@@ -214,9 +194,6 @@ def check_empty(client: UnleashClient, device_id: str, counts: RowCounts, on_emp
     if on_empty == "fail":
         raise EmptyResultError(f"{message}. The data may be late, so Airflow retries the task")
     log.info(message)
-
-
-# ---- reading -------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -46,11 +46,7 @@ _JSON = msgspec.json.Encoder()
 def check_file_format(
     file_format: str, compression: str | None = None, column_types: Mapping[str, str] | None = None
 ) -> None:
-    """
-    Check that these can be used together.
-
-    :raises InvalidArgumentError: if they cannot.
-    """
+    """Check that these can be used together."""
     if file_format not in FILE_FORMATS:
         raise InvalidArgumentError(
             f"file_format={file_format!r} must be one of {', '.join(FILE_FORMATS)}", argument="file_format"
@@ -86,17 +82,8 @@ def _basic_iso(moment_ms: int) -> str:
     return f"{_utc(moment_ms):%Y%m%dT%H%M%S}{fraction}Z"
 
 
-# ---- writers -------------------------------------------------------------------------------------
-
-
 class PageWriter(ABC):
-    """
-    Writes pages to a binary stream.
-
-    :param stream: where to write.
-    :param columns: type names by column, for formats with columns.
-    :ivar size: bytes of the complete object, once it is published.
-    """
+    """Writes pages to a binary stream; ``size`` is the bytes of the complete object, once it is published."""
 
     size = 0
 
@@ -107,11 +94,7 @@ class PageWriter(ABC):
 
     @abstractmethod
     def write_page(self, page: Page) -> None:
-        """
-        Append the rows of a page.
-
-        :raises UnexpectedResponseError: if a value does not fit its column (Parquet, CSV).
-        """
+        """Append the rows of a page."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -243,9 +226,6 @@ _WRITERS: dict[FileFormat, type[PageWriter]] = {
 }
 
 
-# ---- objects -------------------------------------------------------------------------------------
-
-
 @contextmanager
 def open_object(
     path: StoragePath,
@@ -254,15 +234,7 @@ def open_object(
     compression: Compression | None = None,
     column_types: Mapping[str, str] | None = None,
 ) -> Iterator[PageWriter]:
-    """
-    Yield a writer. When the block ends, the object is published whole; if it raises, nothing changes.
-
-    :param path: the object, such as an ``ObjectStoragePath``.
-    :param file_format: jsonl, json, csv or parquet.
-    :param compression: gzip or None; Parquet is compressed internally.
-    :param column_types: additional columns of Parquet and CSV.
-    :raises InvalidArgumentError: if these cannot be used together, or pyarrow is missing.
-    """
+    """Yield a writer. When the block ends, the object is published whole; if it raises, nothing changes."""
     check_file_format(file_format, compression, column_types)
     if file_format == "parquet":
         check_extra_installed("parquet", "file_format='parquet'", "file_format")

@@ -18,23 +18,12 @@ FrameType = Literal["pandas", "polars"]
 
 
 def to_table(pages: Iterable[Page], column_types: Mapping[str, str] | None = None) -> pa.Table:
-    """
-    Return the rows of pages as an Arrow table.
-
-    :param column_types: additional columns, as for Parquet files.
-    :raises InvalidArgumentError: if ``column_types`` is invalid.
-    :raises UnexpectedResponseError: if a value does not fit its column.
-    """
     converter = ArrowConverter(columns_of(column_types))
     return converter.to_table(map(converter.convert, pages))
 
 
 def check_df_type(df_type: FrameType) -> None:
-    """
-    Check that such frames can be created.
-
-    :raises InvalidArgumentError: if the type is unknown or its library is missing; says how to install it.
-    """
+    """Check that such frames can be created."""
     known = get_args(FrameType)
     if df_type not in known:
         raise InvalidArgumentError(f"df_type={df_type!r} must be one of {', '.join(known)}", argument="df_type")

@@ -26,17 +26,8 @@ _BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
 _LEAP_SECOND = re.compile(r"^(.{17})60")
 
 
-# ---- epoch milliseconds --------------------------------------------------------------------------
-
-
 def to_epoch_ms(moment: datetime | int, argument: str) -> int:
-    """
-    Return a moment in epoch milliseconds, floored.
-
-    :param moment: an aware ``datetime`` (pendulum included), or epoch milliseconds.
-    :param argument: the parameter that the error names.
-    :raises InvalidArgumentError: if it is naive, looks like seconds, or has another type.
-    """
+    """Return a moment in epoch milliseconds, floored; ``argument`` is the parameter that errors name."""
     if isinstance(moment, datetime):
         if moment.tzinfo is None:
             raise InvalidArgumentError(f"{argument}={moment} has no time zone", argument=argument)
@@ -72,16 +63,11 @@ def format_ms(moment_ms: int) -> str:
     return from_epoch_ms(moment_ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# ---- timestamps of rows --------------------------------------------------------------------------
-
-
 def parse_timestamp(text: str) -> datetime:
     """
     Parse the ``timestamp`` of a row, such as ``2020-08-17T02:08:49.000Z``; without an offset it is UTC.
 
     A leap second (``23:59:60``) is the next second, as it is in epoch milliseconds.
-
-    :raises ValueError: if it is not in RFC 3339 format.
     """
     try:
         # msgspec rounds digits beyond microseconds, which could move the moment to the next millisecond.
@@ -123,22 +109,13 @@ def are_all_between(timestamps: Sequence[Any], start: datetime, end: datetime) -
         return False
 
 
-# ---- arguments -----------------------------------------------------------------------------------
-
-
 def is_missing(value: object) -> bool:
     """Return whether an argument is not given; templates render None and empty values as strings."""
     return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
 
 
 def parse_moment(value: object, argument: str) -> int | None:
-    """
-    Return a moment in epoch milliseconds, floored, or None if it is not given.
-
-    :param value: datetime, date, ISO 8601 string, or epoch milliseconds; a naive value is UTC.
-    :param argument: the parameter that the error names.
-    :raises InvalidArgumentError: if it cannot be parsed or looks like seconds.
-    """
+    """Return a moment in epoch milliseconds, floored, or None; a naive value is UTC, errors name ``argument``."""
     if is_missing(value):
         return None
     if isinstance(value, str):
@@ -168,13 +145,7 @@ def parse_moment_string(text: str, argument: str) -> datetime | date | int:
 
 
 def parse_duration(value: object, argument: str = "window") -> timedelta | None:
-    """
-    Return a duration, or None if it is not given.
-
-    :param value: ``timedelta``, pendulum duration, or ISO 8601 duration such as ``P1D``.
-    :param argument: the parameter that the error names.
-    :raises InvalidArgumentError: if it cannot be parsed or is shorter than a millisecond.
-    """
+    """Return a duration, or None if it is not given; ``argument`` is the parameter that errors name."""
     if is_missing(value):
         return None
     if isinstance(value, str):
@@ -191,13 +162,7 @@ def parse_duration(value: object, argument: str = "window") -> timedelta | None:
 
 
 def parse_timezone(value: object, argument: str = "timezone") -> tzinfo | None:
-    """
-    Return a time zone, or None if it is not given.
-
-    :param value: ``tzinfo``, or an IANA name such as ``Europe/Berlin``.
-    :param argument: the parameter that the error names.
-    :raises InvalidArgumentError: if the name is unknown.
-    """
+    """Return a time zone, or None if it is not given; ``argument`` is the parameter that errors name."""
     if is_missing(value):
         return None
     if isinstance(value, tzinfo):
@@ -239,16 +204,12 @@ def assume_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-# ---- calendar arithmetic -------------------------------------------------------------------------
-
-
 def shift(moment: datetime, duration: timedelta, zone: tzinfo, times: int = 1) -> datetime:
     """
     Move a moment by a duration, ``times`` times: years, months and days by the zone's calendar, the rest by the clock.
 
-    One day before noon on the day when clocks change is noon of the day before, 23 or 25 hours earlier.
-
-    :raises OverflowError: if the result is outside the years 1 to 9999; for some values a ValueError.
+    One day before noon on the day when clocks change is noon of the day before, 23 or 25 hours earlier. Outside the
+    years 1 to 9999, it raises an OverflowError or, for some values, a ValueError.
     """
     years, months, days, clock = split_duration(duration)
     moment = assume_utc(moment)

@@ -29,10 +29,6 @@ class Snapshot:
     What identifies the pages of a window at one time: if any row is added or removed, one of these changes.
 
     Pages are cut one after the other, so a new row in any page moves rows into the last one.
-
-    :param total_pages: number of pages.
-    :param first: digest of the first page.
-    :param last: digest of the last page.
     """
 
     total_pages: int
@@ -48,15 +44,8 @@ class PageReader:
     changed, so may have any page between. This detects a change while pages are read, whatever page it falls into,
     because the last page was known before any page between was requested.
 
-    A context manager: leaving it cancels the requests in flight.
-
-    :param fetch: returns the response of a page number; called from several threads.
-    :param parse: returns the page of a number and response; called from the consuming thread only, because decoding in
-        the threads that wait for the network makes them compete for the GIL.
-    :param cancel: cancels the calls of ``fetch`` in progress.
-    :param concurrency: requests in flight.
-    :raises SnapshotChangedError: if the pages changed while they were read.
-    :raises UnexpectedResponseError: if the API repeats a page, or a page between is empty.
+    ``fetch`` is called from several threads, ``parse`` from the consuming thread only, because decoding in the threads
+    that wait for the network makes them compete for the GIL. Leaving the block cancels the requests in flight.
     """
 
     def __init__(
@@ -96,7 +85,6 @@ class PageReader:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The snapshot that the pages belong to."""
         return Snapshot(self.first.total_pages, self.first.digest, self.last.digest)
 
     def iter_from(self, number: int) -> Iterator[Page]:
@@ -164,11 +152,7 @@ def _changed(what: str) -> SnapshotChangedError:
 
 
 def restart_on_change(read: Callable[[], T]) -> T:
-    """
-    Return what ``read`` returns; call it again, up to three times, if pages change while it reads them.
-
-    :raises SnapshotChangedError: if they changed each time.
-    """
+    """Return what ``read`` returns; call it again, up to three times, if pages change while it reads them."""
     retrying = Retrying(
         retry=retry_if_exception_type(SnapshotChangedError),
         stop=stop_after_attempt(MAX_RESTARTS + 1),

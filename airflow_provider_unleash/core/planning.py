@@ -44,12 +44,7 @@ PageCounts = Callable[[Sequence[DeviceWindow]], Generator[int, None, None]]
 def plan_steps(
     device_ids: Sequence[str], span: Window, step: timedelta | None, zone: tzinfo, *, max_windows: int
 ) -> list[DeviceWindow]:
-    """
-    Return the windows of all devices, device by device, each in order of time.
-
-    :param step: the length of a window; None makes the span one window.
-    :raises InvalidArgumentError: if there are more than ``max_windows``; says which step would fit.
-    """
+    """Return the windows of all devices, device by device, in order of time; without a step, one window each."""
     if not device_ids:
         log.warning("There are no devices, so there are no windows")
         return []
@@ -84,11 +79,7 @@ def split_by_size(
     """
     Halve windows until each has at most ``max_pages`` pages or is shorter than two minutes.
 
-    Requests fewer than ``2 * max_windows`` pages.
-
-    :param planned: at most ``max_windows`` windows.
-    :param count_pages: yields the number of pages of each window.
-    :raises InvalidArgumentError: if there are more than ``max_windows``.
+    Requests fewer than ``2 * max_windows`` pages; ``planned`` has at most ``max_windows`` windows.
     """
     order = {device_id: number for number, device_id in enumerate(dict.fromkeys(one.device_id for one in planned))}
     fitting: list[DeviceWindow] = []

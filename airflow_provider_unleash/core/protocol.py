@@ -68,13 +68,7 @@ _STREAM_TOKEN_IN_JSON = re.compile((_PARAMETER + _VALUE.format(end='"')).encode(
 
 
 def parse_base_url(url: str, *, allow_http: bool = False) -> str:
-    """
-    Return the base URL without a trailing slash; without a scheme, it is https.
-
-    :param url: ``[scheme://]host[:port][/path]``.
-    :param allow_http: also allow http for hosts other than loopback.
-    :raises InvalidArgumentError: if it is not such a URL, contains credentials, or would send the key unencrypted.
-    """
+    """Return the base URL, ``scheme://host[:port][/path]``, without a trailing slash; without a scheme, it is https."""
     text = url.strip()
     try:
         parts = urlsplit(text if re.match("[^/]*:/", text) else f"https://{text}")
@@ -114,11 +108,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_api_key(api_key: str | None) -> str:
-    """
-    Return the key without surrounding white space.
-
-    :raises InvalidArgumentError: if it is empty or has characters that an HTTP header cannot carry.
-    """
+    """Return the key without surrounding white space, or raise InvalidArgumentError."""
     key = (api_key or "").strip()
     if not key:
         raise InvalidArgumentError(
@@ -145,11 +135,7 @@ def auth_headers(api_key: str, auth: Auth = "auto") -> dict[str, str]:
 
 
 def check_device_id(device_id: str) -> str:
-    """
-    Return the id unchanged.
-
-    :raises InvalidArgumentError: if it is not a string, is empty, or could change the path of a URL or object.
-    """
+    """Return the id unchanged, or raise InvalidArgumentError if it could change the path of a URL or object."""
     if not isinstance(device_id, str) or not device_id:
         raise InvalidArgumentError(f"device_id must be a non-empty string, not {device_id!r}", argument="device_id")
     problem = None
@@ -177,13 +163,7 @@ def quote_device_id(device_id: str) -> str:
 
 
 def window_path(device_id: str, start: datetime | int, end: datetime | int, endpoint: Endpoint = "compact") -> str:
-    """
-    Return the path of ``[start, end]`` without the page number.
-
-    :param start: aware ``datetime``, or epoch milliseconds.
-    :param end: like ``start``.
-    :raises InvalidArgumentError: if an argument is invalid, or start is after end.
-    """
+    """Return the path of ``[start, end]`` without the page number."""
     if endpoint not in ENDPOINT_PATHS:
         raise InvalidArgumentError(f"endpoint={endpoint!r} must be compact or tableau", argument="endpoint")
     start_ms, end_ms = to_epoch_ms(start, "start"), to_epoch_ms(end, "end")
@@ -197,11 +177,7 @@ def window_path(device_id: str, start: datetime | int, end: datetime | int, endp
 
 @dataclass(frozen=True)
 class Response:
-    """
-    One HTTP response.
-
-    :param secret: the key, which excerpts never show, even if the body repeats it.
-    """
+    """One HTTP response; excerpts never show ``secret``, the key, even if the body repeats it."""
 
     url: str
     status: int
@@ -231,12 +207,7 @@ def redact(text: str, secret: str) -> str:
 
 
 def raise_for_status(response: Response) -> None:
-    """
-    Return for status 200; raise the matching error for any other.
-
-    :raises TransientError: for 408, 425, 429 and 5xx.
-    :raises PermanentError: for any other status.
-    """
+    """Raise the matching error unless the status is 200."""
     status = response.status
     if status == 200:
         return
@@ -391,7 +362,6 @@ _SORTED_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_as
 
 
 def sorted_json(value: Any) -> str:
-    """Return compact JSON with sorted keys."""
     return _SORTED_JSON.encode(value)
 
 
@@ -428,12 +398,7 @@ def parse_ids(response: Response) -> list[str]:
 
 
 def parse_page(response: Response, number: int, endpoint: Endpoint = "compact") -> Page:
-    """
-    Return one page.
-
-    :raises TransportError: if the body is not JSON.
-    :raises UnexpectedResponseError: if it is JSON but not a page; names page, row and field if they are known.
-    """
+    """Parse a page; errors name its number, and row and field if known."""
     try:
         page = _compact_page(response, number) if endpoint == "compact" else _tableau_page(response, number)
         if page.total_pages == 0 and page.rows:
@@ -604,7 +569,6 @@ def mask_stream_tokens(page: Page) -> Page:
 
 
 def has_stream_tokens(page: Page) -> bool:
-    """Return whether a string of the page contains the token of a live stream."""
     return mask_stream_tokens(page) is not page
 
 

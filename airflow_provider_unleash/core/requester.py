@@ -81,12 +81,7 @@ def _outcome_of(error: UnleashError) -> str:
 
 
 class _Flight:
-    """
-    One request in flight.
-
-    :param is_cancelled: whether nobody waits for the request any more.
-    :param deadline: when the whole response must have arrived, by the monotonic clock.
-    """
+    """One request in flight; the whole response must arrive by ``deadline``, on the monotonic clock."""
 
     def __init__(self, is_cancelled: Callable[[], bool], deadline: float) -> None:
         self._is_cancelled = is_cancelled
@@ -119,8 +114,6 @@ class RequestGroup:
     Requests that share a throttle and are cancelled together.
 
     It has no locks, because :meth:`cancel` may run in a signal handler. Each step is atomic in CPython.
-
-    :param throttle: limits the requests in flight.
     """
 
     def __init__(self, throttle: Throttle) -> None:
@@ -129,7 +122,6 @@ class RequestGroup:
         self._cancelled = False
 
     def is_cancelled(self) -> bool:
-        """Return whether :meth:`cancel` was called."""
         return self._cancelled
 
     def cancel(self) -> None:
@@ -152,20 +144,7 @@ class RequestGroup:
 
 
 class Requester:
-    """
-    Sends GET requests with the key, and retries those that may succeed later.
-
-    :param base_url: valid base URL of the API.
-    :param api_key: valid key; never in a log or error.
-    :param auth: how the key is sent.
-    :param timeout: seconds for the connect and for each read.
-    :param response_timeout: seconds for a whole response.
-    :param max_attempts: attempts per request.
-    :param verify: True, or the path of a CA bundle.
-    :param max_response_bytes: larger bodies are refused while they are read.
-    :param user_agent: appended to the package's own.
-    :param pool_size: connections to keep open.
-    """
+    """Sends GET requests with the key, and retries those that may succeed later."""
 
     def __init__(
         self,
@@ -201,7 +180,6 @@ class Requester:
             group.cancel()
 
     def close(self) -> None:
-        """Close the open connections."""
         self._session.close()
 
     @property
@@ -226,14 +204,7 @@ class Requester:
         return group
 
     def get(self, path: str, parse: Callable[[Response], T], group: RequestGroup | None = None) -> T:
-        """
-        Return the parsed response of a path; retry as long as that may help.
-
-        :param path: path after the base URL.
-        :param parse: parses a response of status 200; its :class:`.TransientError` causes a retry too.
-        :param group: the group that the request belongs to.
-        :raises UnleashError: if the request failed for good.
-        """
+        """Return the parsed response; retry transient errors, including those that ``parse`` raises."""
         group = group or self.new_group()
         failures = 0
         while True:

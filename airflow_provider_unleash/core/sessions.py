@@ -29,8 +29,6 @@ def parse_session_start(session_id: str) -> int:
     Return the start of a session in epoch milliseconds, which is what its id looks like.
 
     The API's documented example has ids of that form, but the API does not promise it.
-
-    :raises UnexpectedResponseError: if the id is not in epoch milliseconds.
     """
     start = _start_or_none(session_id)
     if start is None:
@@ -43,12 +41,7 @@ def parse_session_start(session_id: str) -> int:
 
 
 class SessionList:
-    """
-    The sessions that the API lists: each once, parsed once for all who select from them.
-
-    :param sessions: session ids, in any order.
-    :ivar ids: oldest first, then those whose start is unknown.
-    """
+    """The sessions that the API lists, each once; ``ids`` has the oldest first, then those whose start is unknown."""
 
     def __init__(self, sessions: Iterable[str]) -> None:
         starts = {session: _start_or_none(session) for session in sessions}
@@ -117,9 +110,6 @@ def session_bounds(
 
     Bounds that are not given come from the data interval if it is longer than zero; otherwise ``since`` is
     ``run_after`` and there is no ``until``.
-
-    :param other_times: times of the run that do not matter here.
-    :raises WindowError: if no session can start between the bounds.
     """
     since_ms, until_ms = parse_moment(since, "since"), parse_moment(until, "until")
     interval = data_interval_window(data_interval_start, data_interval_end)

@@ -54,11 +54,7 @@ class _UnusableError(Exception):
 
 
 def check_checkpoint_pages(checkpoint_pages: int | None) -> None:
-    """
-    Check that this is a number of pages, or None, which turns staging off.
-
-    :raises InvalidArgumentError: if it is neither.
-    """
+    """Check that this is a number of pages, or None, which turns staging off."""
     is_whole = isinstance(checkpoint_pages, int) and not isinstance(checkpoint_pages, bool) and checkpoint_pages > 0
     if checkpoint_pages is not None and not is_whole:
         raise InvalidArgumentError(
@@ -74,18 +70,11 @@ class Staging:
     Each ``checkpoint_pages`` pages become one file, ``<dst>/_staging/<hash>/00000.pages`` and so on, published whole or
     not at all; the hash is that of the object's name. A file starts with a line about what its pages belong to; each
     further line is a checksum and a page, as a response of the API. Tries that read the same object at the same time
-    write the same files.
+    write the same files. ``source`` is what else determines the pages, such as base URL and endpoint. Extractions of at
+    most ``checkpoint_pages`` pages are not staged. Files older than ``resume_within`` are removed, not used.
 
     An error in here costs requests, never rows: it is logged and the API is asked instead. A context manager: the files
     stay if the block raises, unless it raises because the pages changed or the disk is full.
-
-    :param dst: folder that the object's name is relative to.
-    :param object_name: the object, see :func:`.object_name`.
-    :param source: what else determines the pages, such as base URL and endpoint: strings and numbers.
-    :param checkpoint_pages: pages per file; extractions of at most this many pages are not staged; None stages nothing.
-    :param resume_within: files that are older are removed, not used.
-    :ivar next_page: the first page that is not staged.
-    :ivar resumed_pages: number of pages that :meth:`load` yielded.
     """
 
     def __init__(
@@ -128,8 +117,6 @@ class Staging:
         Yield the pages from page 2 on that an earlier try has staged, without a gap; call it before :meth:`keep`.
 
         Staged pages of another snapshot or source are removed.
-
-        :param snapshot: the snapshot of the pages that the API has now.
         """
         self._snapshot = snapshot
         self._is_enabled = True
@@ -238,7 +225,6 @@ def _checksum(content: bytes) -> bytes:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether the error says that there is no space left."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -58,15 +58,8 @@ class FolderPath(StoragePath, Protocol):
     def __truediv__(self, name: str) -> FolderPath: ...
 
 
-# ---- URLs ----------------------------------------------------------------------------------------
-
-
 def check_dst(dst: str) -> None:
-    """
-    Check that the URL or absolute path of a folder leads where it says.
-
-    :raises InvalidArgumentError: if it does not, for example because a template rendered to None.
-    """
+    """Check that the URL or absolute path of a folder leads where it says; a template may have rendered to None."""
     scheme, _, place = dst.partition("://") if "://" in dst else ("file", "", dst)
     problem = None
     is_local = scheme.lower() in ("file", "local")
@@ -93,11 +86,7 @@ def url_of(path: StoragePath) -> str:
 
 
 def place_of(dst: str) -> tuple[str, str, str]:
-    """
-    Return scheme, bucket and key of a folder, whichever Airflow connection and spelling lead there.
-
-    :param dst: folder URL or absolute path that :func:`check_dst` accepts.
-    """
+    """Return scheme, bucket and key of a folder, whichever Airflow connection and spelling lead there."""
     scheme, _, place = dst.partition("://") if "://" in dst else ("file", "", dst)
     scheme = _SCHEME_ALIASES.get(scheme.lower(), scheme.lower())
     bucket, _, key = place.partition("/")
@@ -112,9 +101,6 @@ def _is_local(path: StoragePath) -> bool:
 
 def _is_s3(path: StoragePath) -> bool:
     return path.protocol in ("s3", "s3a")
-
-
-# ---- publishing ----------------------------------------------------------------------------------
 
 
 def publish(path: StoragePath) -> AbstractContextManager[IO[bytes]]:
@@ -147,9 +133,8 @@ def abort_uploads(path: StoragePath, *, below: bool = False) -> None:
     """
     Abort the open multipart uploads of an object that is published: those of killed processes, which cost money.
 
-    An upload that is still in progress fails and publishes nothing; it would have written the same object again.
-
-    :param below: abort the uploads of all objects whose name starts with the path.
+    An upload that is still in progress fails and publishes nothing; it would have written the same object again. With
+    ``below``, abort the uploads of all objects whose name starts with the path.
     """
     if not _is_s3(path):
         return

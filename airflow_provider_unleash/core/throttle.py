@@ -32,10 +32,6 @@ class Throttle:
     A refusal (429, or ``Retry-After`` with another status) pauses all requests, for the longer of ``Retry-After`` and
     the backoff, and halves the limit; each round of successes raises it by one again. Refusals count for all requests
     together and any success resets the count, so that many threads do not use up the retries of one page.
-
-    :param limit: requests in flight while the API accepts all of them.
-    :param max_refusals: refusals in a row after which the caller should give up.
-    :param on_pause: called with the seconds that each pause adds.
     """
 
     def __init__(self, limit: int, max_refusals: int, on_pause: Callable[[float], object]) -> None:
@@ -47,11 +43,7 @@ class Throttle:
         self._changed = threading.Condition()
 
     def run(self, send: Callable[[], T], is_cancelled: Callable[[], bool]) -> T:
-        """
-        Wait for a free slot and return what ``send`` returns.
-
-        :raises TransportError: if ``is_cancelled()`` becomes true before the request is sent.
-        """
+        """Wait for a free slot and return what ``send`` returns."""
         sent_at = self._acquire(is_cancelled)
         try:
             result = send()

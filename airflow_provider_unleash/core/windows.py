@@ -96,16 +96,8 @@ def resolve_window(
     4. ``window`` is given: ``[moment - window, moment)``, where the moment is the end of the data interval, else the
        logical date, else ``run_after``.
 
-    Rules 3 and 4 count in the DAG's time zone; whole days are calendar days.
-
-    :param start: datetime, date, ISO 8601 string or epoch milliseconds; ``""`` and ``"None"`` are not given.
-    :param end: like ``start``.
-    :param window: ``timedelta``, pendulum duration or ISO 8601 duration.
-    :param undated_partition: partition key of a run whose partition date is unknown. Rules 3 and 4 do not apply to
-        such a run, because its partition may lie anywhere.
-    :param run_kind: kind of run that the error names, such as ``manual``.
-    :raises WindowError: if no rule applies, or start is after end.
-    :raises InvalidArgumentError: if a value cannot be parsed.
+    Rules 3 and 4 count in the DAG's time zone; whole days are calendar days. They do not apply to a run with an
+    ``undated_partition``, the key of a partition whose date is unknown, because it may lie anywhere.
     """
     given, length = given_window(start, end), parse_duration(window)
     if given is not None:
@@ -129,12 +121,7 @@ def resolve_window(
 
 
 def given_window(start: object, end: object) -> Window | None:
-    """
-    Return the window from ``start`` to ``end``, or None if neither is given.
-
-    :raises WindowError: if only one is given, or start is after end.
-    :raises InvalidArgumentError: if one cannot be parsed.
-    """
+    """Return the window from ``start`` to ``end``, or None if neither is given."""
     start_ms, end_ms = parse_moment(start, "start"), parse_moment(end, "end")
     if start_ms is None and end_ms is None:
         return None
@@ -259,13 +246,7 @@ def _end_of_step(span: Window, step: timedelta, zone: tzinfo, number: int) -> in
 
 
 def parse_step(value: object, argument: str = "every") -> timedelta | None:
-    """
-    Return the duration of a step, or None if it is not given.
-
-    :param value: one of ``STEPS``, or a duration as in :func:`~.moments.parse_duration`.
-    :param argument: the parameter that the error names.
-    :raises InvalidArgumentError: if it cannot be parsed.
-    """
+    """Return the duration of a step, or None if it is not given; ``argument`` is the parameter that errors name."""
     if isinstance(value, str) and value in STEPS:
         return STEPS[value]
     if isinstance(value, str) and not is_missing(value) and not value.startswith("P"):
@@ -299,12 +280,9 @@ class HalfOpenPages:
     """
     The pages of ``[start, end)``, from an API that is asked for ``[start, end]``. Iterate once.
 
-    Rows stamped exactly ``end`` are dropped, because the next window has them. All other rows are kept and counted,
-    even those stamped outside the window or not at all, because no other window is known to return them.
-
-    :param window: the requested window; if start equals end, no rows are dropped.
-    :param pages: the API's pages.
-    :ivar counts: counts of what has been read so far.
+    Rows stamped exactly ``end`` are dropped, because the next window has them, unless start equals end. All other rows
+    are kept and counted, even those stamped outside the window or not at all, because no other window is known to
+    return them.
     """
 
     def __init__(self, window: Window, pages: Iterable[Page]) -> None:
