@@ -27,7 +27,7 @@ def clone(tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, tmp_path / name)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    # The tests that snippets come from, besides the examples: Debian packages, and queries for readers that guess types.
+    # Besides examples, snippets come from these tests: Debian packages, and queries for readers that guess types.
     for name in ("cluster/test_show.py", "core/test_formats.py"):
         copied = tmp_path / "tests" / name
         copied.parent.mkdir(parents=True, exist_ok=True)
