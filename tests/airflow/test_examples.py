@@ -113,8 +113,8 @@ def test_no_two_examples_write_to_the_same_tree_or_into_one_another(lake):
 
 @pytest.mark.slow
 def test_examples_on_the_same_day_do_not_double_rows_for_the_query_of_the_readme(run_example, serve, lake):
-    sim = serve(devices=(STREET, SILENT))
-    for name in ("daily", "late_data", "wait_for_sessions", "assets"):
+    sim = serve(devices=(STREET, SILENT), sessions_from=DAY_START)
+    for name in ("daily", "late_data", "wait_for_sessions"):
         run_example(name)
     query = (EXAMPLES_FOLDER / "sql" / "rows_by_class.sql").read_text().replace("s3://lake/unleash", str(lake))
     with duckdb.connect() as connection:
