@@ -339,7 +339,7 @@ class Chaos:
 
             options |= {"clock": clock, "sessions_from": plan.target.window_ms[0]}
         if plan.grows:
-            options["growing"] = 400
+            options["growing"] = 400 * max(1, plan.target.length.days)
         return Simulator(port, seed=plan.generation % LATE, rows_per_day=ROWS_A_DAY, **options)
 
     # ---- one try ----
