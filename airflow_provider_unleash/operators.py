@@ -108,7 +108,8 @@ class UnleashListSessionsOperator(_UnleashOperator):
         super().__init__(**kwargs)
         self.since = since
         self.until = until
-        check_literal_bounds(since, until)
+        with no_retry():
+            check_literal_bounds(since, until)
 
     def _execute(self, context: Context) -> list[str]:
         since_ms, until_ms = session_bounds(self.since, self.until)

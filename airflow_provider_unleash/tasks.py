@@ -106,8 +106,7 @@ def check_map_length(task: Any, result: Sequence[Any]) -> None:
 
 def check_literal_bounds(since: Any, until: Any) -> None:
     """Check the bounds of sessions as far as they are known when the DAG is parsed."""
-    with no_retry():
-        session_bounds(*(value if is_literal(value) else None for value in (since, until)))
+    session_bounds(*(value if is_literal(value) else None for value in (since, until)))
 
 
 WINDOW_CHECKS: dict[str, Callable[[Any], object]] = {
