@@ -82,7 +82,7 @@ def imported() -> dict[str, list[str]]:
 def test_what_every_dag_file_imports_adds_no_library_to_what_airflow_loads_itself(imported):
     added = {name.partition(".")[0] for name in imported["added"]} - set(sys.stdlib_module_names)
     # Airflow 2.11 and 3.0 do not load all of the last three by themselves.
-    assert added <= {"airflow", "airflow_provider_unleash", "msgspec", "tenacity", "upath"}
+    assert added <= {"airflow", "airflow_provider_unleash", "msgspec", "upath"}
 
 
 def test_what_every_dag_file_imports_leaves_the_http_client_to_the_worker(imported):

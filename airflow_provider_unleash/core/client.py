@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from airflow_provider_unleash.core import protocol
-from airflow_provider_unleash.core.pages import PageReader
+from airflow_provider_unleash.core.pages import PageReader, ReadAhead
 from airflow_provider_unleash.core.protocol import Auth, Endpoint, Page, Response
 from airflow_provider_unleash.core.records import RecordSource
-from airflow_provider_unleash.core.requester import Requester, Traffic
+from airflow_provider_unleash.core.requester import Requester, RequestGroup, Traffic
 from airflow_provider_unleash.exceptions import InvalidArgumentError, TransportError, UnleashError
 
 log = logging.getLogger(__name__)
 
 MAX_TIMEOUT = 86_400.0  # seconds; the operating system rejects much longer ones
+
+
+@dataclass(frozen=True)
+class RequestBudget:
+    """What the readers of many windows share: a limit of requests in flight and of pages in memory."""
+
+    group: RequestGroup
+    ahead: ReadAhead
 
 
 class UnleashClient(RecordSource):
@@ -160,6 +170,19 @@ class UnleashClient(RecordSource):
         """
         return _iter_all(self.open_pages(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency))
 
+    @contextmanager
+    def open_budget(self) -> Iterator[RequestBudget]:
+        """Yield a budget of ``page_concurrency`` requests; leaving the block cancels those in flight."""
+        budget = self._new_budget(self.page_concurrency)
+        try:
+            yield budget
+        finally:
+            budget.group.cancel()
+            budget.ahead.close()
+
+    def _new_budget(self, concurrency: int) -> RequestBudget:
+        return RequestBudget(self._requester.new_group(concurrency), ReadAhead(concurrency))
+
     def open_pages(
         self,
         device_id: str,
@@ -168,11 +191,24 @@ class UnleashClient(RecordSource):
         *,
         endpoint: Endpoint = "compact",
         page_concurrency: int | None = None,
+        budget: RequestBudget | None = None,
     ) -> PageReader:
-        """Return a reader of the pages of ``[start, end]``; parameters and errors as in :meth:`iter_pages`."""
+        """
+        Return a reader of the pages of ``[start, end]``; parameters and errors as in :meth:`iter_pages`.
+
+        With a ``budget``, it shares the requests in flight with other readers.
+        """
         path = protocol.window_path(device_id, start, end, endpoint)
-        concurrency = self._concurrency(page_concurrency)
-        group = self._requester.new_group(concurrency)
+        if budget is None:
+            own = self._new_budget(self._concurrency(page_concurrency))
+            group, ahead = own.group, own.ahead
+        else:
+            group, ahead = budget.group.new_child(), budget.ahead
+
+        def close() -> None:
+            group.cancel()
+            if budget is None:
+                ahead.close()
 
         def fetch(number: int) -> Response:
             return self._requester.get(f"{path}/{number}", lambda response: response, group)
@@ -187,7 +223,7 @@ class UnleashClient(RecordSource):
                     raise
                 return self._requester.get(f"{path}/{number}", read, group)  # it was not JSON
 
-        return PageReader(fetch, parse, group.cancel, concurrency)
+        return PageReader(fetch, parse, close, ahead)
 
     def iter_page_counts(
         self,

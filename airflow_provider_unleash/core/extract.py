@@ -89,24 +89,25 @@ def land(
 
     def attempt(checkpoint_pages: int | None) -> Landed:
         resume = resume_within or timedelta(0)
-        with (
-            Staging(dst, name, source, checkpoint_pages=checkpoint_pages, resume_within=resume) as staging,
-            open_window(client, device_id, window, endpoint, staging) as pages,
-            open_object(path, file_format, compression=compression, column_types=column_types) as writer,
-        ):
-            for page in pages:
-                writer.write_page(page)
-            if not pages.counts.rows:
-                check_empty(client, device_id, pages.counts, on_empty)
-                if on_empty == "skip":
-                    raise _SkippedError
-                if not replace_with_empty and has_rows(path, file_format, compression):
-                    raise EmptyReplacementError(
-                        f"{path} has rows, but the API now returns none for its window. The object stays unchanged; "
-                        "set replace_with_empty=True to replace it",
-                        path=str(path),
-                    )
-        return Landed(path, pages.counts, writer.size, staging.resumed_pages)
+        with Staging(dst, name, source, checkpoint_pages=checkpoint_pages, resume_within=resume) as staging:
+            with (
+                open_window(client, device_id, window, endpoint, staging) as pages,
+                open_object(path, file_format, compression=compression, column_types=column_types) as writer,
+            ):
+                for page in pages:
+                    writer.write_page(page)
+                if not pages.counts.rows:
+                    check_empty(client, device_id, pages.counts, on_empty)
+                    if on_empty == "skip":
+                        raise _SkippedError
+                    if not replace_with_empty and has_rows(path, file_format, compression):
+                        raise EmptyReplacementError(
+                            f"{path} has rows, but the API now returns none for its window. The object stays "
+                            "unchanged; set replace_with_empty=True to replace it",
+                            path=str(path),
+                        )
+            staging.remove()
+            return Landed(path, pages.counts, writer.size, staging.resumed_pages)
 
     stages = checkpoint_pages if resume_within else None
     try:

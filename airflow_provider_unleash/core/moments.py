@@ -100,12 +100,17 @@ def parse_timestamp_or_none(value: Any) -> datetime | None:
 
 
 def are_all_between(timestamps: Sequence[Any], start: datetime, end: datetime) -> bool:
-    """Return whether all are certainly timestamps after ``start`` and before ``end``, in one fast pass."""
+    """Return whether all are timestamps in ``[start, end)``, in one fast pass over usual ones."""
     try:
+        moments = msgspec.convert(timestamps, list[datetime])
         # Rows usually come in order of time, and sorting a sorted list is faster than min() and max().
-        moments = sorted(msgspec.convert(timestamps, list[datetime]))
-        return not moments or (start < moments[0] and moments[-1] < end)
-    except (msgspec.ValidationError, TypeError):  # one is not a timestamp, or has no offset
+        in_order = sorted(moments)
+        if not moments or (start < in_order[0] and in_order[-1] < end):
+            return True
+        # msgspec rounds digits beyond microseconds, so parse what may be at a bound again.
+        near = [text for text, moment in zip(timestamps, moments, strict=True) if not start < moment < end]
+        return all(start <= parse_timestamp(text) < end for text in near)
+    except (msgspec.ValidationError, TypeError, ValueError):  # one is not a timestamp, or has no offset
         return False
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from types import TracebackType
 from typing import TypeVar
-
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
 from airflow_provider_unleash.core.protocol import Page, Response
 from airflow_provider_unleash.core.throttle import backoff
@@ -36,6 +35,51 @@ class Snapshot:
     last: bytes
 
 
+class ReadAhead:
+    """
+    Threads that fetch pages before they are consumed; the readers of many windows may share them.
+
+    ``concurrency`` pages are fetched at a time, and less than twice as many are ahead of their readers; when readers
+    share this, each may have one more.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self._concurrency = concurrency
+        self._workers = ThreadPoolExecutor(concurrency, "unleash-page")  # starts threads when they are needed
+        self._room = threading.Semaphore(2 * concurrency - 2)
+
+    def close(self) -> None:
+        self._workers.shutdown(wait=True, cancel_futures=True)
+
+    def iter_responses(
+        self, fetch: Callable[[int], Response], numbers: Iterable[int]
+    ) -> Iterator[tuple[int, Response]]:
+        """Yield each number with its response, in order."""
+        if self._concurrency == 1:
+            yield from ((number, fetch(number)) for number in numbers)
+            return
+        rest = iter(numbers)
+        following = next(rest, None)
+        ahead: deque[tuple[int, Future[Response]]] = deque()
+        taken = 0  # places in the shared room; one page of each reader needs none, so that no reader waits for another
+        try:
+            while following is not None or ahead:
+                while following is not None and (not ahead or self._room.acquire(blocking=False)):
+                    taken += bool(ahead)
+                    ahead.append((following, self._workers.submit(fetch, following)))
+                    following = next(rest, None)
+                number, response = ahead.popleft()
+                if taken:
+                    taken -= 1
+                    self._room.release()
+                yield number, response.result()
+        finally:
+            for _, response in ahead:
+                response.cancel()
+            if taken:
+                self._room.release(taken)
+
+
 class PageReader:
     """
     Reads the pages of one window in order, some requests ahead, and checks that they belong together.
@@ -45,43 +89,38 @@ class PageReader:
     because the last page was known before any page between was requested.
 
     ``fetch`` is called from several threads, ``parse`` from the consuming thread only, because decoding in the threads
-    that wait for the network makes them compete for the GIL. Leaving the block cancels the requests in flight.
+    that wait for the network makes them compete for the GIL. ``close`` is called at the end of the block, if there may
+    be requests in flight.
     """
 
     def __init__(
         self,
         fetch: Callable[[int], Response],
         parse: Callable[[int, Response], Page],
-        cancel: Callable[[], None],
-        concurrency: int,
+        close: Callable[[], None],
+        ahead: ReadAhead,
     ) -> None:
         self._fetch = fetch
         self._parse = parse
-        self._cancel = cancel
-        self._concurrency = concurrency
-        self._workers: ThreadPoolExecutor | None = None
+        self._close = close
+        self._ahead = ahead
         self.first = Page(1, 0, (), [])
         self.last = self.first
 
     def __enter__(self) -> PageReader:
-        try:
-            self.first = self.last = self._parse(1, self._fetch(1))
-            if self.first.total_pages > 1:
-                number = self.first.total_pages
-                self.last = self._parse(number, self._fetch(number))
-                self._check_total(self.last)
-                self._check_not_repeated(self.last, by_digest=True)
-        except BaseException:
-            self._cancel()
-            raise
+        self.first = self.last = self._parse(1, self._fetch(1))
+        if self.first.total_pages > 1:
+            number = self.first.total_pages
+            self.last = self._parse(number, self._fetch(number))
+            self._check_total(self.last)
+            self._check_not_repeated(self.last, by_digest=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._cancel()
-        if self._workers is not None:
-            self._workers.shutdown(wait=True, cancel_futures=True)
+        if self.first.total_pages > 1:
+            self._close()
 
     @property
     def snapshot(self) -> Snapshot:
@@ -130,21 +169,8 @@ class PageReader:
                 )
 
     def _read_ahead(self, numbers: Iterable[int]) -> Iterator[Page]:
-        """Yield pages in this order; at most twice as many as there are requests in flight are in memory."""
-        rest = iter(numbers)
-        if self._concurrency == 1:
-            yield from (self._parse(number, self._fetch(number)) for number in rest)
-            return
-        if self._workers is None:
-            self._workers = ThreadPoolExecutor(self._concurrency, "unleash-page")
-        ahead: deque[tuple[int, Future[Response]]] = deque()
-        while True:
-            for number in islice(rest, 2 * self._concurrency - 1 - len(ahead)):
-                ahead.append((number, self._workers.submit(self._fetch, number)))
-            if not ahead:
-                return
-            number, response = ahead.popleft()
-            yield self._parse(number, response.result())
+        for number, response in self._ahead.iter_responses(self._fetch, numbers):
+            yield self._parse(number, response)
 
 
 def _changed(what: str) -> SnapshotChangedError:
@@ -153,15 +179,10 @@ def _changed(what: str) -> SnapshotChangedError:
 
 def restart_on_change(read: Callable[[], T]) -> T:
     """Return what ``read`` returns; call it again, up to three times, if pages change while it reads them."""
-    retrying = Retrying(
-        retry=retry_if_exception_type(SnapshotChangedError),
-        stop=stop_after_attempt(MAX_RESTARTS + 1),
-        wait=lambda state: backoff(state.attempt_number),
-        before_sleep=_log_restart,
-        reraise=True,
-    )
-    return retrying(read)
-
-
-def _log_restart(state: RetryCallState) -> None:
-    log.warning("%s. Reading the window again", state.outcome and state.outcome.exception())
+    for restart in range(1, MAX_RESTARTS + 1):
+        try:
+            return read()
+        except SnapshotChangedError as error:
+            log.warning("%s. Reading the window again", error)
+        time.sleep(backoff(restart))
+    return read()

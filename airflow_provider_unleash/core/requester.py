@@ -116,13 +116,18 @@ class RequestGroup:
     It has no locks, because :meth:`cancel` may run in a signal handler. Each step is atomic in CPython.
     """
 
-    def __init__(self, throttle: Throttle) -> None:
+    def __init__(self, throttle: Throttle, parent: RequestGroup | None = None) -> None:
         self.throttle = throttle
+        self._parent = parent
         self._flights: set[_Flight] = set()
         self._cancelled = False
 
+    def new_child(self) -> RequestGroup:
+        """Return a group with the same throttle that can be cancelled alone, and is cancelled with this one."""
+        return RequestGroup(self.throttle, self)
+
     def is_cancelled(self) -> bool:
-        return self._cancelled
+        return self._cancelled or (self._parent is not None and self._parent.is_cancelled())
 
     def cancel(self) -> None:
         """Send no more requests and end those in flight."""
@@ -135,11 +140,14 @@ class RequestGroup:
     def in_flight(self, seconds: float) -> Iterator[_Flight]:
         """Let :meth:`cancel` or the deadline end the request that this thread sends in the block."""
         flight = _thread.flight = _Flight(self.is_cancelled, time.monotonic() + seconds)
-        self._flights.add(flight)
+        groups = (self,) if self._parent is None else (self, self._parent)
+        for group in groups:
+            group._flights.add(flight)
         try:
             yield flight
         finally:
-            self._flights.discard(flight)
+            for group in groups:
+                group._flights.discard(flight)
             _thread.flight = None
 
 

@@ -15,7 +15,6 @@ from itertools import count
 from types import TracebackType
 
 import msgspec
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from airflow_provider_unleash import __version__
 from airflow_provider_unleash.core.pages import Snapshot
@@ -74,7 +73,7 @@ class Staging:
     most ``checkpoint_pages`` pages are not staged. Files older than ``resume_within`` are removed, not used.
 
     An error in here costs requests, never rows: it is logged and the API is asked instead. A context manager: the files
-    stay if the block raises, unless it raises because the pages changed or the disk is full.
+    stay until :meth:`remove`, unless the block raises because the pages changed or the disk is full.
     """
 
     def __init__(
@@ -105,8 +104,8 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._discard_file()
-        if error is None or isinstance(error, SnapshotChangedError) or is_disk_full(error):
-            self._remove()
+        if isinstance(error, SnapshotChangedError) or is_disk_full(error):
+            self.remove()
 
     def stages(self, total_pages: int) -> bool:
         """Return whether an extraction of so many pages is staged."""
@@ -183,7 +182,7 @@ class Staging:
                     self._is_enabled = False
                     log.warning("Cannot stage pages, so a retry would request them again: %s", error)
                     self._discard_file()
-                    self._remove()
+                    self.remove()
             yield page
 
     def _stage(self, page: Page) -> None:
@@ -212,8 +211,8 @@ class Staging:
         with suppress(Exception), self._file:
             raise _UnusableError("it is incomplete")
 
-    def _remove(self) -> None:
-        """Remove the staged files, and unfinished uploads of them by killed tries."""
+    def remove(self) -> None:
+        """Remove the staged files, and unfinished uploads of them by killed tries; call it once the object is there."""
         if self._has_files:
             self._has_files = False
             _remove_logged(self._folder)
@@ -224,7 +223,7 @@ def _checksum(content: bytes) -> bytes:
     return b"%08x" % zlib.crc32(content)
 
 
-def is_disk_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -233,15 +232,8 @@ def _file_name(index: int) -> str:
 
 
 def _remove_logged(path: StoragePath) -> None:
-    retrying = Retrying(
-        # Not BaseException: a task timeout must end the task.
-        retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, PermissionError)),
-        stop=stop_after_attempt(3),
-        wait=wait_exponential(0.5),
-        reraise=True,
-    )
     try:
-        retrying(remove_tree, path)
+        remove_tree(path)
     except Exception as error:
         # The object does not need it. Failing would make tasks that may write but not delete fail forever.
         log.warning("Cannot remove %s; you can remove it: %s", path, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import glob
+import io
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 from airflow_provider_unleash.exceptions import InvalidArgumentError
@@ -112,21 +113,58 @@ def publish(path: StoragePath) -> AbstractContextManager[IO[bytes]]:
     return _publish_copy(path)
 
 
+class _Upload(io.RawIOBase):
+    """The bytes of one S3 object: one request if they fit into one part, else a multipart upload."""
+
+    def __init__(self, path: StoragePath) -> None:
+        self._path = path
+        self._buffer = io.BytesIO()
+        self._size = 0
+        self._multipart: Any = None
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, data: Any) -> int:
+        size = len(data)
+        if self._multipart is None and self._size + size > PART_BYTES:
+            # autocommit=False, because fsspec otherwise publishes a partial object after an exception or garbage
+            # collection.
+            self._multipart = self._path.fs.open(self._path.path, "wb", block_size=PART_BYTES, autocommit=False)
+            self._multipart.write(self._buffer.getvalue())
+            self._buffer = io.BytesIO()
+        (self._multipart or self._buffer).write(data)
+        self._size += size
+        return size
+
+    def publish(self) -> None:
+        if self._multipart is None:
+            self._path.fs.pipe_file(self._path.path, self._buffer.getvalue())
+            return
+        self._multipart.close()
+        self._multipart.commit()
+        # Abort only after publishing; otherwise concurrent attempts abort each other.
+        abort_uploads(self._path)
+
+    def discard(self) -> None:
+        if self._multipart is not None:
+            for undo in (self._multipart.close, self._multipart.discard):  # s3fs cannot close a discarded handle
+                with suppress(Exception):
+                    undo()
+
+
 @contextmanager
 def _publish_upload(path: StoragePath) -> Iterator[IO[bytes]]:
-    # autocommit=False, because fsspec otherwise publishes a partial object after an exception or garbage collection.
-    handle = path.fs.open(path.path, "wb", block_size=PART_BYTES, autocommit=False)
+    upload = _Upload(path)
     try:
-        yield handle
-        handle.close()
-        handle.commit()
+        yield upload  # type: ignore[misc]  # typeshed does not see that it is an IO[bytes]
+        upload.publish()
     except BaseException:
-        for undo in (handle.close, handle.discard):  # in this order: s3fs cannot close a discarded handle
-            with suppress(Exception):
-                undo()
+        upload.discard()
         raise
-    # Abort only after publishing; otherwise concurrent attempts abort each other.
-    abort_uploads(path)
 
 
 def abort_uploads(path: StoragePath, *, below: bool = False) -> None:

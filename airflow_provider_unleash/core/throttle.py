@@ -40,7 +40,9 @@ class Throttle:
         self._on_pause = on_pause
         self._in_flight = self._successes = self._pauses = self._refusals = 0
         self._resume_at = self._refused_at = 0.0
-        self._changed = threading.Condition()
+        lock = threading.RLock()  # reentrant, because wake() may run in a signal handler
+        self._slot_free = threading.Condition(lock)
+        self._cancelled = threading.Condition(lock)
 
     def run(self, send: Callable[[], T], is_cancelled: Callable[[], bool]) -> T:
         """Wait for a free slot and return what ``send`` returns."""
@@ -55,23 +57,24 @@ class Throttle:
             self._succeed()
             return result
         finally:
-            with self._changed:
+            with self._slot_free:
                 self._in_flight -= 1
-                self._changed.notify_all()
+                self._slot_free.notify()
 
     def _acquire(self, is_cancelled: Callable[[], bool]) -> float:
-        with self._changed:
+        with self._slot_free:
             while True:
                 if is_cancelled():
                     raise TransportError("The request was cancelled", reason="cancelled")
                 pause = self._resume_at - time.monotonic()
                 if pause <= 0 and self._in_flight < self._limit:
                     self._in_flight += 1
+                    self._slot_free.notify()  # there may be more than one
                     return time.monotonic()
-                self._changed.wait(pause if pause > 0 else None)
+                self._slot_free.wait(pause if pause > 0 else None)
 
     def _refuse(self, error: TransientError, sent_at: float) -> None:
-        with self._changed:
+        with self._slot_free:
             now = time.monotonic()
             # Requests that were in flight at the first refusal are part of the same refusal.
             if sent_at >= self._refused_at:
@@ -89,7 +92,7 @@ class Throttle:
         return max(retry_after, backoff(self._pauses)) if retry_after <= MAX_PAUSE else 0.0
 
     def _succeed(self) -> None:
-        with self._changed:
+        with self._slot_free:
             self._pauses = self._refusals = 0
             self._successes += 1
             if self._successes >= self._limit < self._max_limit:
@@ -103,13 +106,14 @@ class Throttle:
 
     def sleep(self, seconds: float, is_cancelled: Callable[[], bool]) -> None:
         """Sleep; return early if ``is_cancelled()`` becomes true."""
-        with self._changed:
-            self._changed.wait_for(is_cancelled, seconds)
+        with self._cancelled:
+            self._cancelled.wait_for(is_cancelled, seconds)
 
     def wake(self) -> None:
         """Let waiting requests check whether they are cancelled."""
-        with self._changed:
-            self._changed.notify_all()
+        with self._slot_free:
+            self._slot_free.notify_all()
+            self._cancelled.notify_all()
 
 
 def is_refusal(error: TransientError) -> bool:

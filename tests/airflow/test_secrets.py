@@ -98,7 +98,7 @@ ACTIONS: dict[str, Callable[[Path], object]] = {
 @pytest.fixture
 def output(caplog, capfd) -> Callable[[], dict[str, str]]:
     """Return a function that returns everything logged and printed."""
-    for name in ("airflow_provider_unleash", "airflow.task", "airflow.hooks", "requests", "urllib3", "tenacity"):
+    for name in ("airflow_provider_unleash", "airflow.task", "airflow.hooks", "requests", "urllib3"):
         caplog.set_level(logging.DEBUG, name)
 
     def output() -> dict[str, str]:

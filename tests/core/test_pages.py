@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_unleash.client import UnleashClient
-from airflow_provider_unleash.core.pages import PageReader, Snapshot, restart_on_change
+from airflow_provider_unleash.core.pages import PageReader, ReadAhead, Snapshot, restart_on_change
 from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.exceptions import NotFoundError, SnapshotChangedError, UnexpectedResponseError
 from airflow_provider_unleash.simulator import Fault, Simulator
@@ -52,8 +52,17 @@ class Api:
         self.fetched.append(number)
         return self.answer(number, before)
 
+    def open(self, concurrency: int = 1) -> PageReader:
+        ahead = ReadAhead(concurrency)
+
+        def close() -> None:
+            self.cancelled.set()
+            ahead.close()
+
+        return PageReader(self.fetch, parse, close, ahead)
+
     def read(self, concurrency: int = 1, start: int = 1) -> list[int]:
-        with PageReader(self.fetch, parse, self.cancelled.set, concurrency) as reader:
+        with self.open(concurrency) as reader:
             return [page.number for page in reader.iter_from(start)]
 
 
@@ -109,7 +118,7 @@ def test_pages_come_in_order_whichever_arrives_first_and_both_ends_are_fetched_l
 @pytest.mark.parametrize("concurrency", [1, 2, 4])
 def test_a_slow_consumer_limits_the_pages_read_ahead(concurrency: int) -> None:
     api = Api(lambda number, before: page(number, 40))
-    with PageReader(api.fetch, parse, api.cancelled.set, concurrency) as reader:
+    with api.open(concurrency) as reader:
         pages = reader.iter_from(1)
         for _ in range(5):
             consumed = next(pages).number
@@ -118,12 +127,25 @@ def test_a_slow_consumer_limits_the_pages_read_ahead(concurrency: int) -> None:
 
 
 def test_the_snapshot_is_the_total_and_the_digests_of_both_ends() -> None:
-    with PageReader(Api().fetch, parse, print, 1) as reader:
+    with Api().open() as reader:
         assert (reader.first, reader.last) == (page(1), page(6))
         assert reader.snapshot == Snapshot(6, page(1).digest, page(6).digest)
 
 
-@pytest.mark.parametrize("number", [1, 3, 6])
+@pytest.mark.parametrize("number", [1, 6])
+def test_an_error_of_the_first_or_last_page_is_raised_before_others_are_fetched(number: int) -> None:
+    def answer(fetched: int, before: int) -> Page:
+        if fetched == number:
+            raise NotFoundError("no such page")
+        return page(fetched)
+
+    api = Api(answer)
+    with pytest.raises(NotFoundError):
+        api.read(4)
+    assert set(api.fetched) <= {1, 6}
+
+
+@pytest.mark.parametrize("number", [3, 5])
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_an_error_of_a_page_is_raised_and_cancels_the_others(number: int, concurrency: int) -> None:
     def answer(fetched: int, before: int) -> Page:
@@ -215,7 +237,7 @@ def test_pages_from_before_and_after_a_row_is_added_or_removed_are_never_mixed(i
             return Page(number, 5, tuple(NEW), rows)
 
         try:
-            with PageReader(fetch, parse, threading.Event().set, 1) as reader:
+            with PageReader(fetch, parse, threading.Event().set, ReadAhead(1)) as reader:
                 read = [record for page in reader.iter_from(1) for record in page.records()]
         except SnapshotChangedError:
             assert changes_at in range(2, 8)

@@ -66,10 +66,11 @@ def read(sim: Simulator, staging: Staging, *, endpoint: Any = "compact", **optio
     with (
         UnleashClient(sim.api_key, sim.base_url, page_concurrency=1, max_attempts=2, **options) as client,
         staging,
-        client.open_pages(DEVICE, START, END, endpoint=endpoint) as reader,
     ):
-        pages = [reader.first, *staging.load(reader.snapshot)]
-        pages += staging.keep(reader.iter_from(staging.next_page))
+        with client.open_pages(DEVICE, START, END, endpoint=endpoint) as reader:
+            pages = [reader.first, *staging.load(reader.snapshot)]
+            pages += staging.keep(reader.iter_from(staging.next_page))
+        staging.remove()
     return [record for page in pages for record in page.records()]
 
 

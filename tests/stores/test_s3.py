@@ -88,7 +88,7 @@ class TestS3(StoreCases):
     def test_uploads_that_a_killed_try_left_open_are_aborted_and_no_others(
         self, lake: S3Store, serve: Callable[..., Simulator]
     ) -> None:
-        serve()
+        serve(rows_per_day=60_000)  # more than one part, as that of the killed try
         others = [f"unleash/{NAME}.jsonl.gz", f"unleash/{NAME}.jsonl.bak", "unleash/other"]
         for key in (f"unleash/{NAME}.jsonl", f"unleash/{NAME}.jsonl", *others):
             lake.open_upload(key)
