@@ -38,14 +38,20 @@ def asset_of(dst: str | ObjectStoragePath) -> Asset:
     return Asset(uri=f"{scheme}://{bucket}/{quote(key, safe=_SAFE_CHARACTERS)}")
 
 
-def add_to_events(context: Context, outlets: Iterable[Any], summary: Mapping[str, Any]) -> None:
+# What an event says: it stays small, however many devices there are.
+_EVENT_FIELDS = (
+    *("device_id", "devices", "devices_with_rows", "start", "end", "rows", "pages", "bytes", "objects", "files"),
+    "manifest",
+)
+
+
+def add_to_events(context: Context, outlets: Iterable[Any], facts: Mapping[str, Any]) -> None:
     """
-    Add an extraction's summary to the event of each outlet asset, but not of an alias: Airflow 2.11 and 3.0 fail a task
+    Add facts of an extraction to the event of each outlet asset, but not of an alias: Airflow 2.11 and 3.0 fail a task
     that adds an event with a list in it to an alias.
     """
     values: Mapping[str, Any] = context
-    extra = {name: summary[name] for name in ("device_id", "start", "end", "rows", "pages", "files")}
-    extra["bytes"] = sum(file["bytes"] for file in summary["files"])
+    extra = {name: facts[name] for name in _EVENT_FIELDS if name in facts}
     partition_key = getattr(values.get("dag_run"), "partition_key", None)
     if partition_key is not None:
         extra["partition_key"] = partition_key

@@ -9,6 +9,7 @@ Errors that this package raises. Catch the branch that your policy needs.
     │   ├── RateLimitError           429, or 403 with Retry-After
     │   ├── ServerError              5xx, 408, 425
     │   ├── EmptyResultError         on_empty="fail"
+    │   ├── PartialExtractionError   some devices failed, at least one of them transiently
     │   └── SnapshotChangedError     pages changed while they were read
     └── PermanentError               repeating cannot help
         ├── AuthenticationError      401, 403
@@ -18,11 +19,14 @@ Errors that this package raises. Catch the branch that your policy needs.
         ├── InvalidArgumentError     also a ValueError
         │   └── WindowError          the run has no usable window
         ├── EmptyReplacementError    no rows would replace rows
+        ├── PermanentPartialExtractionError    some devices failed, all of them permanently
         └── ResultTooLargeError      too much for XCom
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 
@@ -77,6 +81,18 @@ class ServerError(TransientError):
 
 class EmptyResultError(TransientError):
     """The window has no rows and ``on_empty="fail"``; the data may be late."""
+
+
+class PartialExtractionError(TransientError):
+    """
+    Some devices of an account failed, at least one of them in a way that a retry may cure.
+
+    :ivar errors: the error of each failed device.
+    :ivar untried: number of devices that were not tried.
+    """
+
+    errors: Mapping[str, Exception] = MappingProxyType({})
+    untried: int = 0
 
 
 class SnapshotChangedError(TransientError):
@@ -149,6 +165,18 @@ class EmptyReplacementError(PermanentError):
     """
 
     path: str | None = None
+
+
+class PermanentPartialExtractionError(PermanentError):
+    """
+    Some devices of an account failed, and no retry can help any of them.
+
+    :ivar errors: the error of each failed device.
+    :ivar untried: number of devices that were not tried.
+    """
+
+    errors: Mapping[str, Exception] = MappingProxyType({})
+    untried: int = 0
 
 
 class ResultTooLargeError(PermanentError):

@@ -169,7 +169,7 @@ def run_ours(file_format: str, job: Job, folder: Path) -> int:
         task_id="extract",
         device_id=DEVICE,
         dst=f"file://{folder}",
-        file_format=file_format,  # type: ignore[arg-type]  # see CONTENDERS
+        file_format=file_format,
         start=START,
         end=END,
     )

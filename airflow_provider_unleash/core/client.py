@@ -136,9 +136,9 @@ class UnleashClient(RecordSource):
         """Return the version of the API; the way to check that a key works."""
         return self._requester.get(protocol.VERSION_PATH, protocol.parse_version)
 
-    def list_devices(self) -> list[str]:
+    def list_devices(self, *, budget: RequestBudget | None = None) -> list[str]:
         """Return the ids of all devices of the account."""
-        return self._requester.get(protocol.DEVICES_PATH, protocol.parse_ids)
+        return self._requester.get(protocol.DEVICES_PATH, protocol.parse_ids, budget.group if budget else None)
 
     def list_sessions(self) -> list[str]:
         """Return the ids of all sessions of the account."""

@@ -9,7 +9,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from datetime import datetime
 from functools import lru_cache, partial
 from itertools import chain, islice, starmap
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -23,8 +22,7 @@ from airflow_provider_unleash.core.columns import (
     csv_values,
     iter_columns,
 )
-from airflow_provider_unleash.core.moments import UTC
-from airflow_provider_unleash.core.protocol import EXCERPT_CHARS, Page, mask_tokens_in_text, quote_device_id
+from airflow_provider_unleash.core.protocol import EXCERPT_CHARS, Page, mask_tokens_in_text
 from airflow_provider_unleash.core.stores import StoragePath, publish
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
@@ -60,26 +58,9 @@ def check_file_format(
     columns_of(column_types)
 
 
-def object_name(
-    device_id: str, start_ms: int, end_ms: int, file_format: FileFormat, compression: Compression | None = None
-) -> str:
-    """
-    Return the name of a window's object below ``dst``; it depends on the arguments alone.
-
-    ``device=<id>/start_date=<YYYY-MM-DD>/<start>_<end>.<ext>``, with the id percent-encoded and times in UTC.
-    """
-    extension = file_format + (".gz" if compression == "gzip" else "")
-    folder = f"device={quote_device_id(device_id)}/start_date={_utc(start_ms):%Y-%m-%d}"
-    return f"{folder}/{_basic_iso(start_ms)}_{_basic_iso(end_ms)}.{extension}"
-
-
-def _utc(moment_ms: int) -> datetime:
-    return datetime.fromtimestamp(moment_ms // 1000, UTC)
-
-
-def _basic_iso(moment_ms: int) -> str:
-    fraction = f".{moment_ms % 1000:03}" if moment_ms % 1000 else ""
-    return f"{_utc(moment_ms):%Y%m%dT%H%M%S}{fraction}Z"
+def extension_of(file_format: FileFormat, compression: Compression | None = None) -> str:
+    """Return the extension of objects, such as ``jsonl.gz``."""
+    return file_format + (".gz" if compression == "gzip" else "")
 
 
 class PageWriter(ABC):
@@ -87,10 +68,10 @@ class PageWriter(ABC):
 
     size = 0
 
-    def __init__(self, stream: IO[bytes], columns: Mapping[str, str]) -> None:
+    def __init__(self, stream: IO[bytes], columns: Mapping[str, str], reported_keys: set[str] | None = None) -> None:
         self._stream = stream
         self._columns = columns
-        self._reported_keys: set[str] = set()
+        self._reported_keys = set() if reported_keys is None else reported_keys
 
     @abstractmethod
     def write_page(self, page: Page) -> None:
@@ -162,8 +143,8 @@ class CsvWriter(PageWriter):
     The header is quoted: DuckDB detects quotes in the first 20 480 rows, and the first quoted value may come later.
     """
 
-    def __init__(self, stream: IO[bytes], columns: Mapping[str, str]) -> None:
-        super().__init__(stream, columns)
+    def __init__(self, stream: IO[bytes], columns: Mapping[str, str], reported_keys: set[str] | None = None) -> None:
+        super().__init__(stream, columns, reported_keys)
         self._write_rows([list(columns)], csv.QUOTE_ALL)
 
     def write_page(self, page: Page) -> None:
@@ -182,8 +163,8 @@ class CsvWriter(PageWriter):
 class ParquetWriter(PageWriter):
     """Typed columns, zstd, row groups of about 100 000 rows or 64 MiB."""
 
-    def __init__(self, stream: IO[bytes], columns: Mapping[str, str]) -> None:
-        super().__init__(stream, columns)
+    def __init__(self, stream: IO[bytes], columns: Mapping[str, str], reported_keys: set[str] | None = None) -> None:
+        super().__init__(stream, columns, reported_keys)
         import pyarrow.parquet as pq
 
         self._converter = ArrowConverter(columns)
@@ -233,13 +214,18 @@ def open_object(
     *,
     compression: Compression | None = None,
     column_types: Mapping[str, str] | None = None,
+    reported_keys: set[str] | None = None,
 ) -> Iterator[PageWriter]:
-    """Yield a writer. When the block ends, the object is published whole; if it raises, nothing changes."""
+    """
+    Yield a writer. When the block ends, the object is published whole; if it raises, nothing changes.
+
+    Writers that share ``reported_keys`` warn once of each key without a column.
+    """
     check_file_format(file_format, compression, column_types)
     if file_format == "parquet":
         check_extra_installed("parquet", "file_format='parquet'", "file_format")
     with publish(path) as stream, _compress(stream, compression) as target:
-        writer = _WRITERS[file_format](target, columns_of(column_types))
+        writer = _WRITERS[file_format](target, columns_of(column_types), reported_keys)
         try:
             yield writer
             writer.finish()

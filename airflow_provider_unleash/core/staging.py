@@ -17,6 +17,7 @@ from types import TracebackType
 import msgspec
 
 from airflow_provider_unleash import __version__
+from airflow_provider_unleash.core.names import STAGING
 from airflow_provider_unleash.core.pages import Snapshot
 from airflow_provider_unleash.core.protocol import Page, Response, parse_page, render_page
 from airflow_provider_unleash.core.stores import (
@@ -31,8 +32,8 @@ from airflow_provider_unleash.exceptions import InvalidArgumentError, SnapshotCh
 
 log = logging.getLogger(__name__)
 
-# Spark, Hive, Athena and Trino ignore folders whose name starts with an underscore.
-FOLDER = "_staging"
+# Staging fewer pages than this costs more than requesting them again.
+CHECKPOINT_PAGES = 200
 # Level 1 takes a third of the time of level 6, for files that are rarely read.
 _GZIP_LEVEL = 1
 # A page that is larger is not staged, so a longer line is damaged.
@@ -85,7 +86,7 @@ class Staging:
         checkpoint_pages: int | None,
         resume_within: timedelta,
     ) -> None:
-        self._folder = dst / FOLDER / hashlib.sha256(object_name.encode()).hexdigest()[:16]
+        self._folder = dst / STAGING / hashlib.sha256(object_name.encode()).hexdigest()[:16]
         self._source = repr((*source, __version__))
         self._checkpoint_pages = checkpoint_pages
         self._resume_within = resume_within.total_seconds()
@@ -106,6 +107,11 @@ class Staging:
         self._discard_file()
         if isinstance(error, SnapshotChangedError) or is_disk_full(error):
             self.remove()
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there may be staged files, which :meth:`remove` removes."""
+        return self._has_files
 
     def stages(self, total_pages: int) -> bool:
         """Return whether an extraction of so many pages is staged."""

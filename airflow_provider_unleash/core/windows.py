@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import datetime, timedelta, tzinfo
 from itertools import count
 
@@ -275,6 +275,18 @@ class RowCounts:
     rows_after_end: int = 0
     rows_at_end: int = 0
 
+    def __add__(self, other: RowCounts) -> RowCounts:
+        return RowCounts(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
+
+    def warn_if_window_ignored(self, window: Window) -> None:
+        outside = self.rows_before_start + self.rows_after_end
+        if 2 * outside > self.rows:
+            log.warning(
+                "Most rows are stamped outside the window [%s, %s): %d of %d (rows_before_start=%d, rows_after_end=%d)."
+                " If the API ignores the window, other windows have the same rows",
+                *(window.start, window.end, outside, self.rows, self.rows_before_start, self.rows_after_end),
+            )
+
 
 class HalfOpenPages:
     """
@@ -300,17 +312,6 @@ class HalfOpenPages:
             self.counts.pages += 1
             self.counts.rows += len(kept.rows)
             yield kept
-        self._warn_if_ignored()
-
-    def _warn_if_ignored(self) -> None:
-        counts = self.counts
-        if 2 * (counts.rows_before_start + counts.rows_after_end) > counts.rows:
-            log.warning(
-                "Most rows are stamped outside the window [%s, %s): %d of %d (rows_before_start=%d, rows_after_end=%d)."
-                " If the API ignores the window, other windows have the same rows",
-                *(self._start, self._end, counts.rows_before_start + counts.rows_after_end, counts.rows),
-                *(counts.rows_before_start, counts.rows_after_end),
-            )
 
     def _keep_rows(self, page: Page) -> Page:
         timestamps = page.column("timestamp") or ()

@@ -12,7 +12,8 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_unleash.core import formats
+from airflow_provider_unleash.core.names import object_name
+from airflow_provider_unleash.core.windows import Window
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from airflow_provider_unleash.tasks import is_final
@@ -87,7 +88,7 @@ def test_any_folder_is_refused_or_contains_every_object(prefix: str, rest: str, 
         root = ObjectStoragePath(dst)
     except ValueError:  # an InvalidArgumentError, or urllib refuses, e.g. a full-width slash in a host name
         return
-    name = formats.object_name(device_id, DAY_START, DAY_START + 1, "csv")
+    name = object_name(device_id, Window(DAY_START, DAY_START + 1), "csv")
     folder, path = root.path, (root / name).path
     assert folder.startswith("/")
     for spell in (str, unquote):

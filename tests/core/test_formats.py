@@ -22,8 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_unleash.core import formats
-from airflow_provider_unleash.core.formats import check_file_format, has_rows, object_name
+from airflow_provider_unleash.core.formats import check_file_format, has_rows
+from airflow_provider_unleash.core.names import object_name
 from airflow_provider_unleash.core.protocol import Page
+from airflow_provider_unleash.core.windows import Window
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from tests.support.pages import (
     FORMATS,
@@ -262,7 +264,7 @@ def test_the_documented_arguments_of_pandas_and_polars_read_late_values(folder: 
 
 def test_the_column_device_id_tells_devices_apart_that_readers_merge(folder: Any) -> None:
     for device_id in ("0123", "123"):
-        name = object_name(device_id, MIDNIGHT, MIDNIGHT + DAY_MS, "parquet")
+        name = object_name(device_id, Window(MIDNIGHT, MIDNIGHT + DAY_MS), "parquet")
         write(folder / "lake" / name, [page_of(record(device_id=device_id))], "parquet")
     lake = f"{folder.path}/lake"
     for table in (pl.read_parquet(f"{lake}/**/*.parquet", hive_partitioning=True).to_arrow(), pq.read_table(lake)):
@@ -270,36 +272,10 @@ def test_the_column_device_id_tells_devices_apart_that_readers_merge(folder: Any
         assert table.column("device").to_pylist() == [123, 123], "then docs/formats.md need not warn"
 
 
-# ---- names ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        (("W1", MIDNIGHT, MIDNIGHT, "csv"), "W1/start_date=2020-08-17/20200817T000000Z_20200817T000000Z.csv"),
-        (
-            ("W1", MIDNIGHT, MIDNIGHT + DAY_MS, "csv", "gzip"),
-            "W1/start_date=2020-08-17/20200817T000000Z_20200818T000000Z.csv.gz",
-        ),
-        (
-            ("a b%2F", MIDNIGHT - 1, MIDNIGHT + 5, "parquet", None),
-            "a%20b%252F/start_date=2020-08-16/20200816T235959.999Z_20200817T000000.005Z.parquet",
-        ),
-        (
-            ("k=ü?#", 1582934400000, 1609459199999, "jsonl"),
-            "k%3D%C3%BC%3F%23/start_date=2020-02-29/20200229T000000Z_20201231T235959.999Z.jsonl",
-        ),
-        (("...", 0, 1, "json", "gzip"), ".../start_date=1970-01-01/19700101T000000Z_19700101T000000.001Z.json.gz"),
-    ],
-)
-def test_the_name_of_an_object_depends_on_device_window_and_format(arguments: Any, name: str) -> None:
-    assert object_name(*arguments) == f"device={name}"
-
-
 def test_duckdb_reads_the_keys_of_a_tree_from_its_paths(folder: Any) -> None:
     for device_id, day in (("W1", 0), ("W1", 1), ("kamera 7", 1)):
         start_ms = MIDNIGHT + day * DAY_MS
-        name = object_name(device_id, start_ms, start_ms + DAY_MS, "parquet")
+        name = object_name(device_id, Window(start_ms, start_ms + DAY_MS), "parquet")
         write(folder / "lake" / name, [sample("compact")] if day else [], "parquet")
     found = duck(
         "SELECT device, start_date::VARCHAR, count(*), sum(count) "

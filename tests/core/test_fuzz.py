@@ -24,7 +24,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_unleash.core import columns, formats, protocol, sessions, windows
+from airflow_provider_unleash.core.names import object_name
 from airflow_provider_unleash.core.protocol import Page, Response
+from airflow_provider_unleash.core.windows import Window
 from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError, UnleashError
 from tests.support.answering import answering
 from tests.support.odd_names import DOTS, OTHERS, SLASHES
@@ -320,7 +322,7 @@ TRICKS = st.lists(st.sampled_from([*SLASHES, *DOTS, *OTHERS, "W1"]) | st.text(ma
 @example("人" * 90)
 def test_no_device_id_leaves_its_folder_or_its_segment_of_a_url(device_id: str) -> None:
     try:
-        name = formats.object_name(device_id, MIDNIGHT, MIDNIGHT + 1, "jsonl", "gzip")
+        name = object_name(device_id, Window(MIDNIGHT, MIDNIGHT + 1), "jsonl.gz")
     except InvalidArgumentError:
         return
     folders = name.split("/")
@@ -343,14 +345,14 @@ def test_no_device_id_leaves_its_folder_or_its_segment_of_a_url(device_id: str) 
 )
 def test_a_device_id_that_cannot_be_a_folder_is_refused(device_id: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        formats.object_name(device_id, MIDNIGHT, MIDNIGHT + 1, "jsonl")
+        object_name(device_id, Window(MIDNIGHT, MIDNIGHT + 1), "jsonl")
     assert caught.value.argument == "device_id"
     assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize("device_id", ["x" * 248, "人" * 27, "..%2F..%2Fetc", "ü?#&=%", "~root", "$HOME", "*"])
 def test_the_objects_of_any_other_device_id_are_below_their_folder(device_id: str, tmp_path: Path) -> None:
-    target = tmp_path / "lake" / formats.object_name(device_id, MIDNIGHT, MIDNIGHT + 1, "jsonl", "gzip")
+    target = tmp_path / "lake" / object_name(device_id, Window(MIDNIGHT, MIDNIGHT + 1), "jsonl.gz")
     write(Place(str(target), "file"), [], "jsonl", "gzip")
     [found] = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert found.resolve() == target

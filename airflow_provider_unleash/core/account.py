@@ -1,0 +1,543 @@
+"""Many devices in one go: an account's rows in a window become objects, and a manifest of what landed."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import pickle
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from itertools import chain, islice
+from queue import SimpleQueue
+from typing import TypeVar
+
+from airflow_provider_unleash.core.client import RequestBudget, UnleashClient
+from airflow_provider_unleash.core.extract import (
+    PROGRESS_SECONDS,
+    OnEmpty,
+    check_device,
+    check_empty,
+    land_object,
+    open_staging,
+    open_window,
+)
+from airflow_provider_unleash.core.formats import (
+    Compression,
+    FileFormat,
+    check_file_format,
+    extension_of,
+    has_rows,
+    open_object,
+)
+from airflow_provider_unleash.core.journal import Journal, Record
+from airflow_provider_unleash.core.manifest import Entry, Layout, Tree, format_now, open_tree, publish_manifest
+from airflow_provider_unleash.core.moments import format_ms
+from airflow_provider_unleash.core.names import manifest_name, object_name
+from airflow_provider_unleash.core.pages import PageReader, restart_on_change
+from airflow_provider_unleash.core.protocol import Endpoint, Page
+from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging
+from airflow_provider_unleash.core.stores import FolderPath
+from airflow_provider_unleash.core.throttle import MAX_PAUSE
+from airflow_provider_unleash.core.windows import RowCounts, Window
+from airflow_provider_unleash.exceptions import (
+    AuthenticationError,
+    EmptyReplacementError,
+    InvalidArgumentError,
+    PartialExtractionError,
+    PermanentError,
+    PermanentPartialExtractionError,
+    RateLimitError,
+    ServerError,
+    TransientError,
+    TransportError,
+    UnleashError,
+)
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# An error names this many devices.
+_NAMED_DEVICES = 20
+# So many failures in a row, without a success between them, are those of the API rather than of single devices.
+_MAX_FAILURES_IN_A_ROW = 50
+_NO_ROWS = "No device has"
+# Errors of a store about the name of one object; all others concern the store.
+_NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ)
+
+
+@dataclass(frozen=True)
+class LandedAccount:
+    """
+    The result of an account's extraction.
+
+    :param device_ids: the devices, in order.
+    :param size: bytes of all objects.
+    :param resumed_devices: devices that failed tries of the task had landed.
+    :param overlapping: names of windows in the same tree that share time with this one.
+    :param is_skipped: whether ``on_empty="skip"`` and no device has rows.
+    """
+
+    device_ids: Sequence[str]
+    devices_with_rows: int
+    counts: RowCounts
+    size: int
+    objects: int
+    resumed_devices: int
+    manifest: FolderPath
+    overlapping: tuple[str, ...]
+    is_skipped: bool
+
+
+def land_account(
+    client: UnleashClient,
+    device_ids: Iterable[str] | None,
+    window: Window,
+    dst: FolderPath,
+    *,
+    file_format: FileFormat = "jsonl",
+    compression: Compression | None = None,
+    column_types: Mapping[str, str] | None = None,
+    split_by_device: bool = True,
+    endpoint: Endpoint = "compact",
+    on_empty: OnEmpty = "succeed",
+    replace_with_empty: bool = False,
+    resume_within: timedelta | None = timedelta(days=1),
+    dag_id: str | None = None,
+    run_id: str | None = None,
+) -> LandedAccount:
+    """
+    Write the rows of many devices in a window as objects below ``dst``, and a manifest of them.
+
+    >>> from upath import UPath
+    >>> from airflow_provider_unleash.client import UnleashClient
+    >>> from airflow_provider_unleash.core.account import land_account
+    >>> from airflow_provider_unleash.window import Window
+    >>> with UnleashClient("ul_pat_...", page_concurrency=8) as client:
+    ...     landed = land_account(client, None, Window(1768176000000, 1768262400000), UPath("/tmp/lake"))
+    >>> len(landed.device_ids), landed.counts.rows, landed.manifest
+
+    The client's ``page_concurrency`` is the number of requests in flight for all devices together. The other parameters
+    are those of :class:`.UnleashAccountToObjectStorageOperator`; ``dag_id`` and ``run_id`` are kept in the manifest.
+
+    :raises PartialExtractionError: if some devices failed, at least one of them transiently.
+    :raises PermanentPartialExtractionError: if some devices failed, all of them permanently.
+    :raises EmptyResultError: if no device has rows and ``on_empty="fail"``.
+    :raises EmptyReplacementError: if one object of all devices would lose the rows of some.
+    :raises InvalidArgumentError: if the tree has objects of another layout or format; before any request.
+    :raises UnleashError: an error that concerns all devices, such as a wrong key, at once.
+    """
+    check_file_format(file_format, compression, column_types)
+    extension = extension_of(file_format, compression)
+    tree = open_tree(dst, window, Layout(split_by_device, extension))
+    listed = frozenset(client.list_devices()) if device_ids is None else None
+    devices = sorted(set(device_ids or listed or ()))
+    job = _Job(
+        window=window,
+        dst=dst,
+        manifest_ids=None if listed is not None else devices,
+        extension=extension,
+        file_format=file_format,
+        compression=compression,
+        column_types=column_types,
+        endpoint=endpoint,
+        on_empty=on_empty,
+        replace_with_empty=replace_with_empty,
+        resume_within=resume_within or timedelta(0),
+        dag_id=dag_id,
+        run_id=run_id,
+    )
+    with (
+        # Twice as many as requests, so that publishing one device's object overlaps with requesting others.
+        ThreadPoolExecutor(2 * client.page_concurrency, "unleash-device") as workers,
+        client.open_budget() as budget,
+    ):
+        source = _Source(client, budget, listed)
+        crew = _Crew(workers, 4 * client.page_concurrency, devices)
+        result = (_land_objects if split_by_device else _land_one_object)(job, source, crew, tree)
+    counts = sum((record.counts for record in result.records.values()), RowCounts())
+    counts.warn_if_window_ignored(window)
+    if not counts.rows:
+        check_empty(_NO_ROWS, on_empty)
+    entries = {device_id: record.entry for device_id, record in result.records.items()}
+    manifest = publish_manifest(dst, job.manifest_ids, window, entries)
+    result.clean_up()
+    return LandedAccount(
+        device_ids=devices,
+        devices_with_rows=sum(record.counts.rows > 0 for record in result.records.values()),
+        counts=counts,
+        size=result.size,
+        objects=result.objects,
+        resumed_devices=result.resumed_devices,
+        manifest=manifest,
+        overlapping=tree.overlapping,
+        is_skipped=on_empty == "skip" and not counts.rows,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What to extract; ``manifest_ids`` are the devices in the manifest's name, None for the whole account."""
+
+    window: Window
+    dst: FolderPath
+    manifest_ids: list[str] | None
+    extension: str
+    file_format: FileFormat
+    compression: Compression | None
+    column_types: Mapping[str, str] | None
+    endpoint: Endpoint
+    on_empty: OnEmpty
+    replace_with_empty: bool
+    resume_within: timedelta
+    dag_id: str | None
+    run_id: str | None
+
+    def record(self, device_id: str, counts: RowCounts, size: int, path: str | None, extracted_at: str) -> Record:
+        start, end = format_ms(self.window.start_ms), format_ms(self.window.end_ms)
+        entry = Entry(
+            *(device_id, start, end, counts.rows, counts.pages, size, path, extracted_at),
+            dag_id=self.dag_id,
+            run_id=self.run_id,
+        )
+        return Record(entry, counts)
+
+
+@dataclass(frozen=True)
+class _Result:
+    records: Mapping[str, Record]
+    size: int
+    objects: int
+    resumed_devices: int
+    clean_up: Callable[[], None]
+
+
+class _Source:
+    """The client, with one budget of requests and one list of devices for all readers."""
+
+    def __init__(self, client: UnleashClient, budget: RequestBudget, listed: Collection[str] | None) -> None:
+        self.base_url = client.base_url
+        self.mask_stream_tokens = client.mask_stream_tokens
+        self._client = client
+        self._budget = budget
+        self._listed = listed
+        self._lock = threading.Lock()
+
+    def open_pages(
+        self, device_id: str, start: datetime | int, end: datetime | int, *, endpoint: Endpoint
+    ) -> PageReader:
+        return self._client.open_pages(device_id, start, end, endpoint=endpoint, budget=self._budget)
+
+    def list_devices(self) -> Collection[str]:
+        with self._lock:
+            if self._listed is None:
+                self._listed = frozenset(self._client.list_devices(budget=self._budget))
+            return self._listed
+
+
+# ---- one object per device -----------------------------------------------------------------------
+
+
+def _land_objects(job: _Job, source: _Source, crew: _Crew, tree: Tree) -> _Result:
+    reported_keys: set[str] = set()
+
+    def land_device(device_id: str) -> Record:
+        extracted_at = format_now()
+        landed = land_object(
+            source,
+            device_id,
+            job.window,
+            job.dst,
+            file_format=job.file_format,
+            compression=job.compression,
+            column_types=job.column_types,
+            endpoint=job.endpoint,
+            replace_with_empty=job.replace_with_empty,
+            resume_within=job.resume_within,
+            reported_keys=reported_keys,
+        )
+        path = None if landed.is_skipped else object_name(device_id, job.window, job.extension)
+        return job.record(device_id, landed.counts, landed.size, path, extracted_at)
+
+    settings = (source.base_url, job.endpoint, source.mask_stream_tokens is True, dict(job.column_types or {}))
+    name = f"{manifest_name(job.manifest_ids, job.window)} {job.extension}"
+    journal = Journal(job.dst, name, settings, job.resume_within)
+    records = journal.load(tree.entries().values())
+    resumed = len(records)
+    if resumed:
+        log.info("Resuming: an earlier try has landed %d devices", resumed)
+    failures = _Failures(crew, "The others have landed, and a retry extracts only the failed ones")
+    try:
+        for device_id, future in crew.iter_completed(land_device, skip=records):
+            try:
+                records[device_id] = record = future.result()
+            except Exception as error:
+                failures.add(device_id, error)
+            else:
+                failures.add_success()
+                journal.add(record)
+                crew.log_progress(record.counts.rows)
+    finally:
+        journal.save()
+    failures.check()
+    sizes = [record.entry.bytes for record in records.values() if record.entry.path]
+    return _Result(records, sum(sizes), len(sizes), resumed, journal.remove)
+
+
+# ---- one object for all devices ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The pages of a device, complete and of one snapshot."""
+
+    pages: Iterable[Page]
+    counts: RowCounts
+    staging: Staging
+    extracted_at: str
+
+
+class _NoObjectError(Exception):
+    """There are no rows, and no object to replace."""
+
+
+def _land_one_object(job: _Job, source: _Source, crew: _Crew, tree: Tree) -> _Result:
+    name = object_name(None, job.window, job.extension)
+    path = job.dst / name
+    reads: dict[str, _Read] = {}
+    failures = _Failures(crew, "Nothing is published, because one object has the rows of all devices")
+
+    def read_device(device_id: str) -> _Read:
+        return restart_on_change(lambda: _read_device(job, source, device_id, f"{name} {device_id}"))
+
+    size, objects = 0, 1
+    try:
+        with open_object(path, job.file_format, compression=job.compression, column_types=job.column_types) as writer:
+            for device_id, future in crew.iter_in_order(read_device):
+                try:
+                    read = future.result()
+                    for page in () if failures.errors else read.pages:
+                        writer.write_page(page)
+                except Exception as error:
+                    failures.add(device_id, error)
+                else:
+                    failures.add_success()
+                    reads[device_id] = replace(read, pages=())
+                    crew.log_progress(read.counts.rows)
+            failures.check()
+            _check_replacement(job, tree, path, {device_id for device_id, read in reads.items() if read.counts.rows})
+        size = writer.size
+    except _NoObjectError:
+        objects = 0
+    records = {}
+    for device_id, read in reads.items():
+        is_in = read.counts.rows > 0
+        records[device_id] = job.record(
+            device_id, read.counts, size if is_in else 0, name if is_in else None, read.extracted_at
+        )
+    for device_id in _devices_with_rows(tree.entries()) - reads.keys():  # replace_with_empty is set
+        records[device_id] = job.record(device_id, RowCounts(), 0, None, format_now())
+
+    def remove_staged_pages() -> None:
+        for read in reads.values():
+            read.staging.remove()
+
+    return _Result(records, size, objects, 0, remove_staged_pages)
+
+
+def _read_device(job: _Job, source: _Source, device_id: str, name: str) -> _Read:
+    extracted_at = format_now()
+    checkpoint_pages = CHECKPOINT_PAGES if job.resume_within else None
+    with open_staging(source, job.dst, name, job.endpoint, checkpoint_pages, job.resume_within) as staging:
+        with open_window(source, device_id, job.window, job.endpoint, staging) as pages:
+            kept = _keep(iter(pages))
+        if not pages.counts.rows:
+            check_device(source, device_id, pages.counts)
+    return _Read(kept, pages.counts, staging, extracted_at)
+
+
+def _keep(pages: Iterator[Page]) -> Iterable[Page]:
+    """Read all pages, and keep them until they are written: one in memory, more in a temporary file."""
+    first = next(pages)
+    second = next(pages, None)
+    return [first] if second is None else _Spool(chain((first, second), pages))
+
+
+class _Spool:
+    """Pages in a temporary file. Iterate once."""
+
+    def __init__(self, pages: Iterable[Page]) -> None:
+        self._file = tempfile.TemporaryFile(prefix="unleash-")  # noqa: SIM115  # closed after the last page
+        try:
+            for page in pages:
+                pickle.dump(replace(page), self._file)  # without cached columns
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __iter__(self) -> Iterator[Page]:
+        with self._file as file:
+            size = file.tell()
+            file.seek(0)
+            while file.tell() < size:
+                yield pickle.load(file)  # noqa: S301  # only this process can write to it
+
+
+def _check_replacement(job: _Job, tree: Tree, path: FolderPath, with_rows: set[str]) -> None:
+    """Check that publishing the object loses no rows, and is needed."""
+    replaces_rows = not with_rows and has_rows(path, job.file_format, job.compression)
+    if not job.replace_with_empty:
+        # Read again, because another task may have published rows of other devices meanwhile.
+        lost = sorted(_devices_with_rows(tree.entries()) - with_rows)
+        if lost or replaces_rows:
+            named = f"of {_enumerate(lost)}" if lost else "which the API now does not return"
+            raise EmptyReplacementError(
+                f"{path} has rows {named}, and this extraction has none. The object stays unchanged; set "
+                "replace_with_empty=True to replace it, or use split_by_device=True if several tasks share a window",
+                path=str(path),
+            )
+    if not with_rows:
+        if job.on_empty == "fail":
+            check_empty(_NO_ROWS, job.on_empty)
+        if not replaces_rows:
+            raise _NoObjectError
+
+
+def _devices_with_rows(entries: Mapping[str, Entry]) -> set[str]:
+    return {device_id for device_id, entry in entries.items() if entry.rows and entry.path}
+
+
+# ---- the devices at work -------------------------------------------------------------------------
+
+
+class _Crew:
+    """
+    The threads that work on devices, and the progress.
+
+    :param max_ahead: devices that are at work, or done and not yet consumed.
+    """
+
+    def __init__(self, workers: ThreadPoolExecutor, max_ahead: int, devices: Sequence[str]) -> None:
+        self._workers = workers
+        self._max_ahead = max_ahead
+        self.devices = devices
+        self._began = self._logged = time.monotonic()
+        self._total = len(devices)
+        self._done = self._rows = 0
+
+    def iter_completed(self, work: Callable[[str], T], skip: Container[str]) -> Iterator[tuple[str, Future[T]]]:
+        """Yield each device with its result as soon as there is one."""
+        finished: SimpleQueue[tuple[str, Future[T]]] = SimpleQueue()
+        remaining = [device_id for device_id in self.devices if device_id not in skip]
+        self._total = len(remaining)
+        rest = iter(remaining)
+        running = 0
+        while True:
+            for device_id in islice(rest, self._max_ahead - running):
+                future = self._workers.submit(work, device_id)
+                future.add_done_callback(lambda future, device_id=device_id: finished.put((device_id, future)))  # type: ignore[misc]
+                running += 1
+            if not running:
+                return
+            yield finished.get()
+            running -= 1
+
+    def iter_in_order(self, work: Callable[[str], T]) -> Iterator[tuple[str, Future[T]]]:
+        """Yield each device with its result, in the order of the devices."""
+        rest = iter(self.devices)
+        ahead: deque[tuple[str, Future[T]]] = deque()
+        while True:
+            for device_id in islice(rest, self._max_ahead - len(ahead)):
+                ahead.append((device_id, self._workers.submit(work, device_id)))
+            if not ahead:
+                return
+            yield ahead.popleft()
+
+    def log_progress(self, rows: int) -> None:
+        """Count a device that is done, and log the progress every ten seconds."""
+        self._done += 1
+        self._rows += rows
+        now = time.monotonic()
+        if now - self._logged >= PROGRESS_SECONDS:
+            self._logged = now
+            total, seconds = self._total, now - self._began
+            log.info(
+                "%d of %d devices (%.0f %%), %d rows, %.0f devices/s, about %.0f s left",
+                *(self._done, total, 100 * self._done / total, self._rows, self._done / seconds),
+                seconds * (total / self._done - 1),
+            )
+
+
+class _Failures:
+    """
+    The errors of single devices; an error that concerns all devices is raised at once.
+
+    :param consequence: what an error says about the other devices.
+    """
+
+    def __init__(self, crew: _Crew, consequence: str) -> None:
+        self.errors: dict[str, Exception] = {}
+        self._crew = crew
+        self._consequence = consequence
+        self._in_a_row = 0
+
+    def add_success(self) -> None:
+        self._in_a_row = 0
+
+    def add(self, device_id: str, error: Exception) -> None:
+        if _concerns_all(error):
+            raise error
+        self.errors[device_id] = error
+        if len(self.errors) <= _NAMED_DEVICES:
+            log.warning("Device %s failed: %s", device_id, _describe(error))
+        self._in_a_row += isinstance(error, (ServerError, TransportError))
+        if self._in_a_row >= _MAX_FAILURES_IN_A_ROW:
+            raise self._error(f"{self._in_a_row} devices failed one after the other, so the rest was not tried. ")
+
+    def check(self) -> None:
+        """Raise an error that names the failed devices, if there are any."""
+        if self.errors:
+            raise self._error()
+
+    def _error(self, note: str = "") -> UnleashError:
+        named = "".join(f"\n{device_id}: {_describe(error)}" for device_id, error in self._first())
+        more = len(self.errors) - _NAMED_DEVICES
+        message = (
+            f"{len(self.errors)} of {len(self._crew.devices)} devices failed. {note}{self._consequence}.{named}"
+            f"{f'{chr(10)}and {more} more' if more > 0 else ''}"
+        )
+        transient = [error for error in self.errors.values() if not isinstance(error, PermanentError)]
+        if not transient:
+            return PermanentPartialExtractionError(message, errors=self.errors)
+        delays = [error.retry_after for error in transient if isinstance(error, TransientError) and error.retry_after]
+        return PartialExtractionError(message, errors=self.errors, retry_after=max(delays, default=None))
+
+    def _first(self) -> list[tuple[str, Exception]]:
+        return sorted(self.errors.items())[:_NAMED_DEVICES]
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _concerns_all(error: Exception) -> bool:
+    """Return whether an error is not about one device: other devices would meet it too."""
+    if isinstance(error, UnleashError):
+        if isinstance(error, InvalidArgumentError):
+            return error.argument != "device_id"
+        if isinstance(error, TransientError) and (error.retry_after or 0.0) > MAX_PAUSE:
+            return True
+        if isinstance(error, TransportError):
+            return error.reason in ("connection", "tls", "cancelled")
+        return isinstance(error, (AuthenticationError, RateLimitError))
+    return not (isinstance(error, OSError) and error.errno in _NAME_ERRORS)
+
+
+def _enumerate(device_ids: Sequence[str]) -> str:
+    more = len(device_ids) - _NAMED_DEVICES
+    return ", ".join(device_ids[:_NAMED_DEVICES]) + (f" and {more} more" if more > 0 else "")

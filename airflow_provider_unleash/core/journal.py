@@ -1,0 +1,116 @@
+"""The journal of an account's extraction: what its failed tries have landed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+import msgspec
+
+from airflow_provider_unleash import __version__
+from airflow_provider_unleash.core.manifest import Entry
+from airflow_provider_unleash.core.names import STAGING
+from airflow_provider_unleash.core.stores import FolderPath, publish, remove_tree
+from airflow_provider_unleash.core.windows import RowCounts
+
+log = logging.getLogger(__name__)
+
+# A killed try forgets what it has landed since the journal was last saved.
+SAVE_SECONDS = 5.0
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A device that has landed: its line of the manifest, and the counts of its rows."""
+
+    entry: Entry
+    counts: RowCounts
+
+
+class _File(msgspec.Struct):
+    """One file of the journal; ``source`` is what its records depend on."""
+
+    source: str
+    saved_at: float
+    records: list[Record]
+
+
+class Journal:
+    """
+    Keeps the devices that have landed, so that a retry on any worker extracts only the others.
+
+    Each save is one object, ``<dst>/_staging/<hash>/00000.landed`` and so on; the hash is that of ``name``. An error in
+    here costs requests, never rows: it is logged, and the devices are extracted again. Files older than
+    ``resume_within`` or of another ``source`` are ignored.
+    """
+
+    def __init__(self, dst: FolderPath, name: str, source: Sequence[object], resume_within: timedelta) -> None:
+        self._folder = dst / STAGING / hashlib.sha256(name.encode()).hexdigest()[:16]
+        self._source = repr((*source, __version__))
+        self._resume_within = resume_within.total_seconds()
+        self._unsaved: list[Record] = []
+        self._saved_at = time.monotonic()
+        self._files = 0
+
+    def load(self, completed: Iterable[Entry]) -> dict[str, Record]:
+        """
+        Return what failed tries have landed, by device.
+
+        ``completed`` are the entries of the window's manifests: a journal with these belongs to a task that succeeded,
+        but could not remove it.
+        """
+        if not self._resume_within:
+            return {}
+        records: dict[str, Record] = {}
+        for path in self._list_files():
+            try:
+                file = msgspec.json.decode(path.fs.cat_file(path.path), type=_File)
+            except Exception as error:
+                log.warning("Cannot read %s, so its devices are extracted again: %s", path, error)
+                continue
+            if file.source == self._source and time.time() - file.saved_at <= self._resume_within:
+                records |= {record.entry.device_id: record for record in file.records}
+        done = set(completed)
+        return {device_id: record for device_id, record in records.items() if record.entry not in done}
+
+    def _list_files(self) -> list[FolderPath]:
+        self._folder.fs.invalidate_cache(self._folder.path)
+        try:
+            names = sorted(str(found).rpartition("/")[2] for found in self._folder.fs.find(self._folder.path))
+        except Exception as error:
+            log.warning("Cannot list %s, so all devices are extracted: %s", self._folder, error)
+            return []
+        self._files = 1 + max((int(name[:5]) for name in names), default=-1)
+        return [self._folder / name for name in names]
+
+    def add(self, record: Record) -> None:
+        """Keep a record; save all that are not saved yet, every few seconds."""
+        self._unsaved.append(record)
+        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write the records that are not saved yet."""
+        if not self._unsaved or not self._resume_within:
+            return
+        file = _File(self._source, time.time(), self._unsaved)
+        try:
+            with publish(self._folder / f"{self._files:05}.landed") as stream:
+                stream.write(msgspec.json.encode(file))
+        except Exception as error:
+            log.warning("Cannot save which devices have landed, so a retry would extract them again: %s", error)
+            return
+        self._files += 1
+        self._unsaved = []
+        self._saved_at = time.monotonic()
+
+    def remove(self) -> None:
+        """Remove all files, once the manifest has their content."""
+        self._unsaved = []
+        if self._files:
+            try:
+                remove_tree(self._folder)
+            except Exception as error:
+                log.warning("Cannot remove %s; you can remove it: %s", self._folder, error)

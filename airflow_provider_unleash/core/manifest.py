@@ -1,0 +1,196 @@
+"""Manifests: the record of what completed tasks have landed, by window and device."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date, timedelta
+from itertools import islice
+
+import msgspec
+
+from airflow_provider_unleash.core.moments import format_ms
+from airflow_provider_unleash.core.names import MANIFESTS, manifest_name, parse_window, window_name
+from airflow_provider_unleash.core.stores import FolderPath, publish
+from airflow_provider_unleash.core.windows import Window
+from airflow_provider_unleash.exceptions import InvalidArgumentError
+
+log = logging.getLogger(__name__)
+
+# The layout of a tree can be seen from one line about an object; a manifest may have ten thousand.
+_HEAD_BYTES = 1 << 16
+_MAX_HEADS = 5
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """
+    One line of a manifest: a device in a window.
+
+    :param start: start of the window, ISO 8601 in UTC.
+    :param end: end of the window, exclusive.
+    :param bytes: size of the object at ``path``; an object of many devices counts for each.
+    :param path: object with the rows, relative to ``dst``; None if there is none.
+    :param extracted_at: when the extraction of the device began, ISO 8601 in UTC.
+    :param dag_id: DAG of the task; None without Airflow.
+    :param run_id: its run.
+    """
+
+    device_id: str
+    start: str
+    end: str
+    rows: int
+    pages: int
+    bytes: int
+    path: str | None
+    extracted_at: str
+    dag_id: str | None = None
+    run_id: str | None = None
+
+
+_LINE = msgspec.json.Decoder(Entry)
+
+
+def format_now() -> str:
+    """Return the time as ``extracted_at`` has it."""
+    return format_ms(time.time_ns() // 1_000_000)
+
+
+def publish_manifest(
+    dst: FolderPath, device_ids: Iterable[str] | None, window: Window, entries: Mapping[str, Entry]
+) -> FolderPath:
+    """
+    Write the entries of a window, by device, and return the path of the manifest.
+
+    The manifest of the whole account keeps its old entries of other devices, such as those no longer listed.
+    """
+    path = dst / manifest_name(device_ids, window)
+    kept = read_manifest(path) if device_ids is None else []
+    merged = {entry.device_id: entry for entry in kept} | dict(entries)
+    with publish(path) as stream:
+        stream.write(msgspec.json.Encoder().encode_lines([merged[device_id] for device_id in sorted(merged)]))
+    return path
+
+
+def read_manifest(path: FolderPath) -> list[Entry]:
+    """Return the entries of a manifest, or none if it does not exist."""
+    try:
+        return _parse_lines(path, path.fs.cat_file(path.path).splitlines())
+    except FileNotFoundError:
+        return []
+
+
+def _parse_lines(path: FolderPath, lines: Iterable[bytes]) -> list[Entry]:
+    try:
+        return list(map(_LINE.decode, lines))
+    except msgspec.DecodeError as error:
+        raise InvalidArgumentError(f"{path} is not a manifest ({error}). Remove it", argument="dst") from None
+
+
+# ---- the tree that a task writes to --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What all objects of a tree have in common: one per device or one for all devices, and the extension."""
+
+    is_split: bool
+    extension: str
+
+    def __str__(self) -> str:
+        return f"{self.extension} objects, one {'per device' if self.is_split else 'for all devices'}"
+
+
+@dataclass(frozen=True)
+class Tree:
+    """
+    The manifests of a tree, for one window.
+
+    :param overlapping: names of other windows that share time with it.
+    """
+
+    dst: FolderPath
+    window: Window
+    overlapping: tuple[str, ...]
+
+    def entries(self) -> dict[str, Entry]:
+        """Read the newest entry of each device in the window."""
+        folder, _, name = window_name(self.window).partition("/")
+        parent = self.dst / MANIFESTS / folder
+        found = [parent / other for other in _list_names(parent) if other.startswith(f"{name}.")]
+        entries = [entry for path in found for entry in read_manifest(path)]
+        return {entry.device_id: entry for entry in sorted(entries, key=lambda entry: entry.extracted_at)}
+
+
+def open_tree(dst: FolderPath, window: Window, layout: Layout) -> Tree:
+    """
+    Check that a tree fits the objects to write, and warn if it has other windows of the same time.
+
+    Other windows are found if they are hours, days, weeks, months, quarters or years.
+
+    :raises InvalidArgumentError: if the tree has objects of another layout or format.
+    """
+    root = dst / MANIFESTS
+    folders = set(_list_names(root))
+    near = sorted(folders & {f"start_date={day}" for day in _iter_days_near(window)})
+    names = [f"{folder}/{name}" for folder in near for name in _list_names(root / folder)]
+    windows = {found for name in names if (found := parse_window(name))}
+    overlapping = sorted({window_name(other) for other in windows if _overlap(other, window)} - {window_name(window)})
+    if overlapping:
+        log.warning(
+            "%s has other windows of the same time, so their rows are there twice: %s%s",
+            *(dst, ", ".join(overlapping[:5]), " and more" if len(overlapping) > 5 else ""),
+        )
+    if not names and folders:
+        last = max(folders)
+        names = [f"{last}/{name}" for name in _list_names(root / last)]
+    _check_layout(dst, reversed(names), layout)
+    return Tree(dst, window, tuple(overlapping))
+
+
+def _list_names(folder: FolderPath) -> list[str]:
+    folder.fs.invalidate_cache(folder.path)
+    try:
+        return [str(found).rstrip("/").rpartition("/")[2] for found in folder.fs.ls(folder.path, detail=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _iter_days_near(window: Window) -> Iterator[date]:
+    """Yield the days of the window, and those on which a longer window that contains its start may begin."""
+    first, last = window.start.date(), window.end.date()
+    for days in range(-7, (last - first).days + 1):  # a week before, for weeks that begin on any day
+        yield first + timedelta(days=days)
+    for month in (first.month, (first.month - 1) // 3 * 3 + 1, 1):
+        yield first.replace(month=month, day=1)
+        yield first.replace(month=month, day=1) - timedelta(days=1)  # in a time zone east of UTC
+
+
+def _overlap(one: Window, other: Window) -> bool:
+    return one.start_ms < other.end_ms and other.start_ms < one.end_ms
+
+
+def _check_layout(dst: FolderPath, names: Iterable[str], layout: Layout) -> None:
+    for name in islice(dict.fromkeys(names), _MAX_HEADS):
+        path = _object_in_head(dst / MANIFESTS / name)
+        if path is None:
+            continue
+        found = Layout(path.startswith("device="), path.rpartition("/")[2].partition("_")[2].partition("Z.")[2])
+        if found != layout:
+            raise InvalidArgumentError(
+                f"dst={str(dst)!r} has {found}, such as {path}; this task would write {layout}. A tree has one layout "
+                "and format: use another dst",
+                argument="dst",
+            )
+        return
+
+
+def _object_in_head(path: FolderPath) -> str | None:
+    """Return the name of the first object in a manifest, if its first lines have one."""
+    with suppress(FileNotFoundError):  # removed meanwhile
+        head = path.fs.cat_file(path.path, start=0, end=_HEAD_BYTES)
+        lines = head.splitlines()[: -1 if len(head) == _HEAD_BYTES else None]
+        return next((entry.path for entry in _parse_lines(path, lines) if entry.path), None)
+    return None
