@@ -1,10 +1,10 @@
-"""OpenLineage metadata of an extraction: from a device's rows to a folder in object storage."""
+"""OpenLineage metadata of an extraction: from the rows of devices to a folder in object storage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_unleash.core.columns import COLUMNS
@@ -12,10 +12,12 @@ from airflow_provider_unleash.core.moments import format_ms
 from airflow_provider_unleash.core.stores import place_of
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.openlineage.facet import DatasetFacet, InputDataset, OutputDataset, RunFacet
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_unleash.window import Window
+
+# Of one event. Above, one dataset stands for all devices, because an event has to stay small.
+MAX_INPUTS = 100
 
 
 @dataclass
@@ -39,24 +41,43 @@ class Extraction:
     """The progress of an extraction; ``written`` is None until the object is published."""
 
     base_url: str
-    device_id: str
+    device_ids: Sequence[str]
     window: Window
     written: Written | None = None
 
 
 def lineage_of(extraction: Extraction | None) -> OperatorLineage | None:
     """Return the lineage; None before the first request, or without Airflow's OpenLineage provider."""
+    if extraction is None:
+        return None
+    # Imported here, because OpenLineage is optional and its facets take 0.6 s to import.
     try:
         from airflow.providers.openlineage.extractors import OperatorLineage
     except ImportError:
         return None
-    if extraction is None:
-        return None
-    return OperatorLineage(
-        inputs=[_input_of(extraction)],
-        outputs=[_output_of(extraction.written)] if extraction.written else [],
-        run_facets=_run_facets_of(extraction.window),
-    )
+    from airflow.providers.common.compat.openlineage import facet
+    from openlineage.client.facet_v2 import nominal_time_run
+
+    def schema_of(columns: Mapping[str, str]) -> dict[str, Any]:
+        fields = [facet.SchemaDatasetFacetFields(name=name, type=kind) for name, kind in columns.items()]
+        return {"schema": facet.SchemaDatasetFacet(fields=fields)}
+
+    devices, window, written = extraction.device_ids, extraction.window, extraction.written
+    namespace = f"unleash://{urlsplit(extraction.base_url).netloc}"
+    names = [f"analytics/{device}" for device in devices] if len(devices) <= MAX_INPUTS else ["analytics"]
+    lineage = OperatorLineage([facet.InputDataset(namespace, name, facets=schema_of(COLUMNS)) for name in names])
+    if written:
+        statistics = facet.OutputStatisticsOutputDatasetFacet(rowCount=written.rows, size=written.size)
+        output = facet.OutputDataset(
+            *dataset_name(written.dst, written.account),
+            facets=schema_of(written.columns),
+            outputFacets={"outputStatistics": statistics},
+        )
+        lineage.outputs.append(output)
+    if window.rule != "start_end":
+        start, end = format_ms(window.start_ms), format_ms(window.end_ms)
+        lineage.run_facets["nominalTime"] = nominal_time_run.NominalTimeRunFacet(start, end)
+    return lineage
 
 
 def dataset_name(dst: str, account: str | None = None) -> tuple[str, str]:
@@ -67,39 +88,3 @@ def dataset_name(dst: str, account: str | None = None) -> tuple[str, str]:
     if scheme == "abfs":
         return f"abfss://{bucket}" + (f"@{account}.dfs.core.windows.net" if account else ""), key or "/"
     return f"{scheme}://{bucket}", key or "/"
-
-
-# These functions import what they need: OpenLineage is optional, and its facets take 0.6 s to import.
-
-
-def _input_of(extraction: Extraction) -> InputDataset:
-    from airflow.providers.common.compat.openlineage.facet import InputDataset
-
-    namespace = f"unleash://{urlsplit(extraction.base_url).netloc}"
-    return InputDataset(namespace, f"analytics/{extraction.device_id}", facets=_facets_of(COLUMNS))
-
-
-def _output_of(written: Written) -> OutputDataset:
-    from airflow.providers.common.compat.openlineage.facet import OutputDataset, OutputStatisticsOutputDatasetFacet
-
-    statistics = OutputStatisticsOutputDatasetFacet(rowCount=written.rows, size=written.size)
-    namespace, name = dataset_name(written.dst, written.account)
-    facets = _facets_of(written.columns)
-    return OutputDataset(namespace, name, facets=facets, outputFacets={"outputStatistics": statistics})
-
-
-def _facets_of(columns: Mapping[str, str]) -> dict[str, DatasetFacet]:
-    from airflow.providers.common.compat.openlineage.facet import SchemaDatasetFacet, SchemaDatasetFacetFields
-
-    fields = [SchemaDatasetFacetFields(name=name, type=kind) for name, kind in columns.items()]
-    return {"schema": SchemaDatasetFacet(fields=fields)}
-
-
-def _run_facets_of(window: Window) -> dict[str, RunFacet]:
-    """Return the window as the run's nominal time, unless the author set it with ``start`` and ``end``."""
-    if window.rule == "start_end":
-        return {}
-    from openlineage.client.facet_v2 import nominal_time_run
-
-    start, end = format_ms(window.start_ms), format_ms(window.end_ms)
-    return {"nominalTime": nominal_time_run.NominalTimeRunFacet(nominalStartTime=start, nominalEndTime=end)}

@@ -283,7 +283,7 @@ class _FetchOperator(_UnleashOperator):
         self._name_if_mapped(context)
         with self._open_client() as client:
             began = time.monotonic()
-            self._extraction = Extraction(client.base_url, self.device_id, window)
+            self._extraction = Extraction(client.base_url, [self.device_id], window)
             return self._fetch(client, window, began)
 
     def _name_if_mapped(self, context: Context) -> None:
