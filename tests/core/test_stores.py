@@ -403,8 +403,9 @@ def test_a_local_object_is_a_file_however_its_path_is_spelled(spelling: str, tmp
     ("place", "url"),
     [
         *((Place("/data/x", protocol), "file:///data/x") for protocol in ("file", "", "local")),
-        *((Place("lake/x", protocol), "az://lake/x") for protocol in ("abfs", "abfss")),
-        *((Place("lake/x", "gs"), "gs://lake/x"), (Place("lake/device=a%20b/x", "s3"), "s3://lake/device=a%20b/x")),
+        *((Place("lake/x", protocol), "az://lake/x") for protocol in ("abfs", "abfss", "adl")),
+        *((Place("lake/x", protocol), "gs://lake/x") for protocol in ("gs", "gcs")),
+        *((Place("lake/device=a%20b/x", protocol), "s3://lake/device=a%20b/x") for protocol in ("s3", "s3a")),
     ],
 )
 def test_a_url_has_no_connection(place: Any, url: str) -> None:
