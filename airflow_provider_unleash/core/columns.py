@@ -163,8 +163,19 @@ def _extra_values(page: Page, columns: Mapping[str, str]) -> list[str | None]:
 
 def check_values(page: Page, name: str, kind: str, values: Sequence[Any]) -> None:
     """Check that all values other than None fit their column; the error names page, row, field and value."""
-    if not _all_fit(kind, values):
-        raise _misfit_error(page, name, kind, values)
+    if _all_fit(kind, values):
+        return
+    accepts = COLUMN_TYPES[kind].accepts
+    index = next((i for i, value in enumerate(values) if value is not None and not accepts(value)), 0)
+    value, row = values[index], page.row_index(index)
+    raise UnexpectedResponseError(
+        f"Page {page.number}, row {row}: {name} is {mask_tokens_in_text(repr(value))[:EXCERPT_CHARS]}, which does not "
+        f'fit its column of type {kind}. file_format="jsonl" or "json" keeps values as they are',
+        page=page.number,
+        row=row,
+        field=name,
+        value=value,
+    )
 
 
 def _all_fit(kind: str, values: Sequence[Any]) -> bool:
@@ -176,20 +187,6 @@ def _all_fit(kind: str, values: Sequence[Any]) -> bool:
         return all(map(COLUMN_TYPES[kind].accepts, set(values) - {None}))
     except TypeError:  # a list or an object, which no column takes
         return False
-
-
-def _misfit_error(page: Page, name: str, kind: str, values: Sequence[Any]) -> UnexpectedResponseError:
-    accepts = COLUMN_TYPES[kind].accepts
-    index = next((i for i, value in enumerate(values) if value is not None and not accepts(value)), 0)
-    value, row = values[index], page.row_index(index)
-    return UnexpectedResponseError(
-        f"Page {page.number}, row {row}: {name} is {mask_tokens_in_text(repr(value))[:EXCERPT_CHARS]}, which does not "
-        f'fit its column of type {kind}. file_format="jsonl" or "json" keeps values as they are',
-        page=page.number,
-        row=row,
-        field=name,
-        value=value,
-    )
 
 
 _CSV_TIMESTAMP = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z")
