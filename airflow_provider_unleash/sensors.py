@@ -23,13 +23,7 @@ from airflow_provider_unleash.core.sessions import select_sessions, session_boun
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError, TransportError
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, ConnectedTask
 from airflow_provider_unleash.metrics import report_poll
-from airflow_provider_unleash.tasks import (
-    check_literal_bounds,
-    is_literal,
-    no_retry,
-    retry_arguments,
-    run_times,
-)
+from airflow_provider_unleash.tasks import check_literal_bounds, is_literal, no_retry, retry_arguments, run_times
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, RetryPolicy

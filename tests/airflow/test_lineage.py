@@ -90,9 +90,6 @@ def columns(dataset: dict[str, Any]) -> dict[str, str]:
     return {field["name"]: field["type"] for field in dataset["facets"]["schema"]["fields"]}
 
 
-# ---- DAG runs ----------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_the_event_of_an_extraction_has_device_folder_columns_and_size(ends, sim, lake):
     [event] = ends["csv"]
@@ -128,9 +125,6 @@ def test_the_event_of_a_mapped_task_has_its_own_device(ends, lake):
 def test_a_task_that_wrote_nothing_has_no_output(ends, task):
     assert [event["outputs"] for event in ends.get(task, [])] == [[]] * len(ends.get(task, []))
     assert task == "skipped" or ends[task][0]["eventType"] == "FAIL"  # not all versions report skipped tasks
-
-
-# ---- names and facets --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

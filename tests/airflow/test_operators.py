@@ -6,7 +6,6 @@ import csv
 import gzip
 import inspect
 import json
-import logging
 import re
 import time
 from datetime import datetime, timedelta
@@ -32,17 +31,7 @@ from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
 from airflow_provider_unleash.simulator import KEYS, Fault, Simulator
 from tests.support.dag_runs import has_runs_without_dates, run_dag
 from tests.support.not_retried import not_retried
-from tests.support.sample_day import (
-    CROWD,
-    DAY,
-    DAY_END,
-    DAY_START,
-    HOUR_MS,
-    NEXT_DAY,
-    SILENT,
-    STREET,
-    make_context,
-)
+from tests.support.sample_day import CROWD, DAY, DAY_END, DAY_START, HOUR_MS, NEXT_DAY, SILENT, STREET, make_context
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
@@ -574,22 +563,6 @@ def test_exactly_the_templated_parameters_are_documented_as_templated(operator):
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_every_parameter_is_documented_and_is_an_attribute(operator):
-    parameters = {
-        name
-        for base in operator.__mro__
-        if base.__module__.startswith("airflow_provider_unleash")
-        for name, parameter in inspect.signature(base.__init__).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    assert set(parameters_of(operator)) == parameters
-    arguments = {"device_id": STREET, "dst": "/lake", "device_ids": [STREET], "every": "day"}
-    made = make(operator, **{name: value for name, value in arguments.items() if name in parameters})
-    # Before 3.3, Airflow has no retry policies.
-    assert all(hasattr(made, name) for name in parameters - {"retry_policy"})
-
-
-@pytest.mark.parametrize("operator", OPERATORS)
 def test_no_parameter_has_a_name_that_airflow_uses(operator):
     [base] = [base for base in operator.__mro__ if base.__name__ in ("BaseOperator", "BaseSensorOperator")][:1]
     airflows = set(inspect.signature(base.__init__).parameters) - {"self", "kwargs"}
@@ -621,18 +594,6 @@ def test_tokens_are_in_every_output_or_masked_in_every_output_without_a_warning(
         assert f"{STREET}{TOKEN}{'***' if is_masked else token}" in text, name
         assert (token in text) is not is_masked, name
     assert "stream tokens" not in caplog.text
-
-
-@pytest.mark.parametrize("unset", [{"mask_stream_tokens": None}, {"mask_stream_tokens": ""}])
-@pytest.mark.parametrize("options", [{}, {"growing": 200}])
-def test_without_a_choice_tokens_are_kept_with_one_warning_that_says_how_to_choose(serve, caplog, unset, options):
-    sim = serve(extra=unset, **options)
-    assert fetch() == day_of(sim)
-    [warning] = [entry for entry in caplog.records if "mask_stream_tokens" in entry.getMessage()]
-    assert warning.levelno == logging.WARNING
-    assert "live stream" in warning.getMessage()
-    [token] = {record["source_file_name"].partition(TOKEN)[2] for record in day_of(sim)}
-    assert token not in caplog.text
 
 
 # ---- a dst that nothing serves -----------------------------------------------------------------------

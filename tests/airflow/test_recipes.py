@@ -9,7 +9,6 @@ import re
 import shlex
 import sqlite3
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -31,7 +30,7 @@ from sqlfluff.core import FluffConfig, Linter
 from airflow_provider_unleash.core.columns import COLUMNS
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Simulator
-from tests.support.dag_runs import load_dag, run_dag
+from tests.support.dag_runs import run_dag
 from tests.support.expected_rows import daily_counts, files_in, rows_by_device
 from tests.support.paths import RECIPES, ROOT, TESTS
 from tests.support.recipe_sql import statements_of
@@ -58,11 +57,6 @@ HAS_BACKFILLS = find_spec("airflow.sdk") is not None
 NAME = "20260112T000000Z_20260113T000000Z.parquet"
 
 
-@pytest.fixture
-def sim(serve: Callable[..., Simulator]) -> Simulator:
-    return serve(sessions_from=DAY_START)
-
-
 @contextmanager
 def receiving() -> Iterator[tuple[str, list[Any]]]:
     """Yield the URL of a server, and the JSON bodies that were posted to it."""
@@ -86,17 +80,6 @@ def receiving() -> Iterator[tuple[str, list[Any]]]:
 
 
 # ---- all recipes -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("path", DAGS, ids=lambda path: path.stem)
-def test_parsing_a_recipe_sends_no_request_and_causes_no_warning_in_its_code(path, sim):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        dag = load_dag(path)
-    assert [warning for warning in caught if warning.filename == str(path) or "unleash" in warning.filename] == []
-    assert dag.dag_id == path.stem
-    assert dag.catchup is False
-    assert sim.requests == []
 
 
 @pytest.mark.parametrize("path", DAGS, ids=lambda path: path.stem)
@@ -213,13 +196,7 @@ def test_privacy_shares_every_row_and_nothing_that_identifies_the_device(run_rec
 
 
 @pytest.mark.slow
-def test_privacy_pseudonyms_stay_the_same_over_days_and_change_with_the_key(
-    run_recipe,
-    serve,
-    lake,
-    shared,
-    connect,
-):
+def test_privacy_pseudonyms_stay_the_same_over_days_and_change_with_the_key(run_recipe, serve, lake, shared, connect):
     serve(devices=(STREET,))
     connect(conn_id="unleash_pseudonyms", conn_type="generic", password="a key")
     run_recipe("privacy")
@@ -516,25 +493,6 @@ def connections_of(page: str) -> dict[str, list[dict[str, Any]]]:
         for name, value in re.findall(r"^export (AIRFLOW_CONN_\w+)='(.*?)'$", block, re.MULTILINE | re.DOTALL):
             found.setdefault(name, []).append(json.loads(value))
     return found
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_sql_on_a_page_is_an_excerpt_of_a_tested_file(page):
-    files = [path.read_text() for path in (RECIPES / "sql").glob("*.sql")]
-    for block in blocks_of(page, "sql"):
-        assert any(block in text for text in files), f"No file contains:\n{block}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_recipe_page_has_only_code_blocks_that_tests_check(page):
-    languages = re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)
-    assert set(languages[::2]) <= {"python", "sql", "shell"}
-    assert set(languages[1::2]) <= {""}
-
-
-def test_every_recipe_page_is_listed_in_the_index():
-    index = (ROOT / "docs" / "recipes" / "index.md").read_text()
-    assert [page.name for page in PAGES if page.stem != "index" and f"({page.name})" not in index] == []
 
 
 @pytest.mark.parametrize("path", DAGS, ids=lambda path: path.stem)
