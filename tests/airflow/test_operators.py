@@ -531,16 +531,6 @@ def test_a_template_that_renders_to_an_invalid_value_fails_before_any_request(se
     assert not lake.exists()
 
 
-@pytest.mark.parametrize("operator", FETCHERS)
-def test_creating_an_operator_makes_no_requests(serve, operator, lake):
-    sim = serve()
-    made = make(operator, lake)
-    for name in made.template_fields:
-        getattr(made, name)
-    assert sim.requests == []
-    assert not lake.exists()
-
-
 OPERATORS = [
     *(
         value
@@ -667,38 +657,6 @@ def test_a_retry_of_a_run_continues_where_the_first_try_stopped(airflow_home, se
     assert summary["resumed_pages"] == 4
     [name] = files_in(lake)
     assert_has_rows(lake / name, day_of(sim))
-
-
-def test_devices_of_one_task_are_mapped_to_one_object_each(airflow_home, serve, lake):
-    sim = serve()
-    run = run_dag(
-        airflow_home,
-        f"""
-        devices = UnleashListDevicesOperator(task_id="devices")
-        extract = UnleashToObjectStorageOperator.partial(
-            task_id="extract", dst="file://{lake}", file_format="parquet", on_empty="skip"
-        ).expand(device_id=devices.output)
-
-        @task(trigger_rule="none_failed")
-        def add_up(summaries):
-            return sum(summary["rows"] for summary in summaries)
-
-        add_up(extract.output)
-        """,
-    )
-    assert run.state == "success"
-    assert run.xcoms["devices"] == sim.devices
-    assert run.xcoms["add_up"] == sum(len(day_of(sim, device_id)) for device_id in sim.devices)
-    for index, device_id in enumerate(sim.devices):
-        if device_id == SILENT:
-            assert run.states["extract", index] == "skipped"
-            continue
-        [file] = run.xcoms["extract", index]["files"]
-        assert run.states["extract", index] == "success"
-        assert run.xcoms["extract", index]["device_id"] == device_id
-        assert file["path"] == f"file://{lake}/device={device_id}/start_date=2026-01-12/{TIMES}.parquet"
-        assert_has_rows(Path(file["path"].removeprefix("file://")), day_of(sim, device_id))
-    assert len(files_in(lake)) == len(sim.devices) - 1
 
 
 def test_mapped_tasks_are_named_after_their_device_and_start_unless_the_author_names_them(airflow_home, serve, lake):

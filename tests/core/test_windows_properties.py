@@ -137,15 +137,6 @@ def test_windows_return_each_row_once_wherever_the_span_is_cut(
     assert found == Counter(number for number, stamp in enumerate(server.stamps) if low <= stamp // 1000 < high)
 
 
-@pytest.mark.parametrize("fraction", ["999999999", "9999995", "9999999994"])
-def test_a_row_stamped_a_nanosecond_before_a_cut_is_returned_once(fraction: str) -> None:
-    # A server that compares nanoseconds returns the row for the window before the cut only.
-    cut = 1_597_622_400_000
-    rows = [(0, f"2020-08-16T23:59:59.{fraction}Z")]
-    [page] = HalfOpenPages(Window(cut - 1000, cut), [Page(1, 1, ("row", "timestamp"), rows)])
-    assert page.rows == rows
-
-
 def midnight(day: date, zone: tzinfo) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=zone)
 
