@@ -557,10 +557,6 @@ def mask_stream_tokens(page: Page) -> Page:
     return replace(page, keys=keys, rows=list(zip(*columns, strict=True)))
 
 
-def has_stream_tokens(page: Page) -> bool:
-    return mask_stream_tokens(page) is not page
-
-
 def _mask_values(values: Sequence[Any]) -> list[Any] | None:
     """Return the masked form of the values of one key, or None if they have no tokens."""
     # Most values repeat, so look at each string once.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import inspect
 import json
@@ -12,7 +11,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pendulum
 import pyarrow.parquet as pq
 import pytest
@@ -31,6 +29,7 @@ from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
 from airflow_provider_unleash.simulator import KEYS, Fault, Simulator
 from tests.support.dag_runs import has_runs_without_dates, run_dag
 from tests.support.not_retried import not_retried
+from tests.support.pages import in_file, read_records
 from tests.support.sample_day import CROWD, DAY, DAY_END, DAY_START, HOUR_MS, NEXT_DAY, SILENT, STREET, make_context
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
@@ -98,43 +97,15 @@ def row(stamp: str | None = "2026-01-12T12:00:00.000Z", **fields: Any) -> dict[s
     return {**dict(zip(KEYS, values, strict=True)), **fields}
 
 
-# ---- independent readers -------------------------------------------------------------------------
-
-
-def unpack(path: Path) -> str:
+def unpack(path: Path) -> bytes:
     content = path.read_bytes()
-    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-
-
-def read_json(path: Path) -> list[dict[str, Any]]:
-    text = unpack(path)
-    return [json.loads(line) for line in text.splitlines()] if ".jsonl" in path.name else json.loads(text)
-
-
-def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """Read a file with DuckDB, with timestamps as epoch milliseconds."""
-    sql = "SELECT * REPLACE (epoch_ms(timestamp) AS timestamp) FROM read_parquet(?, hive_partitioning = false)"
-    with duckdb.connect() as connection:
-        result = connection.execute(sql, [str(path)])
-        names = [column[0] for column in result.description]
-        return [dict(zip(names, values, strict=True)) for values in result.fetchall()]
+    return gzip.decompress(content) if path.suffix == ".gz" else content
 
 
 def assert_has_rows(path: Path, records: list[dict[str, Any]]) -> None:
     """Assert that a file of any format has these rows in this order."""
-    if ".json" in path.name:
-        assert read_json(path) == records
-    elif path.suffix == ".parquet":
-        moments = [datetime.fromisoformat(record["timestamp"].replace("Z", "+00:00")) for record in records]
-        assert read_parquet(path) == [
-            {**record, "timestamp": round(moment.timestamp() * 1000), "extra": None}
-            for record, moment in zip(records, moments, strict=True)
-        ]
-    else:
-        expected = [{**record, "count": float(record["count"])} for record in records]
-        assert list(csv.DictReader(unpack(path).splitlines())) == [
-            {**{key: str(record[key]) for key in KEYS}, "extra": ""} for record in expected
-        ]
+    file_format = path.name.removesuffix(".gz").rpartition(".")[2]
+    assert read_records(unpack(path), file_format) == [in_file(record, file_format) for record in records]
 
 
 # ---- lists ---------------------------------------------------------------------------------------
@@ -570,7 +541,7 @@ def outputs_of(lake: Path) -> dict[str, str]:
         store(lake, file_format=file_format, compression=compression)
     for name in files_in(lake):
         path = lake / name
-        outputs[name] = str(pq.read_table(path).to_pydict()) if path.suffix == ".parquet" else unpack(path)
+        outputs[name] = str(pq.read_table(path).to_pydict()) if path.suffix == ".parquet" else unpack(path).decode()
     assert len(outputs) == 2 + len(FORMATS)
     return outputs
 
@@ -794,7 +765,7 @@ def test_every_template_field_is_rendered_before_it_is_used(airflow_home, serve,
     assert run.xcoms["extract"]["endpoint"] == "tableau"
     [name] = files_in(lake)
     assert name == f"device={STREET}/start_date=2026-01-12/20260112T000000Z_20260112T060000Z.csv.gz"
-    header, first, *_ = unpack(lake / name).splitlines()
+    header, first, *_ = unpack(lake / name).decode().splitlines()
     assert header == ",".join(f'"{name}"' for name in [*KEYS, "extra", "confidence"])
     assert float(first.rpartition(",")[2]) > 0
     assert sim.requests[0].path == f"/v1/analytics/tableau/{STREET}/{DAY_START}/{DAY_START + 6 * HOUR_MS}/1"

@@ -366,9 +366,7 @@ def test_duckdb_reads_an_s3_store_through_airflows_connection_without_its_own_ke
     sim = serve(devices=(STREET, SILENT))
     with serve_s3() as endpoint:
         # The connection on the page about stores, with another endpoint and other keys.
-        fields = [
-            fields for name, fields in connections_of(PAGES_FOLDER / "stores.md") if name.endswith("AWS_DEFAULT")
-        ][-1]
+        fields = dict(connections_of(PAGES_FOLDER / "stores.md"))["AIRFLOW_CONN_AWS_DEFAULT"]
         fields |= {"login": ACCESS_KEY, "password": SECRET_KEY}
         assert fields["extra"].pop("endpoint_url").startswith("https://minio")
         fields["extra"] |= {"endpoint_url": endpoint}

@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from tests.support.pages import (
     KNOWN,
     Place,
     duck,
+    in_file,
     page_of,
     plain_bytes,
     read_file,
@@ -58,17 +58,6 @@ SPECIAL = [
     record(count=-0.5, frame_number=0, timestamp="2020-02-29T23:59:59.999Z"),
     record(**dict.fromkeys(KNOWN)),
 ]
-
-
-def in_file(row: dict[str, Any], file_format: str) -> dict[str, Any]:
-    """Return a row of known keys as a reader of the file gets it."""
-    if file_format in ("json", "jsonl"):
-        return row
-    row = {**row, "count": None if row["count"] is None else float(row["count"]), "extra": None}
-    if file_format == "csv":
-        return {key: "" if row[key] is None else str(row[key]) for key in HEADER}
-    moment = row["timestamp"] and datetime.fromisoformat(row["timestamp"].replace("Z", "+00:00"))
-    return {**row, "timestamp": moment and moment.astimezone(timezone.utc)}
 
 
 @every_format

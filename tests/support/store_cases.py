@@ -6,10 +6,8 @@ The tests of a store inherit :class:`StoreCases` and :class:`ProcessCases` and h
 
 from __future__ import annotations
 
-import csv
 import gc
 import gzip
-import io
 import json
 import os
 import socket
@@ -23,7 +21,6 @@ from itertools import product
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
-import pyarrow.parquet as pq
 import pytest
 
 from airflow_provider_unleash.core.formats import open_object
@@ -32,6 +29,7 @@ from airflow_provider_unleash.exceptions import EmptyReplacementError, ServerErr
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Fault, Simulator
 from tests.support.not_retried import not_retried
+from tests.support.pages import read_records
 from tests.support.python_processes import import_root
 from tests.support.sample_day import DAY_END, DAY_START, STREET, make_context
 
@@ -105,14 +103,6 @@ def write_megabytes(lake: Store, name: str, number: int) -> int:
         for _ in range(number):
             writer.write_page(page_of(1000, "x" * 1000))
     return writer.size
-
-
-def rows_of(body: bytes, file_format: str) -> list[Any]:
-    if file_format == "csv":
-        return list(csv.DictReader(io.StringIO(body.decode(), newline="")))
-    if file_format == "parquet":
-        return list(pq.read_table(io.BytesIO(body)).to_pylist())
-    return list(json.loads(body)) if file_format == "json" else [json.loads(line) for line in body.splitlines()]
 
 
 _EXTRACT = """
@@ -231,7 +221,7 @@ class StoreCases(_Connected):
         assert written["path"] == f"{dst(lake)}/{name}"
         assert written["url"] == f"{lake.url_scheme}://lake/unleash/{name}"
         assert written["bytes"] == len(body)
-        rows = rows_of(gzip.decompress(body) if compression else body, file_format)
+        rows = read_records(gzip.decompress(body) if compression else body, file_format)
         assert [str(row["frame_number"]) for row in rows] == [str(row["frame_number"]) for row in in_window(sim)]
 
     def test_a_device_id_with_reserved_characters_is_percent_encoded_in_the_name(
@@ -280,7 +270,7 @@ class StoreCases(_Connected):
             assert extract(lake, file_format=file_format)["rows"] == 0
         [(name, body)] = objects(lake).items()
         assert name == f"{NAME}.{file_format}"
-        assert rows_of(body, file_format) == []
+        assert read_records(body, file_format) == []
 
     @pytest.mark.parametrize("has_object", [False, True], ids=["new", "old"])
     @pytest.mark.parametrize("file_format", FORMATS)
@@ -315,7 +305,7 @@ class StoreCases(_Connected):
         assert summary["resumed_pages"] == 2 * len(staged)
         assert summary["requests"] == len(sim.requests) == summary["pages"] + 2 - summary["resumed_pages"]
         assert lake.names() == [f"{NAME}.jsonl"]
-        assert root or rows_of(lake.read(f"{NAME}.jsonl"), "jsonl") == in_window(sim)
+        assert root or read_records(lake.read(f"{NAME}.jsonl"), "jsonl") == in_window(sim)
 
     @pytest.mark.parametrize("old", [{}, {"large.jsonl": b"old"}], ids=["new", "old"])
     def test_a_failed_write_of_a_large_object_keeps_the_previous_one(self, lake: Store, old: dict[str, bytes]) -> None:
@@ -375,7 +365,7 @@ class ProcessCases(_Connected):
         extract(lake)
         [(name, body)] = objects(lake).items()
         assert name == f"{NAME}.jsonl"
-        assert rows_of(body, "jsonl") == in_window(sim)
+        assert read_records(body, "jsonl") == in_window(sim)
 
     @pytest.mark.parametrize("old", [{}, {"large.jsonl": b"old"}], ids=["new", "old"])
     @pytest.mark.parametrize("size", [20, 80])
