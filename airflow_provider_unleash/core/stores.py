@@ -38,7 +38,13 @@ _CANNOT_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 class Store(NamedTuple):
-    """A kind of store: its usual scheme, the one that DuckDB reads, and the extra that installs its file system."""
+    """
+    A kind of store.
+
+    :param name: its usual scheme.
+    :param url_scheme: the scheme that DuckDB reads.
+    :param extra: the extra that installs its file system; only stores with buckets have one.
+    """
 
     name: str
     url_scheme: str
