@@ -7,22 +7,15 @@ from difflib import get_close_matches
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 from upath.registry import available_implementations
 
-from airflow_provider_unleash.core.stores import check_dst
+from airflow_provider_unleash.core.stores import check_dst, split_dst
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.hooks import get_connection
-
-# The extras of this package that install the file system of a scheme.
-_EXTRA_BY_SCHEME = {
-    **dict.fromkeys(("s3", "s3a"), "s3"),
-    **dict.fromkeys(("gs", "gcs"), "gcs"),
-    **dict.fromkeys(("abfs", "abfss", "adl"), "azure"),
-}
 
 
 def check_folder(dst: str) -> None:
     """Check that the URL or absolute path of a folder leads where it says, with a known scheme."""
     check_dst(dst)
-    scheme = dst.partition("://")[0].lower() if "://" in dst else "file"
+    scheme = split_dst(dst)[0].lower()
     known = available_implementations(fallback=True)
     if scheme not in known:
         similar = get_close_matches(scheme, known, n=1)
@@ -32,7 +25,7 @@ def check_folder(dst: str) -> None:
 
 def open_folder(dst: str | ObjectStoragePath) -> ObjectStoragePath:
     """Return the folder of a ``dst`` that :func:`check_folder` accepts."""
-    scheme, _, place = str(dst).partition("://")
+    _, store, place = split_dst(str(dst))
     conn_id, _, _ = place.partition("/")[0].rpartition("@")
     if conn_id:
         get_connection(conn_id, "dst")  # the Amazon provider would continue without credentials
@@ -41,7 +34,7 @@ def open_folder(dst: str | ObjectStoragePath) -> ObjectStoragePath:
         folder = dst if isinstance(dst, ObjectStoragePath) else ObjectStoragePath(dst)
         _ = folder.fs
     except (ImportError, ValueError) as error:
-        extra = _EXTRA_BY_SCHEME.get(scheme.lower())
+        extra = store.extra
         hint = f"pip install 'airflow-provider-unleash[{extra}]'" if extra else "install the provider that serves it"
         raise InvalidArgumentError(f"dst={str(dst)!r} cannot be used: {error}; {hint}", argument="dst") from None
     return folder

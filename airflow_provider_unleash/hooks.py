@@ -254,9 +254,6 @@ def _diagnosis(error: UnleashError) -> str:
     return "The API has a problem"
 
 
-# ---- a connection becomes a client ---------------------------------------------------------------
-
-
 def get_connection(conn_id: str, argument: str = "unleash_conn_id") -> Connection:
     """Return an Airflow connection; the error names the argument."""
     try:
@@ -311,26 +308,19 @@ def _check_extra_names(extra: Mapping[str, Any], known: Iterable[str]) -> None:
 
 def _client_arguments(connection: Connection) -> dict[str, Any]:
     extra = connection.extra_dejson
-    parsers: dict[str, Callable[[Any], Any]] = {
-        "auth": str,
-        "timeout": lambda value: float(str(value)),  # from text, so that true is not 1.0 and 4.5 is not 4
-        "response_timeout": lambda value: float(str(value)),
-        "max_attempts": lambda value: int(str(value)),
-        "page_concurrency": lambda value: int(str(value)),
-        "mask_stream_tokens": _parse_bool,
-        "verify": _parse_verify,
-        "allow_http": _parse_bool,
-    }
-    _check_extra_names(extra, list(parsers))
+    fields = _form()["conn-fields"]
+    _check_extra_names(extra, list(fields))
+    by_type: dict[str, Callable[[str], Any]] = {"string": str, "number": float, "integer": int, "boolean": _parse_bool}
+    by_name: dict[str, Callable[[str], Any]] = {"mask_stream_tokens": _parse_bool, "verify": _parse_verify}
     arguments: dict[str, Any] = {}
-    for name, parse in parsers.items():
-        value = extra.get(name)
+    for name, field in fields.items():
+        value, schema = extra.get(name), field["schema"]
         if value is None or value == "":
             continue
+        parse = by_name.get(name) or by_type[schema["type"][0]]
         try:
-            arguments[name] = parse(value)
-        except (TypeError, ValueError):
-            schema = _form()["conn-fields"][name]["schema"]
+            arguments[name] = parse(str(value))  # from text, so that true is not 1.0 and 4.5 is not 4
+        except (KeyError, ValueError):
             expected = " or ".join(map(str, schema.get("enum", schema["type"][:1])))
             raise InvalidArgumentError(f"extra {name}={value!r} must be {expected}", argument=name) from None
     if connection.host or connection.port:
@@ -338,18 +328,15 @@ def _client_arguments(connection: Connection) -> dict[str, Any]:
     return arguments
 
 
-def _parse_bool(value: Any) -> bool:
-    known = {"true": True, "false": False, "1": True, "0": False}
-    if str(value).strip().lower() not in known:
-        raise ValueError(value)
-    return known[str(value).strip().lower()]
+_BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
 
-def _parse_verify(value: Any) -> bool | str:
-    try:
-        return _parse_bool(value)
-    except ValueError:
-        return str(value)
+def _parse_bool(text: str) -> bool:
+    return _BOOLS[text.strip().lower()]
+
+
+def _parse_verify(text: str) -> bool | str:
+    return _BOOLS.get(text.strip().lower(), text)
 
 
 def _base_url(host: str, port: int | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -19,17 +18,12 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_unleash import exceptions
+from airflow_provider_unleash.core.moments import now_ms
 from airflow_provider_unleash.core.sessions import select_sessions, session_bounds
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError, TransportError
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, ConnectedTask
 from airflow_provider_unleash.metrics import report_poll
-from airflow_provider_unleash.tasks import (
-    check_literal_bounds,
-    is_literal,
-    no_retry,
-    retry_arguments,
-    run_times,
-)
+from airflow_provider_unleash.tasks import check_literal_bounds, is_literal, no_retry, retry_arguments, run_times
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, RetryPolicy
@@ -171,7 +165,7 @@ class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
                 until_ms=until_ms,
                 known_sessions=known,
                 min_age_ms=self.min_age // timedelta(milliseconds=1),
-                now_ms=time.time_ns() // 1_000_000,
+                now_ms=now_ms(),
             )
         self._log_sessions(sessions)
         return PokeReturnValue(is_done=len(sessions) >= self.min_sessions, xcom_value=sessions)

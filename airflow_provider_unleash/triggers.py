@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import random
-import time
 from collections.abc import AsyncIterator, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_provider_unleash.core.moments import to_epoch_ms
+from airflow_provider_unleash.core.moments import now_ms, to_epoch_ms
 from airflow_provider_unleash.core.sessions import SessionList
 from airflow_provider_unleash.cursor import list_pending
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError, TransportError
@@ -50,9 +49,6 @@ MAX_EVENT_SESSIONS = 500
 _MIN_INTERVAL = 0.1
 # The most jitter, seconds. Without jitter, a thousand triggers that resume at once would block the event loop.
 _MAX_JITTER = 1.0
-
-
-# ---- shared polls --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -185,19 +181,12 @@ def _jitter(interval: float) -> float:
     return random.uniform(0.0, min(_MAX_JITTER, interval / 10))
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 def _path_of(trigger: BaseTrigger) -> str:
     return f"{type(trigger).__module__}.{type(trigger).__qualname__}"
 
 
 def _serialize(trigger: BaseTrigger, *names: str) -> tuple[str, dict[str, Any]]:
     return _path_of(trigger), {name: getattr(trigger, name) for name in names}
-
-
-# ---- a deferred task -----------------------------------------------------------------------------
 
 
 class UnleashNewSessionsTrigger(BaseTrigger):
@@ -268,16 +257,13 @@ class UnleashNewSessionsTrigger(BaseTrigger):
             until_ms=self.until,
             known_sessions=self.known_sessions,
             min_age_ms=round(self.min_age * 1000),
-            now_ms=_now_ms(),
+            now_ms=now_ms(),
         )
 
 
 def _error_event(error: Exception) -> TriggerEvent:
     event = {"status": "error", "error": type(error).__name__, "message": str(error)}
     return TriggerEvent({**event, "retry_after": getattr(error, "retry_after", None)})
-
-
-# ---- a watched asset -----------------------------------------------------------------------------
 
 
 class UnleashNewSessionsEventTrigger(BaseEventTrigger):
@@ -371,4 +357,4 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
             pending = await list_pending(getattr(self, "asset_state_store", None), sessions)
         except ValueError:  # a trigger of several assets has several stores, and cannot tell them apart
             pending = sessions
-        return pending.select(since_ms=self.since, min_age_ms=round(self.min_age * 1000), now_ms=_now_ms())
+        return pending.select(since_ms=self.since, min_age_ms=round(self.min_age * 1000), now_ms=now_ms())

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: every contender reads every row, and a goal that is missed says so."""
+"""In the benchmark, every contender reads every row, and the page shows which goals are missed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_installed(name: str) -> bool:
 def test_each_contender_reads_every_row_of_every_page(name: str, airflow_home: Path, monkeypatch) -> None:
     if not is_installed(name):
         pytest.skip(f"{name} is not installed")
-    # The contender sets what is for the worker that it has to itself.
+    # The contender sets these for its own process.
     for variable in (
         *("AIRFLOW_CONN_UNLEASH_DEFAULT", "AIRFLOW_CONN_API"),
         *("RUNTIME__DLTHUB_TELEMETRY", "DLT_DATA_DIR"),
@@ -52,12 +52,9 @@ def test_sensors_that_wait_share_their_polls_and_leave_the_loop_free(connect) ->
     assert burden.cpu < 1.8
 
 
-# ---- what comes of it ----------------------------------------------------------------------------
-
-
 @pytest.fixture
 def figures() -> bench.Figures:
-    """Give figures as the goals want them."""
+    """Return figures that meet all goals."""
     size = bench.Size(pages=200, rounds=1)
     found = bench.Figures(size)
     walls = {"floor": 10.0, "loop": 13.0, "http": 14.0, "dlt": 20.0}
@@ -75,17 +72,17 @@ def figures() -> bench.Figures:
     ("found", "bound", "shown"),
     [(7.996, 8, "7.996"), (7.99996, 8, "7.99996"), (8.0, 8, "8.00"), (8.13, 8, "8.13"), (1.3001, 1.3, "1.3001")],
 )
-def test_a_goal_that_is_narrowly_missed_shows_by_how_much(found: float, bound: float, shown: str) -> None:
+def test_a_narrowly_missed_goal_shows_by_how_much(found: float, bound: float, shown: str) -> None:
     assert f"| {shown} |" in bench._goal("speedup", found, bound)
 
 
-def test_goals_that_are_met_are_called_met(figures: bench.Figures) -> None:
+def test_goals_that_are_met_are_shown_as_met(figures: bench.Figures) -> None:
     assert len(list(bench.goals(figures))) == 17
     assert all(line.endswith("| met |") for line in bench.goals(figures)), list(bench.goals(figures))
 
 
 @pytest.mark.parametrize("spoil", ["wall", "cpu", "memory", "imports", "requests", "block"])
-def test_a_goal_that_is_missed_is_called_missed(figures: bench.Figures, spoil: str) -> None:
+def test_a_missed_goal_is_shown_as_missed(figures: bench.Figures, spoil: str) -> None:
     if spoil == "wall":
         figures.costs["parquet", 50, 8][:] = [Cost(1, 99.0, 1.5, 0, 0)]
     elif spoil == "cpu":

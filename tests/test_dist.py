@@ -1,4 +1,4 @@
-"""What would be published has what it should and nothing else, and what checks it finds what is wrong."""
+"""The wheel and the sdist contain what they should and nothing else, and tools/dist.py finds faults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import airflow_provider_unleash
 from tests.support.paths import ROOT
 from tools import dist, lowest
 
-in_a_clone = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="what is compared with is the clone")
+in_a_clone = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the files are compared with those of a clone")
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +32,17 @@ def metadata(built: tuple[Path, Path]) -> Message:
     return dist.read_metadata(built[0])
 
 
-# ---- contents ----------------------------------------------------------------------------------
-
-
 @in_a_clone
-def test_the_wheel_is_the_package_and_its_metadata(built: tuple[Path, Path]) -> None:
+def test_the_wheel_has_only_the_package_and_its_metadata(built: tuple[Path, Path]) -> None:
     assert dist.check_wheel(built[0], dist.list_tree()) == []
 
 
 @in_a_clone
-def test_the_sdist_is_the_clone(built: tuple[Path, Path]) -> None:
+def test_the_sdist_has_the_files_of_the_clone(built: tuple[Path, Path]) -> None:
     assert dist.check_sdist(built[1], dist.list_tree()) == []
 
 
-def test_the_wheel_is_typed_and_brings_the_licence(built: tuple[Path, Path]) -> None:
+def test_the_wheel_is_typed_and_contains_the_license(built: tuple[Path, Path]) -> None:
     names = zipfile.ZipFile(built[0]).namelist()
     assert "airflow_provider_unleash/py.typed" in names
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
@@ -62,7 +59,7 @@ def test_the_wheel_is_typed_and_brings_the_licence(built: tuple[Path, Path]) -> 
         "airflow_provider_unleash/.DS_Store",
     ],
 )
-def test_what_does_not_belong_into_a_wheel_is_found(built: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+def test_an_unexpected_file_in_a_wheel_is_found(built: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     wheel = Path(shutil.copy(built[0], tmp_path))
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr(name, "")
@@ -71,7 +68,7 @@ def test_what_does_not_belong_into_a_wheel_is_found(built: tuple[Path, Path], tm
 
 @in_a_clone
 @pytest.mark.parametrize("name", ["airflow_provider_unleash/py.typed", "airflow_provider_unleash/client.py"])
-def test_what_a_wheel_lacks_is_found(built: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_missing_from_a_wheel_is_found(built: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     wheel = tmp_path / built[0].name
     with zipfile.ZipFile(built[0]) as whole, zipfile.ZipFile(wheel, "w") as archive:
         for other in set(whole.namelist()) - {name}:
@@ -80,7 +77,7 @@ def test_what_a_wheel_lacks_is_found(built: tuple[Path, Path], tmp_path: Path, n
 
 
 @in_a_clone
-def test_what_git_ignores_is_found_in_an_sdist(built: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_file_that_git_ignores_is_found_in_an_sdist(built: tuple[Path, Path], tmp_path: Path) -> None:
     sdist = tmp_path / built[1].name
     with tarfile.open(built[1]) as whole:
         whole.extractall(tmp_path)
@@ -92,10 +89,7 @@ def test_what_git_ignores_is_found_in_an_sdist(built: tuple[Path, Path], tmp_pat
     assert dist.check_sdist(sdist, dist.list_tree()) == [f"{sdist.name} has an unexpected file {folder.name}/build/x"]
 
 
-# ---- metadata ----------------------------------------------------------------------------------
-
-
-def test_what_is_not_on_every_airflow_needs_an_extra(metadata: Message) -> None:
+def test_each_extra_installs_its_libraries_without_upper_bounds(metadata: Message) -> None:
     needed = metadata.get_all("Requires-Dist", [])
     extras = {(line.partition("extra == ")[2].strip("'\""), re.split(r"[\[>=<; ]", line)[0]) for line in needed}
     assert {(extra, name) for extra, name in extras if extra} == {
@@ -121,16 +115,16 @@ def test_the_lowest_versions_are_those_of_the_metadata_without_airflow() -> None
     assert pins == ["a==1", "p==2"]
 
 
-def test_every_extra_is_tried_where_it_is_installed(metadata: Message) -> None:
+def test_every_extra_is_tested(metadata: Message) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == set(dist.EXTRAS)
 
 
-def test_every_classifier_is_one_of_the_index(metadata: Message) -> None:
+def test_every_classifier_exists(metadata: Message) -> None:
     ours = metadata.get_all("Classifier", [])
     assert {"Framework :: Apache Airflow", "Framework :: Apache Airflow :: Provider"} <= set(ours) <= classifiers
 
 
-def test_the_metadata_names_version_licence_and_readme(metadata: Message) -> None:
+def test_the_metadata_has_version_license_and_readme(metadata: Message) -> None:
     assert metadata["Version"] == airflow_provider_unleash.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["License-File"] == "LICENSE"
@@ -139,22 +133,19 @@ def test_the_metadata_names_version_licence_and_readme(metadata: Message) -> Non
 
 
 @in_a_clone
-def test_the_registry_is_told_every_class_that_a_dag_uses() -> None:
-    told = yaml.safe_load((ROOT / ".astro-registry.yaml").read_text())
+def test_the_registry_file_lists_every_class_that_a_dag_uses() -> None:
+    listed = yaml.safe_load((ROOT / ".astro-registry.yaml").read_text())
     for kind in ("hooks", "operators", "sensors", "triggers"):
         source = ast.parse((ROOT / "airflow_provider_unleash" / f"{kind}.py").read_text())
         names = [node.name for node in ast.walk(source) if isinstance(node, ast.ClassDef)]
         ours = {f"airflow_provider_unleash.{kind}.{name}" for name in names if name.startswith("Unleash")}
-        assert sorted(entry["module"] for entry in told[kind]) == sorted(ours)
-    assert told["package-name"] == dist.NAME
-
-
-# ---- what Airflow shows ------------------------------------------------------------------------
+        assert sorted(entry["module"] for entry in listed[kind]) == sorted(ours)
+    assert listed["package-name"] == dist.NAME
 
 
 @pytest.fixture
 def found(tmp_path: Path) -> dict[str, Any]:
-    """Give what an Airflow answers that shows all of it."""
+    """Return the answers of an Airflow that shows everything."""
     hook = "airflow_provider_unleash.hooks.UnleashHook"
     version = airflow_provider_unleash.__version__
     return {
@@ -172,12 +163,14 @@ def found(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_an_airflow_that_shows_all_is_well(found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_airflow_that_shows_everything_has_no_faults(
+    found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path
+) -> None:
     assert dist.find_faults(found, built[0], tmp_path) == []
 
 
 @pytest.mark.parametrize("command", [words[0] for words in dist.COMMANDS])
-def test_an_airflow_that_does_not_show_something_is_found(
+def test_a_command_that_does_not_show_the_provider_is_a_fault(
     found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path, command: str
 ) -> None:
     found["answers"][command] = []
@@ -185,7 +178,7 @@ def test_an_airflow_that_does_not_show_something_is_found(
     assert faults == [f"`airflow providers {command}` does not show the provider"]
 
 
-def test_an_airflow_that_shows_no_form_at_all_need_not_show_ours(
+def test_an_airflow_without_forms_need_not_show_the_form(
     found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path
 ) -> None:
     found["form"] = False
@@ -193,14 +186,14 @@ def test_an_airflow_that_shows_no_form_at_all_need_not_show_ours(
     assert dist.find_faults(found, built[0], tmp_path) == []
 
 
-def test_a_warning_and_a_package_from_elsewhere_are_found(
+def test_a_warning_and_a_package_from_elsewhere_are_faults(
     found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path
 ) -> None:
     found |= {"package": str(ROOT), "warnings": ["old"]}
     assert dist.find_faults(found, built[0], tmp_path) == [f"imported from {ROOT}", "warns at import: old"]
 
 
-def test_an_installer_that_fails_is_heard(tmp_path: Path) -> None:
+def test_the_error_of_a_failed_installer_is_its_last_line(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho first >&2\necho no venv here >&2\nexit 1\n")
     python.chmod(0o755)

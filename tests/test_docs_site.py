@@ -1,4 +1,4 @@
-"""The site is built only if every link, page and snippet is right, and it loads nothing from other hosts."""
+"""The site is built only without broken links, pages and snippets, and loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDERS = ("airflow_provider_unleash", "constraints", "docs", "example_dags", "t
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """Return a copy of what the site is built from."""
+    """Return a copy of the files that the site is built from."""
     for name in PARTS:
         shutil.copy(ROOT / name, tmp_path / name)
     for name in FOLDERS:
@@ -61,7 +61,7 @@ def test_the_site_contains_the_reference_and_the_files_outside_docs(clone: Path)
 
 
 def test_every_fault_is_reported_and_no_site_is_built(clone: Path) -> None:
-    (clone / "docs" / "stray.md").write_text("# On no map\n")
+    (clone / "docs" / "stray.md").write_text("# Not in the navigation\n")
     with (clone / "docs" / "metrics.md").open("a") as page:
         page.write("\n[a](nowhere.md) [b](formats.md#nowhere) [c](../example_dags/nowhere.py) ![d](nowhere.png)\n")
         page.write("\nIndented:\n\n    import nowhere\n")
@@ -108,5 +108,5 @@ def test_every_fault_is_reported_and_no_site_is_built(clone: Path) -> None:
         ("a { background: url(b.svg) }", ".css", []),
     ],
 )
-def test_what_a_browser_would_ask_another_host_for_is_found(text: str, suffix: str, found: list[str]) -> None:
+def test_resources_of_other_hosts_are_found(text: str, suffix: str, found: list[str]) -> None:
     assert importlib.import_module("tools.docs_hooks").find_outward(text, suffix) == found

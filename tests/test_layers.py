@@ -1,4 +1,4 @@
-"""The layers hold, their contract can fail, and types help who writes a DAG."""
+"""Imports follow the layers, and type hints find the mistakes of a DAG author."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_package_keeps_its_layers(copy: Path) -> None:
     assert "5 kept, 0 broken" in checked.stdout
 
 
-def test_an_import_against_the_rules_breaks_their_contracts(copy: Path) -> None:
+def test_an_import_against_the_rules_breaks_its_contract(copy: Path) -> None:
     package = "airflow_provider_unleash"
     against = [
         ("tasks", f"{package}.hooks"),
@@ -60,7 +60,7 @@ def test_an_import_against_the_rules_breaks_their_contracts(copy: Path) -> None:
 
 
 @pytest.mark.slow
-def test_types_find_what_an_author_gets_wrong_and_nothing_in_the_examples(tmp_path: Path) -> None:
+def test_type_hints_find_mistakes_of_a_dag_author_and_none_in_the_examples(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
     wrong.write_text(
         "from airflow_provider_unleash.client import UnleashClient\n"
@@ -69,13 +69,13 @@ def test_types_find_what_an_author_gets_wrong_and_nothing_in_the_examples(tmp_pa
         'UnleashToObjectStorageOperator(task_id="a", device_id="b")\n'
         'UnleashClient("key").get_records("device", "yesterday", 0)\n'
     )
-    has_sdk = find_spec("airflow.sdk") is not None  # Airflow 2.11 has not
+    has_sdk = find_spec("airflow.sdk") is not None  # not in Airflow 2.11
     examples = [
         path
         for path in sorted((ROOT / "example_dags").glob("*.py"))
         if has_sdk or "from airflow.sdk import" not in path.read_text()
     ]
-    # As one does who has no settings for mypy, outside this project.
+    # Outside this project and without its settings, as a user runs mypy.
     command = [BIN / "mypy", "--config-file=", "--no-incremental", *examples, wrong]
     checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     errors = [line for line in checked.stdout.splitlines() if ": error:" in line]

@@ -1,4 +1,4 @@
-"""What is installed is what is meant: typed, light to import, its core free of Airflow."""
+"""The package is quick to import, its core does not need Airflow, and its documented names exist."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ PACKAGE = Path(airflow_provider_unleash.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 CORE = [*(f"core.{path.stem}" for path in PACKAGE.glob("core/*.py")), "client", "exceptions", "simulator", "window"]
 
-# ---- imports -----------------------------------------------------------------------------------
-
 
 def test_the_core_is_imported_and_works_without_airflow():
     code = BLOCK.format(blocked=["airflow"]) + (
@@ -36,7 +34,7 @@ def test_the_core_is_imported_and_works_without_airflow():
     assert run_code(code) == "6 True\n"
 
 
-def test_the_blocker_of_the_test_above_does_block():
+def test_the_test_above_does_block_airflow():
     code = BLOCK.format(blocked=["airflow"]) + "import airflow_provider_unleash.hooks"
     with pytest.raises(AssertionError, match="airflow is blocked"):
         run_code(code)
@@ -75,58 +73,43 @@ print(json.dumps({"added": sorted(added), "caught": caught}))
 
 @pytest.fixture(scope="module")
 def imported() -> dict[str, list[str]]:
-    """Give what importing the operators adds to Airflow, and what warnings importing everything gives."""
+    """Return the modules that importing the operators adds to Airflow, and the warnings of importing all modules."""
     return json.loads(run_code(f"MODULES = {MODULES!r}\n{IMPORT}", "-W", "always").splitlines()[-1])
 
 
-def test_what_every_dag_file_imports_adds_no_library_to_what_airflow_loads_itself(imported):
+def test_importing_operators_loads_no_library_that_airflow_does_not_load(imported):
     added = {name.partition(".")[0] for name in imported["added"]} - set(sys.stdlib_module_names)
     # Airflow 2.11 and 3.0 do not load all of the last three by themselves.
     assert added <= {"airflow", "airflow_provider_unleash", "msgspec", "upath"}
 
 
-def test_what_every_dag_file_imports_leaves_the_http_client_to_the_worker(imported):
+def test_importing_operators_does_not_load_the_http_client(imported):
     ours = {name.partition(".")[2] for name in imported["added"] if name.startswith("airflow_provider_unleash.")}
     assert ours >= {"hooks", "operators", "sensors"}
     assert not ours & {"core.client", "core.requester", "triggers"}
 
 
-def test_no_module_is_imported_with_a_warning_of_its_own(imported):
+def test_importing_a_module_causes_no_warning(imported):
     assert [text for text in imported["caught"] if text.startswith(str(PACKAGE))] == []
 
 
-@pytest.mark.parametrize(
-    ("module", "names"),
-    [
-        ("hooks", ["UnleashHook"]),
-        (
-            "operators",
-            [
-                "UnleashListDevicesOperator",
-                "UnleashListSessionsOperator",
-                "UnleashGetAnalyticsOperator",
-                "UnleashToObjectStorageOperator",
-                "UnleashPlanWindowsOperator",
-            ],
-        ),
-        ("window", ["plan_windows"]),
-        ("sensors", ["UnleashNewSessionsSensor"]),
-        ("assets", ["asset_of"]),
-        ("exceptions", ["UnleashError", "TransientError", "PermanentError"]),
-        ("client", ["UnleashClient"]),
-        ("simulator", ["Simulator", "Fault"]),
-    ],
-)
-def test_the_documented_imports_work(module, names):
+DOCUMENTED = {
+    "assets": "asset_of",
+    "client": "UnleashClient",
+    "exceptions": "UnleashError TransientError PermanentError",
+    "hooks": "UnleashHook",
+    "operators": "UnleashToObjectStorageOperator UnleashGetAnalyticsOperator UnleashListDevicesOperator "
+    "UnleashListSessionsOperator UnleashPlanWindowsOperator",
+    "sensors": "UnleashNewSessionsSensor",
+    "simulator": "Simulator Fault",
+    "window": "plan_windows",
+}
+
+
+@pytest.mark.parametrize("module", DOCUMENTED)
+def test_the_documented_imports_work(module):
     imported = importlib.import_module(f"airflow_provider_unleash.{module}")
-    assert all(hasattr(imported, name) for name in names)
-
-
-# ---- distribution ------------------------------------------------------------------------------
-
-
-def test_the_package_is_typed():
-    assert (PACKAGE / "py.typed").exists()
+    assert all(hasattr(imported, name) for name in DOCUMENTED[module].split())
 
 
 def test_the_version_is_written_once():
@@ -141,12 +124,7 @@ def test_the_version_is_written_once():
 
 def test_the_distribution_declares_a_provider_and_nothing_else():
     entry_points = distribution("airflow-provider-unleash").entry_points
-    assert {(entry.group, entry.name) for entry in entry_points} == {
-        ("apache_airflow_provider", "provider_info"),
-    }
-
-
-# ---- exceptions --------------------------------------------------------------------------------
+    assert {(entry.group, entry.name) for entry in entry_points} == {("apache_airflow_provider", "provider_info")}
 
 
 def test_the_tree_in_the_docstring_is_the_tree_of_the_classes():
@@ -163,12 +141,9 @@ def test_the_tree_in_the_docstring_is_the_tree_of_the_classes():
 def test_every_error_survives_a_pickle(name):
     import pickle
 
-    error = getattr(exceptions, name)("said", status=418, url="https://api.unleashlive.com/v1")
+    error = getattr(exceptions, name)("message", status=418, url="https://api.unleashlive.com/v1")
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
-
-
-# ---- rules of the house ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.name)

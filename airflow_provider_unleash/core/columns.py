@@ -39,14 +39,6 @@ class ColumnType:
     pandas: Callable[[Any], Any] | None
 
 
-def _is_string(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -82,20 +74,18 @@ def _is_timestamp(value: Any) -> bool:
 
 COLUMN_TYPES: dict[str, ColumnType] = {
     "string": ColumnType(
-        _is_string, str, None, arrow=lambda pa: pa.string(), pandas=lambda pd: pd.StringDtype("pyarrow")
+        lambda value: isinstance(value, str), str, None, lambda pa: pa.string(), lambda pd: pd.StringDtype("pyarrow")
     ),
-    "int64": ColumnType(_is_int64, int, str, arrow=lambda pa: pa.int64(), pandas=lambda pd: pd.Int64Dtype()),
-    "float64": ColumnType(_is_float64, float, repr, arrow=lambda pa: pa.float64(), pandas=lambda pd: pd.Float64Dtype()),
+    "int64": ColumnType(_is_int64, int, str, lambda pa: pa.int64(), lambda pd: pd.Int64Dtype()),
+    "float64": ColumnType(_is_float64, float, repr, lambda pa: pa.float64(), lambda pd: pd.Float64Dtype()),
     "bool": ColumnType(
-        _is_bool,
+        lambda value: isinstance(value, bool),
         bool,
         lambda value: str(value).lower(),
-        arrow=lambda pa: pa.bool_(),
-        pandas=lambda pd: pd.BooleanDtype(),
+        lambda pa: pa.bool_(),
+        lambda pd: pd.BooleanDtype(),
     ),
-    "timestamp": ColumnType(
-        _is_timestamp, _whole_ms, format_ms, arrow=lambda pa: pa.timestamp("ms", tz="UTC"), pandas=None
-    ),
+    "timestamp": ColumnType(_is_timestamp, _whole_ms, format_ms, lambda pa: pa.timestamp("ms", tz="UTC"), None),
 }
 
 # The columns of every file, by type name. "count" is a float because metrics can have fractions, and readers take the
@@ -163,8 +153,19 @@ def _extra_values(page: Page, columns: Mapping[str, str]) -> list[str | None]:
 
 def check_values(page: Page, name: str, kind: str, values: Sequence[Any]) -> None:
     """Check that all values other than None fit their column; the error names page, row, field and value."""
-    if not _all_fit(kind, values):
-        raise _misfit_error(page, name, kind, values)
+    if _all_fit(kind, values):
+        return
+    accepts = COLUMN_TYPES[kind].accepts
+    index = next((i for i, value in enumerate(values) if value is not None and not accepts(value)), 0)
+    value, row = values[index], page.row_index(index)
+    raise UnexpectedResponseError(
+        f"Page {page.number}, row {row}: {name} is {mask_tokens_in_text(repr(value))[:EXCERPT_CHARS]}, which does not "
+        f'fit its column of type {kind}. file_format="jsonl" or "json" keeps values as they are',
+        page=page.number,
+        row=row,
+        field=name,
+        value=value,
+    )
 
 
 def _all_fit(kind: str, values: Sequence[Any]) -> bool:
@@ -176,20 +177,6 @@ def _all_fit(kind: str, values: Sequence[Any]) -> bool:
         return all(map(COLUMN_TYPES[kind].accepts, set(values) - {None}))
     except TypeError:  # a list or an object, which no column takes
         return False
-
-
-def _misfit_error(page: Page, name: str, kind: str, values: Sequence[Any]) -> UnexpectedResponseError:
-    accepts = COLUMN_TYPES[kind].accepts
-    index = next((i for i, value in enumerate(values) if value is not None and not accepts(value)), 0)
-    value, row = values[index], page.row_index(index)
-    return UnexpectedResponseError(
-        f"Page {page.number}, row {row}: {name} is {mask_tokens_in_text(repr(value))[:EXCERPT_CHARS]}, which does not "
-        f'fit its column of type {kind}. file_format="jsonl" or "json" keeps values as they are',
-        page=page.number,
-        row=row,
-        field=name,
-        value=value,
-    )
 
 
 _CSV_TIMESTAMP = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z")

@@ -77,8 +77,7 @@ class PageWriter(ABC):
     def write_page(self, page: Page) -> None:
         """Append the rows of a page."""
 
-    @abstractmethod
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027  # nothing, in most formats
         """Write what completes the object."""
 
     def abort(self) -> None:  # noqa: B027  # most formats hold nothing
@@ -98,9 +97,6 @@ class JsonLinesWriter(PageWriter):
 
     def write_page(self, page: Page) -> None:
         self._stream.write(_JSON.encode_lines(_encodable(page)))
-
-    def finish(self) -> None:
-        pass
 
 
 class JsonWriter(PageWriter):
@@ -155,9 +151,6 @@ class CsvWriter(PageWriter):
         text = io.StringIO(newline="")
         csv.writer(text, quoting=quoting).writerows(rows)
         self._stream.write(text.getvalue().encode())
-
-    def finish(self) -> None:
-        pass
 
 
 class ParquetWriter(PageWriter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone, tzinfo
@@ -112,6 +113,11 @@ def are_all_between(timestamps: Sequence[Any], start: datetime, end: datetime) -
         return all(start <= parse_timestamp(text) < end for text in near)
     except (msgspec.ValidationError, TypeError, ValueError):  # one is not a timestamp, or has no offset
         return False
+
+
+def now_ms() -> int:
+    """Return the current time in epoch milliseconds."""
+    return time.time_ns() // 1_000_000
 
 
 def is_missing(value: object) -> bool:
@@ -228,13 +234,10 @@ def shift(moment: datetime, duration: timedelta, zone: tzinfo, times: int = 1) -
 
 
 def split_duration(duration: timedelta) -> tuple[int, int, int, timedelta]:
-    """Return the years, months and days of a duration, which follow the calendar, and the rest, all of one sign."""
+    """Return the years, months and days of a duration, which follow the calendar, and the rest."""
     if isinstance(duration, pendulum.Duration):
         days = duration.weeks * 7 + duration.remaining_days
         # As a timedelta, pendulum counts a year as 365 days and a month as 30.
         clock = duration.as_timedelta() - timedelta(duration.years * 365 + duration.months * 30 + days)
         return duration.years, duration.months, days, clock
-    days, clock = duration.days, timedelta(seconds=duration.seconds, microseconds=duration.microseconds)
-    if days < 0 and clock:  # Python stores -1 hour as -1 day + 23 hours
-        days, clock = days + 1, clock - timedelta(1)
-    return 0, 0, days, clock
+    return 0, 0, duration.days, duration - timedelta(duration.days)

@@ -402,18 +402,11 @@ def parse_page(response: Response, number: int, endpoint: Endpoint = "compact") 
     try:
         page = _compact_page(response, number) if endpoint == "compact" else _tableau_page(response, number)
         if page.total_pages == 0 and page.rows:
-            raise UnexpectedResponseError(
-                f"{response.url} returned total_num_pages 0, but {len(page.rows)} rows",
-                field="total_num_pages",
-                value=0,
-                url=response.url,
-            )
+            message = f"{response.url} returned total_num_pages 0, but {len(page.rows)} rows"
+            raise UnexpectedResponseError(message, field="total_num_pages", value=0, url=response.url)
         if len(page.keys) > MAX_KEYS:
-            raise UnexpectedResponseError(
-                f"{response.url} returned rows with {len(page.keys)} keys; at most {MAX_KEYS} are supported",
-                field="keys",
-                url=response.url,
-            )
+            message = f"{response.url} returned rows with {len(page.keys)} keys; at most {MAX_KEYS} are supported"
+            raise UnexpectedResponseError(message, field="keys", url=response.url)
     except UnexpectedResponseError as error:
         error.page = number
         raise
@@ -425,12 +418,8 @@ def _compact_page(response: Response, number: int) -> Page:
     keys, rows = tuple(body.keys), body.data
     if len(set(keys)) != len(keys):
         repeated = Counter(keys).most_common(1)[0][0]
-        raise UnexpectedResponseError(
-            f"{response.url} lists a key twice: {response.redact(repeated)[:EXCERPT_CHARS]!r}",
-            field="keys",
-            value=keys,
-            url=response.url,
-        )
+        message = f"{response.url} lists a key twice: {response.redact(repeated)[:EXCERPT_CHARS]!r}"
+        raise UnexpectedResponseError(message, field="keys", value=keys, url=response.url)
     if set(map(len, rows)) - {len(keys)}:
         index, misfit = next((index, list(row)) for index, row in enumerate(rows) if len(row) != len(keys))
         raise UnexpectedResponseError(
@@ -566,10 +555,6 @@ def mask_stream_tokens(page: Page) -> Page:
         return page
     columns = [new or old for new, old in zip(masked, columns, strict=True)]
     return replace(page, keys=keys, rows=list(zip(*columns, strict=True)))
-
-
-def has_stream_tokens(page: Page) -> bool:
-    return mask_stream_tokens(page) is not page
 
 
 def _mask_values(values: Sequence[Any]) -> list[Any] | None:

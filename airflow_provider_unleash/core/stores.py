@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from airflow_provider_unleash.exceptions import InvalidArgumentError
@@ -30,16 +30,34 @@ log = logging.getLogger(__name__)
 # S3 allows 10 000 parts of at least 5 MiB. fsspec's default would keep 50 MiB in memory.
 PART_BYTES = 8 * 1024 * 1024
 
-_BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "adl", "az", "wasb")
-# Aliases of schemes that Airflow's providers register.
-_SCHEME_ALIASES = {"local": "file", "s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "adl": "abfs", "az": "abfs"}
-# DuckDB's scheme for an Azure container: https://duckdb.org/docs/stable/core_extensions/azure
-_URL_SCHEMES = {"": "file", "local": "file", "abfs": "az", "abfss": "az"}
 _MAX_CREATE_ATTEMPTS = 100
 # On file systems without locks. A living writer does not pause for a day; if it does, its task fails and is retried.
 _ABANDONED_SECONDS = 24 * 3600
 # Network file systems such as CIFS and FUSE answer this if they cannot flush a file or a folder.
 _CANNOT_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+
+
+class Store(NamedTuple):
+    """
+    A kind of store.
+
+    :param name: its usual scheme.
+    :param url_scheme: the scheme that DuckDB reads.
+    :param extra: the extra that installs its file system; only stores with buckets have one.
+    """
+
+    name: str
+    url_scheme: str
+    extra: str | None = None
+
+
+# By scheme; any other is a store of its own. DuckDB's az: https://duckdb.org/docs/stable/core_extensions/azure
+_STORES = {
+    **dict.fromkeys(("file", "local", ""), Store("file", "file")),
+    **dict.fromkeys(("s3", "s3a"), Store("s3", "s3", "s3")),
+    **dict.fromkeys(("gs", "gcs"), Store("gs", "gs", "gcs")),
+    **dict.fromkeys(("abfs", "abfss", "adl", "az"), Store("abfs", "az", "azure")),
+}
 
 
 class StoragePath(Protocol):
@@ -59,19 +77,29 @@ class FolderPath(StoragePath, Protocol):
     def __truediv__(self, name: str) -> FolderPath: ...
 
 
+def split_dst(dst: str) -> tuple[str, Store, str]:
+    """Return the scheme of a folder's URL or path, its store, and what follows the scheme."""
+    scheme, _, place = dst.partition("://") if "://" in dst else ("file", "", dst)
+    return scheme, store_of(scheme), place
+
+
+def store_of(scheme: str) -> Store:
+    """Return the store of a scheme."""
+    return _STORES.get(scheme.lower(), Store(scheme.lower(), scheme.lower()))
+
+
 def check_dst(dst: str) -> None:
     """Check that the URL or absolute path of a folder leads where it says; a template may have rendered to None."""
-    scheme, _, place = dst.partition("://") if "://" in dst else ("file", "", dst)
+    scheme, store, place = split_dst(dst)
     problem = None
-    is_local = scheme.lower() in ("file", "local")
     # After two slashes, ObjectStoragePath would use the current folder.
-    if not re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme) or (is_local and not re.match("/(?!/)", place)):
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme) or (store.name == "file" and not re.match("/(?!/)", place)):
         problem = "is not a URL or absolute path"
     elif "://" in place:
         problem = "contains two URLs"
     elif not dst.isprintable() or dst != dst.strip():
         problem = "contains control or invisible characters, or starts or ends with white space"
-    elif scheme.lower() in _BUCKET_SCHEMES and not place.partition("/")[0].rpartition("@")[2]:
+    elif store.extra and not place.partition("/")[0].rpartition("@")[2]:
         problem = "has no bucket"
     elif {".", ".."} & set(re.split(r"[/\\@]", unquote(place))):
         problem = "contains a dot segment, which leads elsewhere"
@@ -83,32 +111,22 @@ def check_dst(dst: str) -> None:
 
 def url_of(path: StoragePath) -> str:
     """Return the URL that DuckDB or Snowflake reads: without an Airflow connection."""
-    return f"{_URL_SCHEMES.get(path.protocol, path.protocol)}://{path.path}"
+    return f"{store_of(path.protocol).url_scheme}://{path.path}"
 
 
 def place_of(dst: str) -> tuple[str, str, str]:
     """Return scheme, bucket and key of a folder, whichever Airflow connection and spelling lead there."""
-    scheme, _, place = dst.partition("://") if "://" in dst else ("file", "", dst)
-    scheme = _SCHEME_ALIASES.get(scheme.lower(), scheme.lower())
+    _, store, place = split_dst(dst)
     bucket, _, key = place.partition("/")
-    if scheme == "file":
-        key = re.sub("/+", "/", key)
-    return scheme, bucket.rpartition("@")[2], key.strip("/") if scheme == "file" else key.rstrip("/")
-
-
-def _is_local(path: StoragePath) -> bool:
-    return path.protocol in ("", "file", "local")
-
-
-def _is_s3(path: StoragePath) -> bool:
-    return path.protocol in ("s3", "s3a")
+    key = re.sub("/+", "/", key).strip("/") if store.name == "file" else key.rstrip("/")
+    return store.name, bucket.rpartition("@")[2], key
 
 
 def publish(path: StoragePath) -> AbstractContextManager[IO[bytes]]:
     """Yield a stream. When the block ends, its content becomes the object; if it raises, nothing changes."""
-    if _is_local(path):
+    if store_of(path.protocol).name == "file":
         return _publish_file(Path(path.path))
-    if _is_s3(path):
+    if store_of(path.protocol).name == "s3":
         return _publish_upload(path)
     return _publish_copy(path)
 
@@ -174,7 +192,7 @@ def abort_uploads(path: StoragePath, *, below: bool = False) -> None:
     An upload that is still in progress fails and publishes nothing; it would have written the same object again. With
     ``below``, abort the uploads of all objects whose name starts with the path.
     """
-    if not _is_s3(path):
+    if store_of(path.protocol).name != "s3":
         return
     try:
         bucket, key, _ = path.fs.split_path(path.path)
@@ -302,7 +320,7 @@ def _is_abandoned(sibling: Path) -> bool:
 def remove_tree(path: StoragePath) -> None:
     """Remove an object or a folder with its content, and the parent if that leaves it empty; they may not exist."""
     path.fs.invalidate_cache(path.path)
-    if _is_local(path):
+    if store_of(path.protocol).name == "file":
         with suppress(FileNotFoundError):
             path.fs.rm(path.path, recursive=True)
         with suppress(OSError):  # not empty

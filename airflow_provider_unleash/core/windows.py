@@ -70,9 +70,6 @@ class Window:
         return f"[{format_ms(self.start_ms)}, {format_ms(self.end_ms)}) from {_RULES[self.rule]}"
 
 
-# ---- the window of a run -------------------------------------------------------------------------
-
-
 def resolve_window(
     *,
     start: object = None,
@@ -182,8 +179,6 @@ def to_ms(moment: datetime) -> int:
     return to_epoch_ms(assume_utc(moment), "moment")
 
 
-# ---- a span in steps -----------------------------------------------------------------------------
-
 STEPS: dict[str, timedelta] = {
     "hour": timedelta(hours=1),
     "day": timedelta(days=1),
@@ -260,9 +255,6 @@ def parse_step(value: object, argument: str = "every") -> timedelta | None:
         if min(years, months, days) < 0 or clock < timedelta(0):
             raise InvalidArgumentError(f"{argument}={value!r} mixes positive and negative parts", argument=argument)
     return step
-
-
-# ---- the rows of a window ------------------------------------------------------------------------
 
 
 @dataclass

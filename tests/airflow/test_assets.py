@@ -29,9 +29,6 @@ SUMMARY = {
 EXTRA = {**{name: SUMMARY[name] for name in ("device_id", "start", "end", "rows", "pages", "files")}, "bytes": 99}
 
 
-# ---- names -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("dst", "uri"),
     [
@@ -86,9 +83,6 @@ def test_a_template_or_an_invalid_folder_has_no_asset(dst):
         asset_of(dst)
 
 
-# ---- events of DAG runs--------------------------------------------------------------------------
-
-
 def extract(lake: Path, more: str, header: str = "") -> str:
     return f"""
     from airflow_provider_unleash.assets import asset_of
@@ -129,9 +123,6 @@ def test_an_outlet_that_is_not_the_asset_of_dst_gets_the_same_event(airflow_home
     run = run_dag(airflow_home, extract(tmp_path, 'outlets=[asset_of(lake), Asset("rows")], on_empty="skip"', header))
     assert sorted(uri for uri, _ in run.events) == [f"file://{tmp_path}"] * 2 + ["rows"] * 2
     assert len({json.dumps(extra) for _, extra in run.events}) == 2
-
-
-# ---- events without a run ------------------------------------------------------------------------
 
 
 class Events(dict[str, Any]):

@@ -20,7 +20,6 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from airflow_provider_unleash.simulator import Simulator
 from tests.support.airflow_home import dags_folder
 from tests.support.dag_runs import DagRun, dags_of, has_asset_state_store, load_dag, run_dag_file
 from tests.support.expected_rows import files_in, rows_by_device
@@ -40,15 +39,15 @@ from tests.support.sample_day import (
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
 EXAMPLES = sorted(EXAMPLES_FOLDER.glob("*.py"))
-DAG_FILES = sorted(EXAMPLES_FOLDER.rglob("example_*.py"))
 HAS_WATCHERS = hasattr(
     importlib.import_module("airflow.sdk" if find_spec("airflow.sdk") else "airflow"), "AssetWatcher"
 )
-
-
-@pytest.fixture
-def sim(serve) -> Simulator:
-    return serve(sessions_from=DAY_START)
+# Those that this Airflow can parse, with recipes.
+DAG_FILES = [
+    path
+    for path in sorted(EXAMPLES_FOLDER.rglob("example_*.py"))
+    if HAS_WATCHERS or "AssetWatcher" not in path.read_text()
+]
 
 
 @pytest.fixture
@@ -62,20 +61,13 @@ def run_example(airflow_home: Path, lake: Path) -> Callable[..., DagRun]:
     return run_example
 
 
-# ---- all ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_has_its_own_test(path):
     assert path.name.startswith("example_unleash_")
     assert f"test_{path.stem.removeprefix('example_unleash_')}_" in Path(__file__).read_text()
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in EXAMPLES if HAS_WATCHERS or "AssetWatcher" not in path.read_text()],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", DAG_FILES, ids=lambda path: path.stem)
 def test_every_example_can_be_parsed_without_requests_and_warnings(path, sim):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -86,11 +78,7 @@ def test_every_example_can_be_parsed_without_requests_and_warnings(path, sim):
     assert sim.requests == []
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in DAG_FILES if HAS_WATCHERS or "AssetWatcher" not in path.read_text()],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", DAG_FILES, ids=lambda path: path.stem)
 def test_every_example_has_tags_and_a_description(path):
     for dag in dags_of(path):
         assert "unleash" in dag.tags
@@ -100,12 +88,11 @@ def test_every_example_has_tags_and_a_description(path):
 def test_no_two_examples_write_to_the_same_tree_or_into_one_another(lake):
     trees: dict[str, set[str]] = {}
     for path in DAG_FILES:
-        if HAS_WATCHERS or "AssetWatcher" not in path.read_text():
-            for dag in dags_of(path):
-                for task in dag.tasks:
-                    dst = getattr(task, "partial_kwargs", vars(task)).get("dst")
-                    if dst:
-                        trees.setdefault(dst, set()).add(dag.dag_id)
+        for dag in dags_of(path):
+            for task in dag.tasks:
+                dst = getattr(task, "partial_kwargs", vars(task)).get("dst")
+                if dst:
+                    trees.setdefault(dst, set()).add(dag.dag_id)
     assert len(trees) >= 6
     assert {dst: dags for dst, dags in trees.items() if len(dags) > 1} == {}
     assert [(dst, other) for dst, other in permutations(trees, 2) if other.startswith(f"{dst}/")] == []
@@ -120,9 +107,6 @@ def test_examples_on_the_same_day_do_not_double_rows_for_the_query_of_the_readme
     with duckdb.connect() as connection:
         detections = sum(row[2] for row in connection.execute(query).fetchall())
     assert detections == len(sim.rows(STREET, DAY_START, DAY_END - 1))
-
-
-# ---- each --------------------------------------------------------------------------------------
 
 
 def test_daily_writes_the_rows_of_every_device_and_skips_a_silent_one(run_example, sim, lake):

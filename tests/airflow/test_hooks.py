@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
@@ -14,16 +13,12 @@ from typing import Any
 
 import airflow
 import jsonschema
-import pendulum
 import pytest
 
 from airflow_provider_unleash import __version__, get_provider_info
 from airflow_provider_unleash.client import UnleashClient
 from airflow_provider_unleash.core.protocol import Page
-from airflow_provider_unleash.exceptions import (
-    InvalidArgumentError,
-    SnapshotChangedError,
-)
+from airflow_provider_unleash.exceptions import InvalidArgumentError, SnapshotChangedError
 from airflow_provider_unleash.hooks import UnleashHook
 from airflow_provider_unleash.simulator import Fault
 from tests.support.python_processes import import_root
@@ -111,23 +106,6 @@ def test_a_connection_uri_has_host_port_key_and_extras(connect, serve):
 
 
 @pytest.mark.parametrize(
-    ("key", "extra", "auth"),
-    [
-        ("ul_pat_4711", {}, "bearer"),
-        ("4711", {"auth": ""}, "x-api-key"),
-        ("ul_pat_4711", {"auth": "auto"}, "bearer"),
-        ("ul_pat_4711", {"auth": "api_key"}, "x-api-key"),
-        ("4711", {"auth": "bearer"}, "bearer"),
-    ],
-)
-def test_auth_and_the_keys_prefix_choose_the_header(serve, connect, key, extra, auth):
-    sim = serve(key=key)
-    connect(host=sim.base_url, password=f" {key}\n", extra=extra)  # pasted with white space around it
-    assert UnleashHook().get_version() == "1.0.1"
-    assert sim.requests[0].auth == auth
-
-
-@pytest.mark.parametrize(
     ("fields", "named"),
     [
         ({"password": ""}, "password"),
@@ -194,6 +172,7 @@ def test_a_key_in_login_is_said_to_be_there(connect):
     connect(login=KEY)
     is_working, message = UnleashHook().test_connection()
     assert not is_working
+    assert message.startswith("Invalid connection")
     assert "belongs in the password, but only login is set" in message
     assert KEY not in message
 
@@ -204,15 +183,6 @@ def test_a_host_with_the_path_of_the_api_is_told_so(connect, path):
     with pytest.raises(InvalidArgumentError, match="contains /v1/analytics, which is added to each request") as caught:
         open_client()
     assert caught.value.argument == "host"
-
-
-def test_an_http_url_that_is_not_loopback_is_refused_before_any_request(serve, connect):
-    sim = serve()
-    # This machine, but by a name that does not show it.
-    connect(host=f"http://{socket.gethostname()}:{sim.port}", password=sim.api_key)
-    with pytest.raises(InvalidArgumentError, match=r"unencrypted.*allow_http"):
-        UnleashHook().list_devices()
-    assert sim.requests == []
 
 
 def test_the_default_connection_is_unleash_default_and_another_can_be_named(connect):
@@ -256,21 +226,6 @@ def test_all_methods_return_all_rows_of_the_closed_window_in_order(serve, endpoi
     assert hook.get_records(SILENT, *MORNING, endpoint=endpoint) == []
 
 
-@pytest.mark.parametrize(
-    ("start", "end"),
-    [
-        (DAY, NEXT_DAY),
-        (DAY_START, DAY_END),
-        (pendulum.datetime(2026, 1, 12, 1, tz="Europe/Vienna"), pendulum.datetime(2026, 1, 13)),
-    ],
-)
-def test_rows_stamped_at_the_end_are_kept(serve, start, end):
-    stamps = ["2026-01-12T00:00:00.000Z", "2026-01-13T00:00:00.000Z"]
-    sim = serve(rows={STREET: [{"timestamp": stamp} for stamp in stamps]})
-    assert [row["timestamp"] for row in UnleashHook().get_records(STREET, start, end)] == stamps
-    assert sim.requests[0].path == f"/v1/analytics/{STREET}/{DAY_START}/{DAY_END}/1"
-
-
 def test_get_records_starts_again_if_pages_change_and_iter_pages_raises(serve):
     sim = serve(growing=200)
     with pytest.raises(SnapshotChangedError):
@@ -296,17 +251,6 @@ def diagnose(conn_id: str = "unleash_default") -> str:
     assert ok is False
     assert KEY not in message
     return message
-
-
-@pytest.mark.parametrize("key", ["wrong-key", "ul_pat_expired"])
-def test_a_wrong_or_expired_key_is_named_as_such_with_the_way_to_a_new_one(serve, connect, key):
-    sim = serve()
-    connect(host=sim.base_url, password=key)
-    message = diagnose()
-    assert message.startswith("Wrong or expired key")
-    assert "expire" in message
-    assert "Developers" in message
-    assert key not in message
 
 
 @pytest.mark.parametrize(
@@ -354,13 +298,6 @@ def test_https_to_a_server_without_tls_is_a_tls_problem(serve, connect):
     connect(host=f"https://127.0.0.1:{sim.port}", password=KEY)
     assert diagnose().startswith("TLS problem")
     assert sim.requests == []
-
-
-def test_an_invalid_field_is_named(connect):
-    connect(host="http://eu.example.com", password=KEY)
-    message = diagnose()
-    assert message.startswith("Invalid connection")
-    assert "host" in message
 
 
 def test_a_connection_that_airflow_does_not_find_or_cannot_read_does_not_raise(airflow_home, connect):
@@ -431,17 +368,7 @@ def test_the_form_hides_unused_fields_and_neither_host_nor_key():
     jsonschema.validate(behavior, airflows_schema("customized_form_field_behaviours.schema.json"))
 
 
-def test_the_form_has_exactly_the_extras_that_the_hook_reads(connect):
-    documented = {
-        "auth",
-        "timeout",
-        "response_timeout",
-        "max_attempts",
-        "page_concurrency",
-        "mask_stream_tokens",
-        "verify",
-    }
-    assert set(CONNECTION_TYPE["conn-fields"]) == {*documented, "allow_http"}
+def test_the_hook_reads_every_extra_of_the_form(connect):
     for name in CONNECTION_TYPE["conn-fields"]:
         connect(password=KEY, extra={name: "?"})
         with pytest.raises(InvalidArgumentError) as caught:

@@ -90,9 +90,6 @@ def columns(dataset: dict[str, Any]) -> dict[str, str]:
     return {field["name"]: field["type"] for field in dataset["facets"]["schema"]["fields"]}
 
 
-# ---- DAG runs ----------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_the_event_of_an_extraction_has_device_folder_columns_and_size(ends, sim, lake):
     [event] = ends["csv"]
@@ -130,9 +127,6 @@ def test_a_task_that_wrote_nothing_has_no_output(ends, task):
     assert task == "skipped" or ends[task][0]["eventType"] == "FAIL"  # not all versions report skipped tasks
 
 
-# ---- names and facets --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("dst", "account", "namespace", "name"),
     [
@@ -165,7 +159,7 @@ def test_the_names_match_those_of_openlineages_own_client():
 @pytest.mark.parametrize(("rule", "is_set"), [("window", True), ("partition_date", True), ("start_end", False)])
 def test_the_window_is_the_nominal_time_unless_the_author_set_start_and_end(rule, is_set):
     pytest.importorskip("airflow.providers.openlineage.extractors")
-    facets = lineage_of(Extraction("https://api.unleashlive.com", STREET, Window(0, 1500, rule))).run_facets
+    facets = lineage_of(Extraction("https://api.unleashlive.com", [STREET], Window(0, 1500, rule))).run_facets
     assert ("nominalTime" in facets) is is_set
     if is_set:
         facet = facets["nominalTime"]
@@ -173,6 +167,21 @@ def test_the_window_is_the_nominal_time_unless_the_author_set_start_and_end(rule
             "1970-01-01T00:00:00.000Z",
             "1970-01-01T00:00:01.500Z",
         )
+
+
+@pytest.mark.parametrize(
+    ("devices", "names"),
+    [
+        (["a", "b"], ["analytics/a", "analytics/b"]),
+        (list("c" * 100), ["analytics/c"] * 100),
+        (list("c" * 101), ["analytics"]),
+    ],
+)
+def test_each_device_is_an_input_unless_there_are_more_than_a_hundred(devices, names):
+    pytest.importorskip("airflow.providers.openlineage.extractors")
+    inputs = lineage_of(Extraction("https://api.unleashlive.com/v1", devices, Window(0, 1))).inputs
+    assert [dataset.name for dataset in inputs] == names
+    assert {dataset.namespace for dataset in inputs} == {"unleash://api.unleashlive.com"}
 
 
 def test_before_the_first_request_and_without_openlineage_there_is_no_lineage_and_no_error():
@@ -183,6 +192,6 @@ def test_before_the_first_request_and_without_openlineage_there_is_no_lineage_an
         "from airflow_provider_unleash.lineage import Extraction, Written, lineage_of\n"
         "from airflow_provider_unleash.window import Window\n"
         "written = Written('s3://lake', {}, 1, 2)\n"
-        "print(lineage_of(Extraction('https://a', 'b', Window(0, 1), written)))\n"
+        "print(lineage_of(Extraction('https://a', ['b'], Window(0, 1), written)))\n"
     )
     assert run_code(code).splitlines()[-1] == "None"

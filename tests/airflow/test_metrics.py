@@ -140,9 +140,6 @@ def make_run(kind: str, folder: Path) -> Reported:
                 return reported
 
 
-# ---- DAG runs ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", REPORTS)
 def test_the_counted_requests_are_those_that_the_api_received(report: Callable[[str], Reported], kind: str) -> None:
     reported = report(kind)
@@ -213,9 +210,6 @@ def test_the_documentation_lists_exactly_the_reported_metrics(report: Callable[[
     }
 
 
-# ---- failures of the metrics ------------------------------------------------------------------
-
-
 class Broken:
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError("the metrics are broken")
@@ -229,9 +223,6 @@ def test_metrics_that_cannot_be_sent_do_not_fail_a_task(
     assert UnleashListDevicesOperator(task_id="list").execute(make_context()) == list(sim.devices)
     land = UnleashToObjectStorageOperator(task_id="land", device_id=STREET, dst=f"file://{tmp_path}")
     assert land.execute(make_context())["rows"] > 0
-
-
-# ---- traffic of a client -----------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("quick_retries")

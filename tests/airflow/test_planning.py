@@ -20,17 +20,7 @@ from airflow_provider_unleash.operators import UnleashPlanWindowsOperator, Unlea
 from airflow_provider_unleash.simulator import Fault, Simulator
 from tests.support.dag_runs import run_dag
 from tests.support.not_retried import not_retried
-from tests.support.sample_day import (
-    CROWD,
-    DAY,
-    DAY_END,
-    DAY_MS,
-    DAY_START,
-    HOUR_MS,
-    SILENT,
-    STREET,
-    make_context,
-)
+from tests.support.sample_day import CROWD, DAY, DAY_END, DAY_MS, DAY_START, HOUR_MS, SILENT, STREET, make_context
 
 Plan = list[dict[str, str]]
 
@@ -57,9 +47,6 @@ def lengths(planned: Plan) -> list[float]:
     return [(end - start) / HOUR_MS for start, end in bounds(planned)]
 
 
-# ---- rows ------------------------------------------------------------------------------------------
-
-
 def extract(lake: Path, windows: Plan) -> list[int]:
     """Extract each window as one object, and return the rows of all objects."""
     for window in windows:
@@ -82,9 +69,6 @@ def test_the_windows_of_a_plan_have_the_same_rows_as_the_span(
     assert len(parts) > 8
     span = [{"device_id": STREET, "start": format_ms(DAY_START), "end": format_ms(DAY_END)}]
     assert extract(tmp_path / "parts", parts) == extract(tmp_path / "span", span) == list(range(len(rows)))
-
-
-# ---- the operator ----------------------------------------------------------------------------------
 
 
 def test_an_item_has_the_arguments_of_a_fetch_operator_in_the_timezone_of_the_plan() -> None:
@@ -122,11 +106,6 @@ def test_the_span_follows_the_window_rules_of_the_fetch_operators() -> None:
 def test_a_device_that_is_named_twice_is_planned_once() -> None:
     found = plan(device_ids=("W1", "W2", "W1"), every="day")
     assert [one["device_id"] for one in found] == ["W1", "W2"]
-
-
-def test_no_devices_give_no_windows_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    assert plan(device_ids=[], every="PT0.001S") == []
-    assert "no devices" in caplog.text
 
 
 def test_max_windows_is_by_default_airflows_limit_of_mapped_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,9 +200,6 @@ def test_a_template_that_renders_to_an_invalid_value_fails_before_any_request(
     assert sim.requests == []
 
 
-# ---- DAG runs --------------------------------------------------------------------------------------
-
-
 def test_a_run_extracts_and_labels_each_planned_window(
     airflow_home: Path, serve: Callable[..., Simulator], tmp_path: Path
 ) -> None:
@@ -301,24 +277,3 @@ def test_a_run_plans_the_devices_of_mapped_tasks(airflow_home: Path) -> None:
         """,
     )
     assert [one["device_id"] for one in run.xcoms["plan"]] == ["W1", "W1", "W2", "W2"]
-
-
-def test_a_run_with_too_many_windows_fails_on_its_first_try_and_extracts_nothing(
-    airflow_home: Path, serve: Callable[..., Simulator], tmp_path: Path
-) -> None:
-    serve()
-    run = run_dag(
-        airflow_home,
-        f"""
-        devices = UnleashListDevicesOperator(task_id="devices")
-        plan = UnleashPlanWindowsOperator(
-            task_id="plan", device_ids=devices.output, every="PT1M", retries=2, retry_delay=timedelta(0)
-        )
-        UnleashToObjectStorageOperator.partial(
-            task_id="extract", dst="file://{tmp_path}/lake"
-        ).expand_kwargs(plan.output)
-        """,
-    )
-    assert run.states["plan"] == "failed"
-    assert run.tries["plan"] == 1
-    assert not (tmp_path / "lake").exists()

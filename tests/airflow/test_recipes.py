@@ -6,15 +6,11 @@ import hashlib
 import hmac
 import json
 import re
-import shlex
 import sqlite3
-import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -31,7 +27,8 @@ from sqlfluff.core import FluffConfig, Linter
 from airflow_provider_unleash.core.columns import COLUMNS
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Simulator
-from tests.support.dag_runs import load_dag, run_dag
+from tests.support.answering import answering
+from tests.support.dag_runs import run_dag
 from tests.support.expected_rows import daily_counts, files_in, rows_by_device
 from tests.support.paths import RECIPES, ROOT, TESTS
 from tests.support.recipe_sql import statements_of
@@ -49,54 +46,18 @@ from tests.support.sample_day import (
     make_context,
 )
 from tests.support.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS, serve_s3
+from tools.docs_snippets import read_blocks, read_commands
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
 DAGS = sorted(RECIPES.glob("example_unleash_*.py"))
-PAGES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
+PAGES_FOLDER = ROOT / "docs" / "recipes"
+PAGES = sorted(PAGES_FOLDER.glob("*.md"))
 HAS_BACKFILLS = find_spec("airflow.sdk") is not None
 NAME = "20260112T000000Z_20260113T000000Z.parquet"
 
 
-@pytest.fixture
-def sim(serve: Callable[..., Simulator]) -> Simulator:
-    return serve(sessions_from=DAY_START)
-
-
-@contextmanager
-def receiving() -> Iterator[tuple[str, list[Any]]]:
-    """Yield the URL of a server, and the JSON bodies that were posted to it."""
-    posted: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/hook", posted
-        server.shutdown()
-        thread.join()
-
-
 # ---- all recipes -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("path", DAGS, ids=lambda path: path.stem)
-def test_parsing_a_recipe_sends_no_request_and_causes_no_warning_in_its_code(path, sim):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        dag = load_dag(path)
-    assert [warning for warning in caught if warning.filename == str(path) or "unleash" in warning.filename] == []
-    assert dag.dag_id == path.stem
-    assert dag.catchup is False
-    assert sim.requests == []
 
 
 @pytest.mark.parametrize("path", DAGS, ids=lambda path: path.stem)
@@ -113,11 +74,11 @@ def test_every_recipe_has_its_own_test(path):
 
 
 @pytest.fixture
-def posted(connect: Callable[..., None]) -> Iterator[list[Any]]:
-    """Yield the JSON bodies that are posted to the alert webhook."""
-    with receiving() as (url, posted):
-        host, path = url.rsplit("/", 1)
-        connect(conn_id="unleash_alerts", conn_type="http", host=host, password=f"/{path}")
+def posted(connect: Callable[..., None]) -> Iterator[list[bytes]]:
+    """Yield the bodies that are posted to the alert webhook."""
+    posted: list[bytes] = []
+    with answering(b"", posted) as url:
+        connect(conn_id="unleash_alerts", conn_type="http", host=url, password="/hook")
         yield posted
 
 
@@ -158,7 +119,7 @@ def test_silent_camera_is_named_in_the_posted_message(run_recipe, serve, posted,
     run_recipe("silent_camera", state="failed")
     error = f"No rows from 1 of {len(devices)} cameras: {SILENT}"
     text = error if callbacks_get_exceptions else "see the task log"
-    assert posted == [{"text": f"example_unleash_silent_camera: {text}"}]
+    assert [json.loads(body) for body in posted] == [{"text": f"example_unleash_silent_camera: {text}"}]
 
 
 @pytest.mark.slow
@@ -213,13 +174,7 @@ def test_privacy_shares_every_row_and_nothing_that_identifies_the_device(run_rec
 
 
 @pytest.mark.slow
-def test_privacy_pseudonyms_stay_the_same_over_days_and_change_with_the_key(
-    run_recipe,
-    serve,
-    lake,
-    shared,
-    connect,
-):
+def test_privacy_pseudonyms_stay_the_same_over_days_and_change_with_the_key(run_recipe, serve, lake, shared, connect):
     serve(devices=(STREET,))
     connect(conn_id="unleash_pseudonyms", conn_type="generic", password="a key")
     run_recipe("privacy")
@@ -411,7 +366,7 @@ def test_duckdb_reads_an_s3_store_through_airflows_connection_without_its_own_ke
     sim = serve(devices=(STREET, SILENT))
     with serve_s3() as endpoint:
         # The connection on the page about stores, with another endpoint and other keys.
-        fields = connections_of("stores.md")["AIRFLOW_CONN_AWS_DEFAULT"][-1]
+        fields = dict(connections_of(PAGES_FOLDER / "stores.md"))["AIRFLOW_CONN_AWS_DEFAULT"]
         fields |= {"login": ACCESS_KEY, "password": SECRET_KEY}
         assert fields["extra"].pop("endpoint_url").startswith("https://minio")
         fields["extra"] |= {"endpoint_url": endpoint}
@@ -505,66 +460,39 @@ def test_bigquery_load_translated_for_duckdb_holds_each_day_once_after_reruns(ru
 # ---- pages -------------------------------------------------------------------------------------
 
 
-def blocks_of(page: Path, *languages: str) -> list[str]:
-    return re.findall(rf"```(?:{'|'.join(languages)})\n(.*?)```", page.read_text(), re.DOTALL)
+def commands_of(page: Path, program: str) -> list[list[str]]:
+    """Return the arguments of a program's commands on a page."""
+    blocks = [block for block in read_blocks(page) if block.language == "shell"]
+    return [words for block in blocks for name, *words in read_commands(block.text) if name == program]
 
 
-def connections_of(page: str) -> dict[str, list[dict[str, Any]]]:
-    """Return the fields of the connections that a page sets, by variable, in the page's order."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for block in blocks_of(ROOT / "docs" / "recipes" / page, "shell"):
-        for name, value in re.findall(r"^export (AIRFLOW_CONN_\w+)='(.*?)'$", block, re.MULTILINE | re.DOTALL):
-            found.setdefault(name, []).append(json.loads(value))
-    return found
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_sql_on_a_page_is_an_excerpt_of_a_tested_file(page):
-    files = [path.read_text() for path in (RECIPES / "sql").glob("*.sql")]
-    for block in blocks_of(page, "sql"):
-        assert any(block in text for text in files), f"No file contains:\n{block}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_recipe_page_has_only_code_blocks_that_tests_check(page):
-    languages = re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)
-    assert set(languages[::2]) <= {"python", "sql", "shell"}
-    assert set(languages[1::2]) <= {""}
-
-
-def test_every_recipe_page_is_listed_in_the_index():
-    index = (ROOT / "docs" / "recipes" / "index.md").read_text()
-    assert [page.name for page in PAGES if page.stem != "index" and f"({page.name})" not in index] == []
+def connections_of(page: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return variable and fields of the connections that a page sets."""
+    assignments = [word.partition("=") for words in commands_of(page, "export") for word in words]
+    return [(name, json.loads(value)) for name, _, value in assignments if name.startswith("AIRFLOW_CONN_")]
 
 
 @pytest.mark.parametrize("path", DAGS, ids=lambda path: path.stem)
 def test_every_recipe_is_shown_in_full_on_a_page(path):
     name = path.stem.removeprefix("example_unleash_")
     shown = path.read_text().split(f"# [START {name}]\n")[1].split(f"# [END {name}]\n")[0]
-    assert any(shown in blocks_of(page, "python") for page in PAGES)
+    assert any(shown == block.text for page in PAGES for block in read_blocks(page))
 
 
 def test_airflow_reads_every_connection_on_a_page(monkeypatch):
-    for page in PAGES:
-        for name, values in connections_of(page.name).items():
-            for fields in values:
-                monkeypatch.setenv(name, json.dumps(fields))
-                connection = BaseHook.get_connection(name.removeprefix("AIRFLOW_CONN_").lower())
-                assert connection.conn_type == fields["conn_type"]
-                assert connection.extra_dejson == fields.get("extra", {})
-    assert len(connections_of("stores.md")) == 3
-
-
-def commands_of(page: Path) -> list[list[str]]:
-    """Return the arguments of the ``airflow`` commands on a page."""
-    lines = [line for block in blocks_of(page, "shell") for line in re.findall(r"^airflow (?:.*\\\n)*.*$", block, re.M)]
-    return [shlex.split(line.replace("\\\n", " "))[1:] for line in lines]
+    connections = [connection for page in PAGES for connection in connections_of(page)]
+    assert len(connections) >= 6
+    for name, fields in connections:
+        monkeypatch.setenv(name, json.dumps(fields))
+        connection = BaseHook.get_connection(name.removeprefix("AIRFLOW_CONN_").lower())
+        assert connection.conn_type == fields["conn_type"]
+        assert connection.extra_dejson == fields.get("extra", {})
 
 
 def test_airflow_parses_every_command_on_a_page_that_is_for_its_version():
     from airflow.cli.cli_parser import get_parser
 
-    commands = [words for page in PAGES for words in commands_of(page)]
+    commands = [words for page in PAGES for words in commands_of(page, "airflow")]
     assert [words[:2] for words in commands] == [["pools", "set"], ["backfill", "create"], ["dags", "backfill"]]
     for words in commands:
         if words[:2] != (["dags", "backfill"] if HAS_BACKFILLS else ["backfill", "create"]):
@@ -586,7 +514,7 @@ def test_the_backfill_of_a_year_covers_every_day_of_it(run_recipe, serve, capsys
     run_recipe("past_year")
     if not is_in_database(airflow_home, "example_unleash_past_year"):
         pytest.skip("dag.test() of this Airflow does not write the DAG to the database")
-    [_, words, _] = commands_of(ROOT / "docs" / "recipes" / "backfill.md")
+    [_, words, _] = commands_of(PAGES_FOLDER / "backfill.md", "airflow")
     # Other tests have already created runs for some days.
     arguments = get_parser().parse_args([*words, "--dry-run", "--reprocess-behavior", "completed"])
     capsys.readouterr()

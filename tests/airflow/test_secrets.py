@@ -268,14 +268,5 @@ def test_the_search_finds_a_key_that_is_logged_printed_raised_or_written(output,
         error.__cause__ = chain
         found = leaks(key, {**output(), **dict(texts_of_error(error)), **files_under(lake)})
         assert {text.partition(":")[0] for text in found} == {
-            *(
-                "log",
-                "records",
-                "stdout",
-                "traceback",
-                "variables",
-                "ValueError",
-                "fields of UnleashError",
-                f"{lake}/x",
-            ),
+            *("log", "records", "stdout", "traceback", "variables", "ValueError", "fields of UnleashError", f"{lake}/x")
         }

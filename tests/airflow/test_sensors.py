@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import datetime, timedelta
 from typing import Any
 
-import pendulum
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowSensorTimeout, PokeReturnValue, TaskDeferred
 
@@ -46,9 +44,6 @@ def between(sim: Simulator, start: int, end: int) -> list[str]:
     return sessions
 
 
-# ---- new sessions ------------------------------------------------------------------------------
-
-
 def test_new_sessions_are_by_default_those_of_the_runs_data_interval(sim):
     assert new() == between(sim, DAY_START, DAY_END)
     yesterday = make_context((DAY - timedelta(days=1), DAY))
@@ -61,15 +56,6 @@ def test_without_a_data_interval_new_sessions_start_at_or_after_run_after(sim, i
     assert new(context) == between(sim, DAY_START, 10**14)
     assert new(context, until=DAY_START + 6 * HOUR_MS) == between(sim, DAY_START, DAY_START + 6 * HOUR_MS)
     assert new(make_context(None)) == sim.sessions()
-
-
-@pytest.mark.parametrize("write", [str, int, lambda ms: pendulum.from_timestamp(ms / 1000)])
-def test_a_session_at_since_is_new_and_one_at_until_is_not(sim, write):
-    sessions = between(sim, DAY_START, DAY_END)
-    since, until = write(int(sessions[2])), write(int(sessions[5]))
-    assert new(since=since, until=until) == sessions[2:5]
-    assert new(since=since) == sessions[2:]
-    assert new(until=until) == sessions[:5]
 
 
 @pytest.mark.parametrize("nothing", [None, "", "None"])
@@ -94,37 +80,12 @@ def test_known_sessions_that_render_to_a_string_fail_with_a_way_out(sim):
     assert sim.requests == []
 
 
-def test_new_sessions_are_returned_once_and_oldest_first(answer):
-    answer(b'["1768180000000", "1768179000000", "1768180000000", "1768181000000"]')
-    assert new() == ["1768179000000", "1768180000000", "1768181000000"]
-    assert new(known_sessions=["1768181000000"]) == ["1768179000000", "1768180000000"]
-
-
-def test_a_session_id_that_is_not_a_number_is_skipped_with_a_warning_unless_known_sessions_are_given(answer, caplog):
-    answer(b'["1768180000000", "s-4711"]')
-    assert new(known_sessions=[]) == ["1768180000000", "s-4711"]
-    assert "s-4711" not in caplog.text
-    assert new() == ["1768180000000"]
-    assert "'s-4711'" in caplog.text
-
-
 def test_the_wait_ends_at_min_sessions_and_not_before(sim):
     count = len(between(sim, DAY_START, DAY_END))
     assert poke(min_sessions=count).is_done is True
     assert poke(min_sessions=count + 1).is_done is False
     assert poke(known_sessions=sim.sessions()).is_done is False
     assert poke(known_sessions=sim.sessions()[1:]).is_done is True
-
-
-def test_a_session_counts_once_its_start_lies_min_age_back(answer):
-    ages = (7200, 3660, 3540, 60)
-    starts = [str(int((time.time() - age) * 1000)) for age in ages]
-    answer(json.dumps(starts).encode())
-    run = make_context(None, run_after=datetime.fromtimestamp(0, tz=DAY.tzinfo))
-    assert new(run, min_age=timedelta(hours=1)) == starts[:2]
-    assert new(run, min_age=timedelta(minutes=1)) == starts
-    assert new(known_sessions=starts[:1], min_age=timedelta(hours=1)) == starts[1:2]
-    assert poke(run, min_age=timedelta(hours=1), min_sessions=3).is_done is False
 
 
 def test_each_poke_makes_one_request_and_keeps_no_state(sim):
@@ -152,9 +113,6 @@ def test_the_timeout_ends_a_poke_that_gets_no_complete_response(connect, deferra
         assert time.monotonic() - began < 4
         time.sleep(0.5)
         assert events == ["request", "end"]
-
-
-# ---- arguments ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -195,20 +153,13 @@ def test_rendered_bounds_between_which_no_session_can_start_fail_before_any_requ
     assert sim.requests == []
 
 
-# ---- errors ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("kind", "error"),
-    [("500", errors.ServerError), ("429", errors.RateLimitError), ("html", errors.TransportError)],
+    ("kind", "error"), [("500", errors.ServerError), ("429", errors.RateLimitError), ("html", errors.TransportError)]
 )
 def test_a_transient_error_is_left_to_airflows_retries(sim, kind, error):
     sim.add_fault(Fault(kind, times=None))
     with pytest.raises(error):
         UnleashNewSessionsSensor(task_id="wait").execute(make_context())
-
-
-# ---- DAG runs ----------------------------------------------------------------------------------
 
 
 def serve_second_session_late(serve) -> Simulator:

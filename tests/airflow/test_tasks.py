@@ -35,9 +35,6 @@ HAS_POLICIES = tasks.RetryPolicy is not None
 only_with_policies = pytest.mark.skipif(not HAS_POLICIES, reason="this Airflow has no retry policies")
 
 
-# ---- times of the run ----------------------------------------------------------------------------
-
-
 def test_times_that_a_run_does_not_have_are_none() -> None:
     assert tasks.run_times({}) == {
         **dict.fromkeys(("data_interval_start", "data_interval_end", "partition_date", "logical_date", "run_after")),
@@ -70,9 +67,6 @@ def test_times_are_found_in_every_airflow(dag_run: dict[str, Any], expected: dic
     assert {name: times[name] for name in expected} == expected
 
 
-# ---- arguments -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "value", [None, "", "W1", "{", 1, 0.5, True, DAY, date(2026, 1, 12), timedelta(1), [], ["W1"], {"a": "string"}]
 )
@@ -89,9 +83,6 @@ def test_a_plain_value_is_final_when_the_dag_is_parsed(value: object) -> None:
 )
 def test_a_template_or_the_output_of_a_task_is_not_final(value: object) -> None:
     assert not tasks.is_literal(value)
-
-
-# ---- errors --------------------------------------------------------------------------------------
 
 
 def test_a_permanent_error_is_not_retried_and_any_other_keeps_its_type() -> None:
@@ -111,9 +102,6 @@ def test_an_invalid_argument_of_a_constructor_keeps_its_type_and_is_not_retried(
     assert isinstance(caught.value, ValueError)
     assert type(caught.value).__name__ == kind.__name__
     assert caught.value.argument == "window"
-
-
-# ---- retries -------------------------------------------------------------------------------------
 
 
 @only_with_policies

@@ -291,16 +291,6 @@ def test_a_missing_connection_is_an_error_event_after_one_poll() -> None:
     assert time.monotonic() - began < 10 * INTERVAL + 5
 
 
-def test_a_session_id_that_is_not_a_number_is_skipped_with_a_warning(answer: Callable[..., None], caplog: Any) -> None:
-    session = str(DAY_START + HOUR_MS)
-    answer(json.dumps(["s-4711", session]).encode())
-    event = fire(UnleashNewSessionsTrigger(since=DAY_START, poke_interval=INTERVAL))
-    assert event == {"status": "success", "sessions": [session]}
-    assert "'s-4711'" in caplog.text
-    watched = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL)
-    assert watch(watched, 1) == [{"sessions": [session], "truncated": False}]
-
-
 # ---- responses that never end --------------------------------------------------------------------
 
 

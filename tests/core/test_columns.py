@@ -25,8 +25,6 @@ MIDNIGHT = 1_597_622_400_000  # 2020-08-17T00:00:00Z
 typed_format = pytest.mark.parametrize("file_format", ["parquet", "csv"])
 
 
-# ---- one schema ----------------------------------------------------------------------------------
-
 SCHEMA = [
     *(("class_name", pa.string()), ("count", pa.float64()), ("device_id", pa.string()), ("frame_number", pa.int64())),
     *(("model_id", pa.string()), ("session_id", pa.string()), ("source_file_name", pa.string())),
@@ -157,8 +155,6 @@ def test_column_types_that_cannot_be_used_are_an_error(declared: Any, problem: s
     assert caught.value.argument == "column_types"
 
 
-# ---- values --------------------------------------------------------------------------------------
-
 STAMP = "2020-08-17T02:08:"
 MISFITS: list[tuple[str, Any]] = [
     *(("count", value) for value in ("3", "", True, False, [1], {"a": 1}, 2**53 + 1, -(2**53) - 1, 10**400)),
@@ -261,9 +257,6 @@ def test_the_error_about_a_value_shows_no_stream_token(file_format: str, name: A
     with pytest.raises(UnexpectedResponseError, match=r"W1\?token=\*\*\*") as caught:
         write(folder / "o", [page_of(record(**{field: name}))], file_format)
     assert "sneaky" not in str(caught.value)
-
-
-# ---- many keys -----------------------------------------------------------------------------------
 
 
 def test_a_page_with_more_keys_than_any_api_has_is_unexpected() -> None:

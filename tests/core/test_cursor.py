@@ -22,9 +22,6 @@ def ids(*numbers: int) -> list[str]:
     return [str(T + number) for number in numbers]
 
 
-# ---- the state of one consumer -------------------------------------------------------------------
-
-
 def test_at_first_all_sessions_since_the_floor_are_pending() -> None:
     assert Cursor().pending(ids(3, 1, 2)) == ids(1, 2, 3)
     assert Cursor(floor=T + 2).pending(ids(3, 1, 2)) == ids(2, 3)
@@ -79,9 +76,6 @@ def test_a_full_cursor_is_smaller_than_the_stores_limit() -> None:
     assert len(cursor.handled) == cursors.MAX_HANDLED_SESSIONS
     assert len(json.dumps(asdict(cursor))) < 65_535
     assert cursor.pending(sessions) == []
-
-
-# ---- in a store ----------------------------------------------------------------------------------
 
 
 class Store(dict[str, Any]):

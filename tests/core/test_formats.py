@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from tests.support.pages import (
     KNOWN,
     Place,
     duck,
+    in_file,
     page_of,
     plain_bytes,
     read_file,
@@ -51,8 +51,6 @@ json_format = pytest.mark.parametrize("file_format", ["jsonl", "json"])
 zipped_or_not = pytest.mark.parametrize("compression", [None, "gzip"])
 
 
-# ---- rows ----------------------------------------------------------------------------------------
-
 SPECIAL = [
     record(class_name='say "hi", you', source_file_name="a,b;c\td"),
     record(class_name="two\nlines\r\nand\rmore", model_id="'quoted'"),
@@ -62,17 +60,6 @@ SPECIAL = [
     record(count=-0.5, frame_number=0, timestamp="2020-02-29T23:59:59.999Z"),
     record(**dict.fromkeys(KNOWN)),
 ]
-
-
-def in_file(row: dict[str, Any], file_format: str) -> dict[str, Any]:
-    """Return a row of known keys as a reader of the file gets it."""
-    if file_format in ("json", "jsonl"):
-        return row
-    row = {**row, "count": None if row["count"] is None else float(row["count"]), "extra": None}
-    if file_format == "csv":
-        return {key: "" if row[key] is None else str(row[key]) for key in HEADER}
-    moment = row["timestamp"] and datetime.fromisoformat(row["timestamp"].replace("Z", "+00:00"))
-    return {**row, "timestamp": moment and moment.astimezone(timezone.utc)}
 
 
 @every_format
@@ -88,18 +75,6 @@ def test_rows_are_read_back_unchanged(file_format: str, compression: Any, endpoi
     assert found == [in_file(row, file_format) for page in pages for row in page.records()]
     keys = {"csv": HEADER, "parquet": HEADER}.get(file_format, list(pages[0].keys))
     assert {tuple(row) for row in found} == {tuple(keys)}
-
-
-@pytest.mark.parametrize("file_format", ["jsonl", "json", "csv", "parquet"])
-def test_duckdb_reads_the_same_values_from_each_format(file_format: str, folder: Any) -> None:
-    path = folder / f"object.{file_format}"
-    write(path, [sample("compact"), sample("metrics")], file_format)
-    reader = {"jsonl": "read_json", "json": "read_json", "csv": "read_csv", "parquet": "read_parquet"}[file_format]
-    [found] = duck(
-        "SELECT count(*), sum(count), max(frame_number), count(DISTINCT class_name), "
-        f"epoch_ms(max(timestamp::TIMESTAMPTZ)) FROM {reader}('{path.path}')"
-    )
-    assert found == (6, 18, 110252, 5, MIDNIGHT + (6 * 3600 + 16 * 60 + 52) * 1000)
 
 
 @json_format
@@ -173,8 +148,6 @@ def test_parquet_has_compressed_row_groups_of_limited_size_in_page_order(
     assert found.read().column("frame_number").to_pylist() == list(range(35))
     assert {groups[0].column(index).compression for index in range(groups[0].num_columns)} == {"ZSTD"}
 
-
-# ---- readers that guess from the first rows ------------------------------------------------------
 
 # DuckDB looks at 20 480 rows.
 MANY = 21_000
@@ -272,21 +245,6 @@ def test_the_column_device_id_tells_devices_apart_that_readers_merge(folder: Any
         assert table.column("device").to_pylist() == [123, 123], "then docs/formats.md need not warn"
 
 
-def test_duckdb_reads_the_keys_of_a_tree_from_its_paths(folder: Any) -> None:
-    for device_id, day in (("W1", 0), ("W1", 1), ("kamera 7", 1)):
-        start_ms = MIDNIGHT + day * DAY_MS
-        name = object_name(device_id, Window(start_ms, start_ms + DAY_MS), "parquet")
-        write(folder / "lake" / name, [sample("compact")] if day else [], "parquet")
-    found = duck(
-        "SELECT device, start_date::VARCHAR, count(*), sum(count) "
-        f"FROM read_parquet('{folder.path}/lake/**/*.parquet', hive_partitioning = true) GROUP BY ALL ORDER BY ALL"
-    )
-    assert found == [("W1", "2020-08-18", 2, 4.0), ("kamera 7", "2020-08-18", 2, 4.0)]
-
-
-# ---- arguments -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("arguments", "argument"),
     [
@@ -316,9 +274,6 @@ def test_without_pyarrow_parquet_is_an_error_that_says_how_to_install_it_and_oth
     for file_format in ("jsonl", "json", "csv"):
         write(folder / "o", [sample("compact")], file_format)
     check_file_format("parquet")  # a DAG is parsed where pyarrow may be missing
-
-
-# ---- whether an object has rows ------------------------------------------------------------------
 
 
 @every_format

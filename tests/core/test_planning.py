@@ -24,9 +24,6 @@ DAY_WINDOW = Window(DAY_START, DAY_END)
 CAMERAS = [f"W{number}" for number in range(40)]
 
 
-# ---- by steps ------------------------------------------------------------------------------------
-
-
 def test_each_device_has_each_window_in_order_of_time() -> None:
     windows = plan_windows(DAY, NEXT_DAY, every="hour")
     planned = plan_steps(["W2", "W1"], DAY_WINDOW, STEPS["hour"], UTC, max_windows=48)
@@ -77,9 +74,6 @@ def test_the_suggested_step_is_the_shortest_that_fits(limit: int) -> None:
 def test_without_devices_there_are_no_windows_but_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert plan_steps([], YEAR, None, UTC, max_windows=1) == []
     assert caplog.messages == ["There are no devices, so there are no windows"]
-
-
-# ---- by size -------------------------------------------------------------------------------------
 
 
 class EvenRate:

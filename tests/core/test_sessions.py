@@ -16,9 +16,6 @@ INTERVAL = {"data_interval_start": DAY, "data_interval_end": NEXT_DAY}
 MIDNIGHT, HOUR_MS, DAY_MS = 1_597_622_400_000, 3_600_000, 86_400_000
 
 
-# ---- bounds --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("times", "bounds"),
     [
@@ -59,9 +56,6 @@ def test_a_bound_in_seconds_is_an_error_that_names_it(name: str) -> None:
     with pytest.raises(InvalidArgumentError, match="multiply it by 1000") as caught:
         session_bounds(**{name: 1597622400})
     assert caught.value.argument == name
-
-
-# ---- new sessions --------------------------------------------------------------------------------
 
 
 def ids(*minutes: float) -> list[str]:

@@ -390,13 +390,6 @@ def test_only_get_is_allowed(shared, method):
     assert (reply.status, reply.headers["Allow"]) == (405, "GET")
 
 
-@pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_a_percent_encoded_device_is_decoded(endpoint):
-    rows = [{"timestamp": "2020-08-17T12:00:00.000Z", "device_id": "a/b ä"}]
-    with Simulator(rows={"a/b ä": rows}) as sim:
-        assert records_of(read_pages(sim, "a%2Fb%20%C3%A4", NOON, NOON, endpoint)) == rows
-
-
 def test_pages_are_compressed_only_if_client_and_option_allow_it(shared):
     accepts = {"Accept_Encoding": "gzip, deflate", "x_api_key": shared.api_key}
     plain, zipped = ask(shared, PATH), ask(shared, PATH, **accepts)
@@ -404,16 +397,6 @@ def test_pages_are_compressed_only_if_client_and_option_allow_it(shared):
     assert gzip.decompress(zipped.body) == plain.body
     with Simulator(gzip=False) as sim:
         assert ask(sim, PATH, **accepts).headers["Content-Encoding"] is None
-
-
-def test_one_connection_serves_many_requests(shared):
-    with closing(http.client.HTTPConnection(shared.host, shared.port, timeout=5)) as connection:
-        connection.connect()
-        sock = connection.sock
-        for path in [*SAMPLE_PATHS.values(), "/nowhere"]:
-            connection.request("GET", path, headers={"x-api-key": shared.api_key})
-            connection.getresponse().read()
-            assert connection.sock is sock
 
 
 def test_the_page_cache_keeps_its_limit_and_drops_the_least_recently_used_page():

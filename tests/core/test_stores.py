@@ -63,9 +63,6 @@ def write_and_fail(fail: Callable[[Any], None], path: Any, file_format: Any, com
         fail(writer)
 
 
-# ---- files ---------------------------------------------------------------------------------------
-
-
 @every_format
 @failing
 def test_a_failed_write_keeps_the_previous_object(file_format: str, compression: Any, fail: Any, folder: Any) -> None:
@@ -249,9 +246,6 @@ def test_concurrent_writers_that_fail_and_remove_their_folders_do_not_disturb_ea
     assert set(tree(folder).values()) <= {None}
 
 
-# ---- files that exist, and file systems that can do less -----------------------------------------
-
-
 def test_a_rerun_keeps_mode_and_owner_of_a_file(folder: Any) -> None:
     target = Path((folder / "o").path)
     write(folder / "o", [], "jsonl")
@@ -344,9 +338,6 @@ def test_without_file_locks_an_abandoned_file_is_removed_after_a_day(
     assert tree(folder) == {"o": b"", ".o.young.tmp": b"half"}
 
 
-# ---- other stores (S3, Azure and Google: tests/stores) -------------------------------------------
-
-
 @pytest.fixture
 def in_memory() -> Iterator[Any]:
     """Return a path in a store that publishes whatever is closed, as adlfs does."""
@@ -387,9 +378,6 @@ def test_a_tree_is_removed_and_its_neighbors_stay(url: str, tmp_path: Path) -> N
         remove_tree(root / "ab")
 
 
-# ---- URLs ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("spelling", ["{}", "file://{}", "local://{}"])
 def test_a_local_object_is_a_file_however_its_path_is_spelled(spelling: str, tmp_path: Path) -> None:
     path = UPath(spelling.format(tmp_path)) / "new" / "o.jsonl"
@@ -403,8 +391,9 @@ def test_a_local_object_is_a_file_however_its_path_is_spelled(spelling: str, tmp
     ("place", "url"),
     [
         *((Place("/data/x", protocol), "file:///data/x") for protocol in ("file", "", "local")),
-        *((Place("lake/x", protocol), "az://lake/x") for protocol in ("abfs", "abfss")),
-        *((Place("lake/x", "gs"), "gs://lake/x"), (Place("lake/device=a%20b/x", "s3"), "s3://lake/device=a%20b/x")),
+        *((Place("lake/x", protocol), "az://lake/x") for protocol in ("abfs", "abfss", "adl")),
+        *((Place("lake/x", protocol), "gs://lake/x") for protocol in ("gs", "gcs")),
+        *((Place("lake/device=a%20b/x", protocol), "s3://lake/device=a%20b/x") for protocol in ("s3", "s3a")),
     ],
 )
 def test_a_url_has_no_connection(place: Any, url: str) -> None:

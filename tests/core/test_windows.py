@@ -44,8 +44,6 @@ def hours(window: Window) -> float:
     return (window.end_ms - window.start_ms) / HOUR_MS
 
 
-# ---- which rule ----------------------------------------------------------------------------------
-
 # All times that a run can have, each in another month.
 ALL: dict[str, Any] = {
     "start": "2020-01-10",
@@ -133,9 +131,6 @@ def test_a_partition_without_a_date_is_never_taken_for_the_time_of_its_run() -> 
     assert resolve(start=DAY, end=NEXT_DAY, undated_partition="a-day").start == DAY
 
 
-# ---- start and end, and the data interval --------------------------------------------------------
-
-
 @pytest.mark.parametrize("end", ["2020-08-17", DAY, 1597622400000, DAY + timedelta(microseconds=999)])
 def test_start_may_equal_end(end: Any) -> None:
     assert resolve(start=DAY, end=end) == Window(MIDNIGHT, MIDNIGHT, "start_end")
@@ -198,9 +193,6 @@ def test_a_window_longer_than_the_calendar_is_an_error(length: Any) -> None:
             resolve(window=length, **times)
 
 
-# ---- window: days of the DAG's time zone ---------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("length", "end"),
     [
@@ -218,8 +210,6 @@ def test_naive_times_of_a_run_are_utc_and_microseconds_are_floored() -> None:
     window = resolve(run_after=datetime(2020, 8, 18, 0, 0, 0, 1999), window=ONE_DAY, dag_timezone=BERLIN)
     assert (window.start_ms, window.end_ms) == (MIDNIGHT + 1, MIDNIGHT + DAY_MS + 1)
 
-
-# ---- the rows of a window ------------------------------------------------------------------------
 
 ONE_HOUR = Window(MIDNIGHT, MIDNIGHT + HOUR_MS)
 END, INSIDE, BEFORE = "2020-08-17T01:00:00Z", "2020-08-17T00:30:00Z", "2020-08-16T00:00:00Z"
@@ -330,9 +320,6 @@ def test_pages_are_read_one_at_a_time_and_counted_as_they_are_read() -> None:
     assert (read, half_open.counts) == ([1], RowCounts(pages=1, rows=1, rows_at_end=1))
     assert len(list(iterator)) == 2
     assert half_open.counts.rows == 3
-
-
-# ---- a span in steps -----------------------------------------------------------------------------
 
 
 def bounds(windows: list[Window]) -> list[str]:

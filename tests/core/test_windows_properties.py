@@ -16,13 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_unleash.core.protocol import Page
-from airflow_provider_unleash.core.windows import (
-    STEPS,
-    HalfOpenPages,
-    count_steps,
-    parse_step,
-    resolve_window,
-)
+from airflow_provider_unleash.core.windows import STEPS, HalfOpenPages, count_steps, parse_step, resolve_window
 from airflow_provider_unleash.window import Window, plan_windows
 
 UTC = timezone.utc
@@ -44,9 +38,6 @@ every_clock = pytest.mark.parametrize(
 
 def to_us(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(microseconds=1)
-
-
-# ---- rows by timestamp ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -146,18 +137,6 @@ def test_windows_return_each_row_once_wherever_the_span_is_cut(
     assert found == Counter(number for number, stamp in enumerate(server.stamps) if low <= stamp // 1000 < high)
 
 
-@pytest.mark.parametrize("fraction", ["999999999", "9999995", "9999999994"])
-def test_a_row_stamped_a_nanosecond_before_a_cut_is_returned_once(fraction: str) -> None:
-    # A server that compares nanoseconds returns the row for the window before the cut only.
-    cut = 1_597_622_400_000
-    rows = [(0, f"2020-08-16T23:59:59.{fraction}Z")]
-    [page] = HalfOpenPages(Window(cut - 1000, cut), [Page(1, 1, ("row", "timestamp"), rows)])
-    assert page.rows == rows
-
-
-# ---- the windows of consecutive runs -------------------------------------------------------------
-
-
 def midnight(day: date, zone: tzinfo) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=zone)
 
@@ -254,8 +233,6 @@ def test_a_window_is_never_empty_and_does_not_depend_on_how_moment_and_zone_are_
     assert window.start_ms < window.end_ms
     assert to_us(moment) // 1000 == (window.start_ms if name == "partition_date" else window.end_ms)
 
-
-# ---- a span in steps -----------------------------------------------------------------------------
 
 every_step = st.one_of(
     st.sampled_from(sorted(STEPS)),

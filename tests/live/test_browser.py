@@ -70,9 +70,6 @@ def tour() -> Tour:
     return seen
 
 
-# ---- the form ----------------------------------------------------------------------------------
-
-
 def test_the_connection_type_is_offered_by_its_name(tour: Tour) -> None:
     assert tour.offered == [TYPE["hook-name"]]
 
@@ -129,13 +126,10 @@ def test_editing_the_connection_shows_every_saved_extra(tour: Tour) -> None:
     assert tour.edited == {name: value if value is True else str(value) for name, value in EXTRAS.items()}
 
 
-# ---- testing the connection --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("key", ["right key", "right key again"])
 def test_the_connection_test_with_a_valid_key_reports_what_it_reached(tour: Tour, key: str) -> None:
     assert tour.answers[key].startswith("Test Connection Successful: ")
-    assert f"{tour.api} answers, and takes the key; API version {API_VERSION}" in tour.answers[key]
+    assert f"{tour.api} accepts the key; API version {API_VERSION}" in tour.answers[key]
 
 
 def test_the_connection_test_with_a_wrong_key_says_that_it_is_wrong(tour: Tour) -> None:
@@ -145,9 +139,6 @@ def test_the_connection_test_with_a_wrong_key_says_that_it_is_wrong(tour: Tour) 
 def test_airflow_refuses_to_test_a_connection_without_a_port(tour: Tour) -> None:
     # https://github.com/apache/airflow/pull/73298. When this test fails, remove the note from docs/connection.md.
     assert tour.answers["no port"] == "Test Connection Failed: Bad Request"
-
-
-# ---- the run -----------------------------------------------------------------------------------
 
 
 def test_the_example_succeeds_with_the_connection(tour: Tour) -> None:
@@ -168,9 +159,6 @@ def test_the_rendered_fields_show_the_connection_but_not_its_key(tour: Tour) -> 
     assert tour.rendered["unleash_conn_id"] == "unleash_default"
     assert tour.rendered["device_id"] == DEVICES[0]
     assert leaks(KEY, tour.rendered) == []
-
-
-# ---- afterwards --------------------------------------------------------------------------------
 
 
 def test_the_key_is_in_nothing_that_the_browser_received_or_airflow_wrote(tour: Tour) -> None:

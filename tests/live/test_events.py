@@ -173,9 +173,6 @@ def read_example(stage: LiveStage, lake: Path) -> tuple[dict[str, list[tuple[int
     return windows, {device: counts[device] for device in DEVICES}
 
 
-# ---- tests -------------------------------------------------------------------------------------
-
-
 def test_triggerer_and_consumer_were_killed_repeatedly(seen: Seen) -> None:
     assert seen.killed["triggerer"] >= 3
     assert seen.killed["consumer"] >= 3
@@ -201,12 +198,7 @@ def test_a_session_is_handled_again_only_if_an_earlier_try_was_killed(seen: Seen
 
 
 def test_deferred_sensors_succeed_skip_and_fail_as_in_other_modes(seen: Seen) -> None:
-    assert seen.waited.states == {
-        ("find", 0): "success",
-        ("find", 1): "success",
-        "skip": "skipped",
-        "fail": "failed",
-    }
+    assert seen.waited.states == {("find", 0): "success", ("find", 1): "success", "skip": "skipped", "fail": "failed"}
     # Airflow does not retry a sensor that timed out.
     assert seen.waited.tries["fail"] == 1
     for index in (0, 1):

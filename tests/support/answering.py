@@ -11,11 +11,18 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 
 @contextmanager
-def answering(body: bytes, **headers: str) -> Iterator[str]:
-    """Yield the URL of a server that responds with this body, and headers such as ``content_type``."""
+def answering(body: bytes, received: list[bytes] | None = None, **headers: str) -> Iterator[str]:
+    """
+    Yield the URL of a server that responds with this body, and headers such as ``content_type``.
+
+    :param received: gets the body of each request.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if received is not None:
+                received.append(content)
             self.send_response(200)
             for name, value in headers.items():
                 self.send_header(name.replace("_", "-"), value)
@@ -23,6 +30,8 @@ def answering(body: bytes, **headers: str) -> Iterator[str]:
             self.end_headers()
             with suppress(OSError):  # the client may close the connection
                 self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815, a name of http.server
 
         def log_message(self, *args: object) -> None:
             pass

@@ -100,9 +100,6 @@ class Seen:
     urls: list[str] = field(default_factory=list)
 
 
-# ---- Airflow and browser -----------------------------------------------------------------------
-
-
 def start_airflow(stage: LiveStage) -> None:
     """Start everything that a run needs, with the daily example and without a connection."""
     dags = stage.folder / "dags"
@@ -172,9 +169,6 @@ def _read_archive(archive: Path, seen: Seen) -> None:
         if body not in known:  # all pages load the same megabytes of scripts
             known.add(body)
             seen.texts[f"answer {number} of {url}"] = body
-
-
-# ---- the tour ----------------------------------------------------------------------------------
 
 
 def take_tour(page: Page, stage: LiveStage, seen: Seen, pictures: Path) -> None:
@@ -332,8 +326,6 @@ def _read_task(page: Page, task: str, seen: Seen, pictures: Path) -> None:
     _take_picture(page, pictures / "rendered-fields.png")
     _keep_text(page, seen)
 
-
-# ---- reading the DOM ---------------------------------------------------------------------------
 
 _READ_FIELDS = """
 section => Object.fromEntries([...section.querySelectorAll("[data-scope=field][data-part=root]")].map(root => {

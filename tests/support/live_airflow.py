@@ -150,9 +150,6 @@ def live_stage(folder: Path, seconds: int = SECONDS_ALTOGETHER) -> Iterator[Live
             yield stage
 
 
-# ---- all runs ----------------------------------------------------------------------------------
-
-
 def observe() -> Observed:
     """Create all runs, wait for them, stop everything, and return what they left behind."""
     with time_limit(SECONDS_ALTOGETHER), temporary_folder() as folder:
@@ -222,9 +219,6 @@ def _are_dags_there(live: LiveStage) -> bool:
     return {kind.dag_id for kind in RUN_KINDS} <= {dag for (dag,) in live.query("SELECT dag_id FROM serialized_dag")}
 
 
-# ---- over HTTP ---------------------------------------------------------------------------------
-
-
 def _post_run(live: LiveStage, kind: RunKind) -> None:
     try:
         output = ask(f"{live.url}/api/v2/dags/{kind.dag_id}/dagRuns", kind.run.removeprefix("POST "))
@@ -242,8 +236,6 @@ def _read_requests(api: str) -> dict[str, frozenset[tuple[int, int]]]:
             asked.setdefault(device, set()).add((int(start), int(end)))
     return {device: frozenset(windows) for device, windows in asked.items()}
 
-
-# ---- from files --------------------------------------------------------------------------------
 
 _RUNS = """
 SELECT dag_id, run_id, task_instance.state, try_number, max_tries,

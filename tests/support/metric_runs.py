@@ -58,14 +58,7 @@ def run_everything(lake: str) -> dict[str, str]:
     home = init_database()
     throttle = import_module("airflow_provider_unleash.core.throttle")
     throttle.MIN_BACKOFF = throttle.MAX_BACKOFF = 0.01
-    body = BODY.format(
-        lake=lake,
-        street=STREET,
-        silent=SILENT,
-        crowd=CROWD,
-        start=DAY_START,
-        end=DAY_END,
-    )
+    body = BODY.format(lake=lake, street=STREET, silent=SILENT, crowd=CROWD, start=DAY_START, end=DAY_END)
     return {str(task): state for task, state in run_dag(home, body).states.items()}
 
 

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,17 @@ def read_records(data: bytes, file_format: str) -> list[dict[str, Any]]:
 def read_file(path: Any, file_format: str, compression: str | None = None) -> list[dict[str, Any]]:
     """Return the rows of a local object."""
     return read_records(plain_bytes(path, compression), file_format)
+
+
+def in_file(row: dict[str, Any], file_format: str) -> dict[str, Any]:
+    """Return a row of known keys as a reader of the file gets it."""
+    if file_format in ("json", "jsonl"):
+        return row
+    row = {**row, "count": None if row["count"] is None else float(row["count"]), "extra": None}
+    if file_format == "csv":
+        return {key: "" if row[key] is None else str(row[key]) for key in HEADER}
+    moment = row["timestamp"] and datetime.fromisoformat(row["timestamp"].replace("Z", "+00:00"))
+    return {**row, "timestamp": moment and moment.astimezone(timezone.utc)}
 
 
 def duck(sql: str) -> list[tuple[Any, ...]]:

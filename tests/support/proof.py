@@ -163,9 +163,6 @@ def prove(size: Size) -> Proof:
     return proof
 
 
-# ---- while it runs -----------------------------------------------------------------------------
-
-
 class _Disruptor:
     """Kills and restarts workers, and makes the API refuse requests, until the run is over."""
 
@@ -260,9 +257,6 @@ def _is_below(pid: int, ancestor: int) -> bool:
     with suppress(psutil.NoSuchProcess):
         return ancestor in {process.pid for process in psutil.Process(pid).parents()}
     return False
-
-
-# ---- results -----------------------------------------------------------------------------------
 
 
 def read_xcoms(cluster: Cluster, task_id: str, run_id: str = RUN_ID) -> dict[int, Any]:

@@ -91,9 +91,6 @@ def _absent(run: str, interval: str = NONE) -> Outcome:
     return _no_window(run, interval, "no data interval")
 
 
-# ---- scheduled runs ----------------------------------------------------------------------------
-
-
 def _scheduled(
     dag_id: str, schedule: str, task: str, expected: Outcome, *dates: str, run: str = "scheduled", outlet: str = ""
 ) -> RunKind:
@@ -128,9 +125,6 @@ SCHEDULED = [
         "partition_window", PARTITION, DAY, Outcome(DATE_11, JAN_11, "partition_date"), outlet=PARTITIONED_ASSET
     ),
 ]
-
-
-# ---- when clocks change ------------------------------------------------------------------------
 
 
 def _clock(
@@ -181,9 +175,6 @@ CLOCKS = [
 ]
 
 
-# ---- asset-triggered runs ----------------------------------------------------------------------
-
-
 def _by_asset(dag_id: str, schedule: str, task: str, expected: Outcome) -> RunKind:
     return RunKind(dag_id, "Asset-triggered runs", "an asset update", schedule, task, expected)
 
@@ -199,8 +190,6 @@ ASSETS = [
     _by_asset("partitions_window", ON_PARTITIONS, DAY, Outcome(DATE_11, JAN_11, "partition_date")),
 ]
 
-
-# ---- manual runs -------------------------------------------------------------------------------
 
 TRIGGER = "airflow dags trigger DAG"
 TRIGGER_AT = "airflow dags trigger DAG -l 2026-01-12T12:00:00Z"
@@ -259,8 +248,6 @@ POSTED = [
 ]
 
 
-# ---- backfills ---------------------------------------------------------------------------------
-
 BACKFILL = "airflow backfill create --dag-id DAG --from-date 2026-01-12 --to-date 2026-01-12"
 
 
@@ -280,8 +267,6 @@ BACKFILLED = [
     _by_backfill("backfill_partition_window", PARTITION, DAY, Outcome(DATE_12, JAN_12, "partition_date")),
 ]
 
-
-# ---- airflow dags test -------------------------------------------------------------------------
 
 TEST = "airflow dags test DAG"
 TEST_AT = "airflow dags test DAG 2026-01-12T12:00:00Z"

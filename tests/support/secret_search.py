@@ -74,9 +74,8 @@ def files_under(folder: Path) -> dict[str, bytes]:
             name, content = str(path), path.read_bytes()
             texts[name] = content
             if content.startswith(b"\x1f\x8b"):
-                texts[f"{name} unpacked"] = zlib.decompressobj(wbits=31).decompress(
-                    content
-                )  # works on a truncated file too
+                # Not gzip.decompress, which refuses a truncated file.
+                texts[f"{name} unpacked"] = zlib.decompressobj(wbits=31).decompress(content)
             elif content.startswith(b"PAR1"):
                 texts[f"{name} unpacked"] = _read_parquet(path)
             elif content.startswith(b"SQLite format 3\0"):

@@ -32,9 +32,6 @@ Times are in UTC. "The run" in a cell is the time the run was created.
 """
 
 
-# ---- descriptions ----------------------------------------------------------------------------------
-
-
 def outcome_of(run: Run) -> Outcome:
     """Describe the outcome of a run in the words of the expected outcomes."""
     asked = [_span(_moment(start), _moment(end), run.made) for start, end in sorted(run.requests)]
@@ -94,9 +91,6 @@ def _milliseconds(moment: datetime) -> int:
 
 def _moment(milliseconds: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(milliseconds=milliseconds)
-
-
-# ---- the page ----------------------------------------------------------------------------------
 
 
 def render(kinds: list[RunKind], runs: dict[str, Run], airflow: str) -> str:
