@@ -274,20 +274,33 @@ class UnleashGetAnalyticsOperator(FetchOperator):
 
 class UnleashListDevicesOperator(UnleashOperator):
     """
-    Return the ids of all devices of the account, ``list[str]``, for ``.expand(device_id=devices.output)``.
+    Return the ids of all devices of the account, each once and in the API's order.
 
-    Each id is returned once, in the API's order.
+    Without ``batch_size``, ``list[str]`` for ``.expand(device_id=devices.output)``. With it, ``list[list[str]]`` for
+    ``.expand(device_ids=devices.output)`` of :class:`UnleashAccountToObjectStorageOperator`, so that several workers
+    share an account.
 
+    :param batch_size: the most devices in a batch.
     :param unleash_conn_id: connection of type "Unleash live" (templated).
     :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
     """
 
-    def _execute(self, context: Context) -> list[str]:
+    def __init__(self, *, batch_size: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.batch_size = batch_size
+        with no_retry():
+            check_positive("batch_size", batch_size)
+
+    def _execute(self, context: Context) -> list[str] | list[list[str]]:
         with self._open_client() as client:
             devices = list(dict.fromkeys(client.list_devices()))
         self.log.info("Devices of the account: %d", len(devices))
-        check_map_length(self, devices)
-        return devices
+        if self.batch_size is None:
+            check_map_length(self, devices)
+            return devices
+        batches = [devices[first : first + self.batch_size] for first in range(0, len(devices), self.batch_size)]
+        check_map_length(self, batches)
+        return batches
 
 
 class UnleashListSessionsOperator(UnleashOperator):
