@@ -29,6 +29,7 @@ from airflow_provider_unleash.tasks import (
     check_start_before_end,
     is_final,
     is_literal,
+    is_mapped,
     no_retry,
     retry_arguments,
     run_times,
@@ -104,7 +105,7 @@ class FetchOperator(UnleashOperator):
         window = resolve_window(start=self.start, end=self.end, window=self.window, **run_times(context))
         self.log.info("The window is %s", window)
         values: Any = context
-        if getattr(values.get("ti"), "map_index", -1) >= 0 and not values.get("map_index_template"):
+        if is_mapped(context) and not values.get("map_index_template"):
             values["map_index_template"] = self._name_if_mapped() + (" {{ task.start }}" if self.start else "")
         with self._open_client() as client:
             return self._fetch(client, window, context)

@@ -31,6 +31,7 @@ from airflow_provider_unleash.tasks import (
     check_start_before_end,
     is_final,
     is_literal,
+    is_mapped,
     no_retry,
     run_times,
 )
@@ -85,7 +86,8 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
     :raises PermanentPartialExtractionError: if some devices failed, and no retry can help any of them.
     :raises EmptyReplacementError: if one object for all devices would lose rows.
     :raises EmptyResultError: if no device has rows and ``on_empty="fail"``.
-    :raises InvalidArgumentError: if ``dst`` has objects of another layout or format.
+    :raises InvalidArgumentError: if ``dst`` has objects of another layout or format, or if mapped tasks with
+        ``device_ids`` would write to one object.
     :raises WindowError: if the run has no window.
     """
 
@@ -109,6 +111,15 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
         super()._check_arguments(is_known)
         if self.device_ids is not None and is_known(self.device_ids):
             check_device_ids(self.device_ids)
+
+    def _execute(self, context: Context) -> Any:
+        if self.device_ids is not None and not self.split_by_device and is_mapped(context):
+            raise InvalidArgumentError(
+                "Mapped tasks with device_ids would replace each other's object of all devices: use "
+                "split_by_device=True, or one task without device_ids",
+                argument="split_by_device",
+            )
+        return super()._execute(context)
 
     def _fetch(self, client: UnleashClient, window: Window, context: Context) -> dict[str, Any]:
         began = time.monotonic()

@@ -66,6 +66,12 @@ def run_times(context: Context) -> RunTimes:
     )
 
 
+def is_mapped(context: Context) -> bool:
+    """Return whether the task is one of several that ``expand`` made."""
+    values: Mapping[str, Any] = context
+    return int(getattr(values.get("ti"), "map_index", -1)) >= 0
+
+
 def is_literal(value: Any) -> bool:
     """Return whether an argument is final when the DAG is parsed: neither a template nor the output of a task."""
     if isinstance(value, str):
