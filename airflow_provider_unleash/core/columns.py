@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -206,14 +207,12 @@ class ArrowConverter:
     """Converts pages to Arrow record batches."""
 
     # Lengths of timestamps that pyarrow parses exactly as parse_timestamp does.
-    _USUAL_LENGTHS = frozenset({None, len("2020-08-17T02:08:49Z"), len("2020-08-17T02:08:49.000Z")})
+    _USUAL_LENGTHS = frozenset({len("2020-08-17T02:08:49Z"), len("2020-08-17T02:08:49.000Z")})
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         import pyarrow as pa
-        import pyarrow.compute as pc
 
         self._pa = pa
-        self._pc = pc
         self._columns = columns
         self._types = {kind: COLUMN_TYPES[kind].arrow(pa) for kind in columns.values()}
         # With these types, pyarrow rejects other values. It would truncate 1.5 to an int64, so numbers are inferred.
@@ -244,9 +243,9 @@ class ArrowConverter:
     def _can_cast(self, array: pa.Array, kind: str, values: Sequence[Any]) -> bool:
         """Return whether casting what pyarrow inferred gives the same values as converting them one by one."""
         if kind == "timestamp":
-            usual = self._pc.and_not(self._pc.ends_with(array, "Z"), self._pc.starts_with(array, "0000"))
-            lengths = set(self._pc.binary_length(array).unique().to_pylist())
-            return lengths <= self._USUAL_LENGTHS and usual.false_count == 0
+            texts = [text for text in values if text is not None]
+            is_usual = set(map(len, texts)) <= self._USUAL_LENGTHS and set(map(itemgetter(-1), texts)) <= {"Z"}
+            return is_usual and min(texts, default="1") >= "0001"  # Arrow has a year 0
         if kind in self._strict_types:
             return True
         if self._pa.types.is_floating(array.type):
