@@ -15,20 +15,24 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from tools import bench_contenders, bench_waiting
+from tools import bench_account, bench_contenders, bench_waiting
+from tools.bench_account import AccountSize
 from tools.bench_contenders import Cost, Job
 from tools.bench_waiting import Waiting
 from tools.stage import ROOT, Stage, StageError, open_stage, run
 
 PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "performance.svg"
+# Each part of the page keeps its text if a run does not measure it.
+PARTS = ("account", "device")
+HEADINGS = {"account": "# Performance\n\n## A whole account\n\n", "device": "## One device of many pages\n\n"}
 
 ROWS_A_PAGE = 2000
 CONCURRENCY = 8
@@ -323,9 +327,7 @@ def draw(figures: Figures, picture: Path) -> None:
 
 
 TEXT = """\
-# Performance
-
-`make bench ARGS=--page` writes this page. The test extracts {pages} pages of {rows} rows, compressed with gzip, from
+The test extracts {pages} pages of {rows} rows, compressed with gzip, from
 an API that takes {latencies} per page.
 
 - CPU and wall time are relative to the floor in the same round: 1 is the floor, smaller is better. They are the
@@ -343,17 +345,17 @@ The ideal time is pages × latency ÷ `page_concurrency`.
 
 {concurrency_table}
 
-## Goals
+### Goals
 
 {goals}
 
-## Waiting
+### Waiting
 
 {sensors} sensors were deferred on one connection, each with its own window, and polled every {poke_interval:g} s for
 {seconds:g} s in the event loop of one triggerer. They sent **{waiting.requests} requests**, used {waiting.cpu:.1f} s
 of CPU time, and blocked the event loop for at most {block:.0f} ms.
 
-## How it is measured
+### How it is measured
 
 The simulator (`python -m airflow_provider_unleash.simulator`) runs in its own process and renders and compresses all
 pages beforehand. Each contender runs in its own process, which has already imported its libraries and done one small
@@ -372,7 +374,7 @@ extraction. Every run reads the whole window, and the number of rows is checked.
 
 Measured on {machine}, Python {python}, Airflow {airflow}, pyarrow {pyarrow}, msgspec {msgspec}, dlt {dlt}.
 
-## What limits it
+### What limits it
 
 **With latency, the API is the limit.** {pages} pages at {slow} ms with `page_concurrency={concurrency}` take at least
 {ideal:.2f} s. This package takes {beyond:.2f} times that. The difference is the first page and then the last, which are
@@ -393,8 +395,8 @@ pages.
 """
 
 
-def page_text(figures: Figures) -> str:
-    """Return docs/performance.md."""
+def device_text(figures: Figures) -> str:
+    """Return the section about one device."""
     slow = LATENCIES[-1]
     versions = {name: version(name) for name in ("pyarrow", "msgspec", "dlt")}
     return TEXT.format(
@@ -428,6 +430,8 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--memory-pages", type=int, nargs=2, default=Size.memory_pages, help="of the memory runs (default: %(default)s)"
     )
+    parser.add_argument("--account-rounds", type=int, default=AccountSize.rounds, help="(default: %(default)s)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default: %(default)s)")
     parser.add_argument("--only", default=",".join(NAMES), help="contenders, comma separated (default: %(default)s)")
     given = parser.parse_args(arguments)
     only = set(given.only.split(","))
@@ -445,13 +449,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
 
-    with open_stage("bench") as stage:
-        stage.environ["PYTHONPATH"] = str(ROOT)
-        figures = measure(stage, size, say)
-    print(*speed_table(figures), "", *concurrency_table(figures), "", *goal_table(figures), sep="\n")
+    texts = {}
+    if "account" in given.parts:
+        with open_stage("bench") as stage:
+            accounts = bench_account.measure(stage, AccountSize(rounds=given.account_rounds), say)
+        texts["account"] = bench_account.account_text(accounts, _goal)
+        if given.page:
+            bench_account.draw_accounts(accounts, PICTURE.with_name(bench_account.PICTURE_NAME))
+    if "device" in given.parts:
+        with open_stage("bench") as stage:
+            figures = measure(stage, size, say)
+        texts["device"] = device_text(figures)
+        if given.page:
+            draw(figures, PICTURE)
+    print(*texts.values(), sep="\n")
     if given.page:
-        PAGE.write_text(page_text(figures))
-        draw(figures, PICTURE)
+        write_page(PAGE, texts)
+
+
+def write_page(page: Path, texts: Mapping[str, str]) -> None:
+    """Write the sections, and keep those that were not measured."""
+    account, _, device = page.read_text().partition(HEADINGS["device"])
+    old = {"account": account.removeprefix(HEADINGS["account"]), "device": device}
+    sections = ({**old, **texts}[part].strip() for part in PARTS)
+    page.write_text("\n".join(f"{HEADINGS[part]}{text}\n" for part, text in zip(PARTS, sections, strict=True)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -25,7 +26,8 @@ DEVICE = "Wb8fabc31378ce07"
 START = datetime(2026, 1, 12, tzinfo=timezone.utc)
 END = datetime(2026, 1, 13, tzinfo=timezone.utc)
 HEADERS = {"x-api-key": DEFAULT_KEYS[0]}
-WINDOW = f"{DEVICE}/{int(START.timestamp())}000/{int(END.timestamp())}000"
+BOUNDS = f"{int(START.timestamp())}000/{int(END.timestamp())}000"
+WINDOW = f"{DEVICE}/{BOUNDS}"
 PATH = f"/v1/analytics/{WINDOW}"
 
 
@@ -36,21 +38,30 @@ class Job:
 
     :param api: base URL
     :param page_concurrency: requests in flight; only this package uses it
+    :param devices: of the account, in ``ACCOUNT_CONTENDERS``: each has one page
+    :param dst: where this package writes, if not to local files
     """
 
     api: str
     page_concurrency: int = 1
+    devices: int = 1
+    dst: str = ""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of an extraction: rows, wall and CPU seconds, peak memory of the process and memory before, in MiB."""
+    """
+    Cost of an extraction: rows, wall and CPU seconds, peak memory of the process and memory before, in MiB.
+
+    ``store_requests`` is the number of requests to a store, 0 for local files.
+    """
 
     rows: int
     wall: float
     cpu: float
     peak: float
     before: float
+    store_requests: int = 0
 
 
 # ---- the contenders ------------------------------------------------------------------------------
@@ -89,6 +100,56 @@ def _contents(job: Job, decode: Callable[[bytes], Any]) -> Iterator[Any]:
             page += 1
 
 
+def run_account_floor(job: Job, folder: Path) -> int:
+    """Read the page of each device and decode it once."""
+    import msgspec
+
+    return sum(len(content["data"]) for content in _device_contents(job, msgspec.json.decode))
+
+
+def run_account_loop(job: Job, folder: Path) -> int:
+    """Run a handwritten loop over devices that writes a file of JSON lines for each."""
+    rows = 0
+    for number, content in enumerate(_device_contents(job, json.loads)):
+        with (folder / f"{number}.jsonl").open("w") as file:
+            for row in content["data"]:
+                file.write(json.dumps(dict(zip(content["keys"], row, strict=True))) + "\n")
+                rows += 1
+    return rows
+
+
+def device_ids(devices: int) -> list[str]:
+    """Return the devices of a simulated account."""
+    return [f"W{number:05}" for number in range(devices)]
+
+
+def _device_contents(job: Job, decode: Callable[[bytes], Any]) -> Iterator[Any]:
+    import requests
+
+    with requests.Session() as session:
+        for device_id in device_ids(job.devices):
+            path = f"/v1/analytics/{device_id}/{BOUNDS}/1"
+            response = session.get(f"{job.api}{path}", headers=HEADERS, timeout=60)
+            response.raise_for_status()
+            yield decode(response.content)
+
+
+def run_account(file_format: str, split_by_device: bool, job: Job, folder: Path) -> int:
+    """Run this package's account operator with all its features on."""
+    from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator
+
+    _set_connection(job)
+    operator = UnleashAccountToObjectStorageOperator(
+        task_id="extract",
+        dst=job.dst or f"file://{folder}",
+        file_format=file_format,
+        split_by_device=split_by_device,
+        start=START,
+        end=END,
+    )
+    return int(operator.execute({})["rows"])
+
+
 def run_http_operator(job: Job, folder: Path) -> int:
     """Run Airflow's HttpOperator, which keeps all pages in memory and would return them to XCom."""
     from airflow.providers.http.operators.http import HttpOperator
@@ -120,6 +181,15 @@ def run_http_operator(job: Job, folder: Path) -> int:
 
 def run_dlt(job: Job, folder: Path) -> int:
     """Run dlt's rest_api source with its filesystem destination; it needs objects, so it reads the tableau endpoint."""
+    return _run_dlt(job, folder, [WINDOW])
+
+
+def run_account_dlt(job: Job, folder: Path) -> int:
+    """Run dlt over all devices: one resource for each."""
+    return _run_dlt(job, folder, [f"{device_id}/{BOUNDS}" for device_id in device_ids(job.devices)])
+
+
+def _run_dlt(job: Job, folder: Path, windows: Sequence[str]) -> int:
     # Otherwise dlt sends telemetry, and writes to the user's home.
     os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "DLT_DATA_DIR": str(folder)}
     import dlt
@@ -142,13 +212,15 @@ def run_dlt(job: Job, folder: Path) -> int:
             "client": {"base_url": job.api, "headers": HEADERS},
             "resources": [
                 {
-                    "name": "rows",
+                    "name": f"rows_{number}",
+                    "table_name": "rows",
                     "endpoint": {
-                        "path": f"/v1/analytics/tableau/{WINDOW}/1",
+                        "path": f"/v1/analytics/tableau/{window}/1",
                         "paginator": PageInPath(),
                         "data_selector": "data",
                     },
                 }
+                for number, window in enumerate(windows)
             ],
         }
     )
@@ -162,9 +234,7 @@ def run_ours(file_format: str, job: Job, folder: Path) -> int:
     """Run this package's operator with all its features on."""
     from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 
-    connection = {"conn_type": "unleash", "host": job.api, "password": DEFAULT_KEYS[0]}
-    extra = {"page_concurrency": job.page_concurrency, "mask_stream_tokens": False}
-    os.environ["AIRFLOW_CONN_UNLEASH_DEFAULT"] = json.dumps({**connection, "extra": extra})
+    _set_connection(job)
     operator = UnleashToObjectStorageOperator(
         task_id="extract",
         device_id=DEVICE,
@@ -176,6 +246,21 @@ def run_ours(file_format: str, job: Job, folder: Path) -> int:
     return int(operator.execute({})["rows"])
 
 
+def _set_connection(job: Job) -> None:
+    connection = {"conn_type": "unleash", "host": job.api, "password": DEFAULT_KEYS[0]}
+    extra = {"page_concurrency": job.page_concurrency, "mask_stream_tokens": False}
+    os.environ["AIRFLOW_CONN_UNLEASH_DEFAULT"] = json.dumps({**connection, "extra": extra})
+
+
+ACCOUNT_CONTENDERS: dict[str, Callable[[Job, Path], int]] = {
+    "account-floor": run_account_floor,
+    "split-jsonl": partial(run_account, "jsonl", True),
+    "split-parquet": partial(run_account, "parquet", True),
+    "one-jsonl": partial(run_account, "jsonl", False),
+    "one-parquet": partial(run_account, "parquet", False),
+    "account-loop": run_account_loop,
+    "account-dlt": run_account_dlt,
+}
 CONTENDERS: dict[str, Callable[[Job, Path], int]] = {
     "floor": run_floor,
     "parquet": partial(run_ours, "parquet"),
@@ -193,11 +278,34 @@ CONTENDERS: dict[str, Callable[[Job, Path], int]] = {
 
 def measure(contender: Callable[[Job, Path], int], job: Job) -> Cost:
     """Run a contender once in an empty folder."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, _count_store_requests(job) as store_requests:
         before = _memory("VmRSS")
         wall, cpu = time.perf_counter(), time.process_time()
         rows = contender(job, Path(folder))
-        return Cost(rows, time.perf_counter() - wall, time.process_time() - cpu, _memory("VmHWM"), before)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        return Cost(rows, wall, cpu, _memory("VmHWM"), before, len(store_requests))
+
+
+@contextmanager
+def _count_store_requests(job: Job) -> Iterator[list[str]]:
+    """Yield the requests to S3 so far, by the name of the operation."""
+    sent: list[str] = []
+    if not job.dst:
+        yield sent
+        return
+    from aiobotocore.client import AioBaseClient
+
+    original = AioBaseClient._make_api_call
+
+    async def count(self: Any, operation_name: str, *args: Any, **kwargs: Any) -> Any:
+        sent.append(operation_name)
+        return await original(self, operation_name, *args, **kwargs)
+
+    AioBaseClient._make_api_call = count
+    try:
+        yield sent
+    finally:
+        AioBaseClient._make_api_call = original
 
 
 def _memory(name: str) -> float:
@@ -217,7 +325,7 @@ def open_results() -> TextIO:
 def main() -> None:
     """Run the jobs of one contender."""
     results = open_results()
-    contender = CONTENDERS[sys.argv[1]]
+    contender = {**CONTENDERS, **ACCOUNT_CONTENDERS}[sys.argv[1]]
     for line in sys.stdin:
         print(json.dumps(asdict(measure(contender, Job(**json.loads(line))))), file=results, flush=True)
 

@@ -104,6 +104,16 @@ class Stage:
         with closing(sqlite3.connect(self.home / "airflow.db", timeout=30)) as database:
             return database.execute(sql).fetchall()
 
+    def wait_for_run(self, dag_id: str, run_id: str, seconds: float) -> None:
+        """Return when a DAG run has ended."""
+        deadline = time.monotonic() + seconds
+        runs = f"FROM dag_run WHERE dag_id = '{dag_id}' AND run_id = '{run_id}'"
+        while not self.query(f"SELECT state {runs} AND state IN ('success', 'failed')"):
+            self.check_alive()
+            if time.monotonic() > deadline:
+                raise self.failure(f"{dag_id} has no result after {seconds:.0f} seconds")
+            time.sleep(0.5)
+
     def kill(self, process: subprocess.Popen[str]) -> None:
         """Kill an Airflow component and all its descendants, like the loss of a machine."""
         parts = [psutil.Process(process.pid)]
