@@ -175,6 +175,7 @@ def test_the_window_is_the_nominal_time_unless_the_author_set_start_and_end(rule
         (["a", "b"], ["analytics/a", "analytics/b"]),
         (list("c" * 100), ["analytics/c"] * 100),
         (list("c" * 101), ["analytics"]),
+        ([], ["analytics"]),  # all devices of the account
     ],
 )
 def test_each_device_is_an_input_unless_there_are_more_than_a_hundred(devices, names):
