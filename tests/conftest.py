@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_unleash.core.sessions import warn_once
 from airflow_provider_unleash.simulator import Simulator
 from tests.support import airflow_home as home
 from tests.support.answering import answering
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_unconfigure() -> None:
     home.remove_home()
+
+
+@pytest.fixture(autouse=True)
+def repeat_warnings() -> None:
+    """Let each test see the warnings that a process logs only once."""
+    warn_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

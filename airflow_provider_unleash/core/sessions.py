@@ -40,6 +40,12 @@ def parse_session_start(session_id: str) -> int:
     return start
 
 
+@lru_cache(maxsize=256)
+def warn_once(message: str) -> None:
+    """Log a warning once per process; otherwise each poll of a long wait would repeat it."""
+    log.warning("%s", message)
+
+
 class SessionList:
     """The sessions that the API lists, each once; ``ids`` has the oldest first, then those whose start is unknown."""
 
@@ -83,11 +89,11 @@ class SessionList:
 
     def _warn_of_undated(self) -> None:
         if self._undated:
-            log.warning(
-                "Skipping sessions whose id is not in epoch milliseconds, so that their start is unknown: %s%s. Set "
-                "known_sessions to compare ids only",
-                ", ".join(repr(session[:EXCERPT_CHARS]) for session in self._undated[:5]),
-                "" if len(self._undated) <= 5 else f" and {len(self._undated) - 5} more",
+            ids = ", ".join(repr(session[:EXCERPT_CHARS]) for session in self._undated[:5])
+            more = f" and {len(self._undated) - 5} more" if len(self._undated) > 5 else ""
+            warn_once(
+                f"Skipping sessions whose id is not in epoch milliseconds, so that their start is unknown: {ids}{more}"
+                ". Set known_sessions to compare ids only"
             )
 
 

@@ -291,6 +291,12 @@ def test_a_missing_connection_is_an_error_event_after_one_poll() -> None:
     assert time.monotonic() - began < 10 * INTERVAL + 5
 
 
+def test_a_long_wait_warns_once_of_a_session_id_that_is_not_a_number(answer: Callable[..., None], caplog: Any) -> None:
+    answer(b'["s-4711"]')
+    assert fire(UnleashNewSessionsTrigger(since=DAY_START, poke_interval=INTERVAL), seconds=1.5) is None
+    assert caplog.text.count("'s-4711'") == 1
+
+
 # ---- responses that never end --------------------------------------------------------------------
 
 

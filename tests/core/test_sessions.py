@@ -121,6 +121,8 @@ def test_an_id_that_is_not_a_time_is_skipped_with_a_warning_if_its_start_matters
     assert "'15976224000001234'" in warning.getMessage()
     assert "and 2 more" in warning.getMessage()
     assert len(warning.getMessage()) < 1000
+    select_sessions([*ids(1), *odd], **conditions)
+    assert len(caplog.records) == 1, "the next poll does not repeat it"
 
 
 @pytest.mark.parametrize("session", ["session-a", "1597622400", "15976224000001234", ""])
