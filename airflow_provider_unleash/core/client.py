@@ -249,9 +249,21 @@ class UnleashClient(RecordSource):
     def _count_pages(self, paths: list[str], endpoint: Endpoint, concurrency: int) -> Generator[int, None, None]:
         group = self._requester.new_group(concurrency)
         parse = partial(protocol.parse_page, number=1, endpoint=endpoint)
+        errors: list[UnleashError] = []
+
+        def count(path: str) -> int:
+            try:
+                return self._requester.get(path, parse, group).total_pages
+            except UnleashError as error:
+                errors.append(error)
+                group.cancel()  # now, not once this window's turn comes: the API may have asked for a long pause
+                raise
+
         with ThreadPoolExecutor(concurrency, "unleash-page") as workers:
             try:
-                yield from workers.map(lambda path: self._requester.get(path, parse, group).total_pages, paths)
+                yield from workers.map(count, paths)
+            except UnleashError:
+                raise errors[0] from None  # later ones only say that their requests were cancelled
             finally:
                 group.cancel()
                 workers.shutdown(cancel_futures=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_unleash.client import UnleashClient
-from airflow_provider_unleash.exceptions import AuthenticationError, InvalidArgumentError
+from airflow_provider_unleash.exceptions import AuthenticationError, InvalidArgumentError, RateLimitError
 from airflow_provider_unleash.simulator import Fault, Simulator
 
 DEVICE = "Wb8fabc31378ce07"
@@ -223,6 +223,21 @@ def test_the_pages_of_many_windows_are_counted_in_order_with_one_request_each(
     assert counts == [-(-len(sim.rows(*window)) // 100) for window in windows]
     assert len(set(counts)) > 2
     assert len(sim.requests) == len(windows)
+
+
+def test_an_error_that_ends_the_page_counts_stops_the_other_requests_at_once() -> None:
+    windows = [(DEVICE, START, START + hour * HOUR_MS) for hour in range(1, 25)]
+    faults = [
+        Fault("slow", path=f"/{START}/{START + HOUR_MS}/", times=None, seconds=30),
+        Fault("429", path=f"/{START}/{START + 2 * HOUR_MS}/", times=None, retry_after=61),
+    ]
+    began = time.monotonic()
+    with Simulator(faults=faults) as sim, connect(sim, page_concurrency=2) as client:
+        with pytest.raises(RateLimitError):
+            list(client.iter_page_counts(windows))
+        assert time.monotonic() - began < 15
+        assert len(sim.requests) <= 4
+        assert client.traffic.retries == 0
 
 
 def test_page_counts_share_the_limit_of_requests_in_flight_and_the_pause_of_a_refusal() -> None:
