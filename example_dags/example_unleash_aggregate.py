@@ -1,4 +1,4 @@
-"""Pass the last hour of one camera through XCom and count it by class in a TaskFlow task."""
+"""Pass the last hour of one camera through XCom and count its rows by class in a TaskFlow task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from airflow_provider_unleash.operators import UnleashGetAnalyticsOperator
 # [START aggregate]
 with DAG(
     dag_id="example_unleash_aggregate",
-    description="Counts the last hour of one camera by class, through XCom",
+    description="Counts the rows of one camera's last hour by class, through XCom",
     tags=["unleash", "example"],
     schedule=CronDataIntervalTimetable("@hourly", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
@@ -24,12 +24,9 @@ with DAG(
     rows = UnleashGetAnalyticsOperator(task_id="get_rows", device_id="{{ params.device_id }}")
 
     @task
-    def count_by_class(records) -> dict[str, float]:
-        """Return the sum of the counts per class."""
-        counts: Counter[str] = Counter()
-        for record in records:
-            counts[record["class_name"]] += record["count"] or 0
-        return dict(counts)
+    def count_by_class(records) -> dict[str, int]:
+        """Return the number of rows per class."""
+        return dict(Counter(record["class_name"] for record in records))
 
     count_by_class(rows.output)
 # [END aggregate]

@@ -19,7 +19,7 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 from airflow_provider_unleash.assets import asset_of
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_assets"
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash").rstrip("/") + "_assets"
 WAREHOUSE = "duckdb_default"
 RETRIES = {"retries": 3, "retry_delay": timedelta(minutes=5)}
 

@@ -17,7 +17,7 @@ from airflow_provider_unleash.operators import (
     UnleashToObjectStorageOperator,
 )
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash")
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash").rstrip("/")
 
 with DAG(
     dag_id="example_unleash_backfill",

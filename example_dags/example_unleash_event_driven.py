@@ -14,7 +14,7 @@ from airflow_provider_unleash.hooks import UnleashHook
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from airflow_provider_unleash.triggers import UnleashNewSessionsEventTrigger
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_sessions"
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash").rstrip("/") + "_sessions"
 
 # [START event_driven]
 SINCE = int(datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp() * 1000)

@@ -15,7 +15,7 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_late_data"
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash").rstrip("/") + "_late_data"
 
 # [START late_data]
 with DAG(

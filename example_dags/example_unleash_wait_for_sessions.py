@@ -11,7 +11,7 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_wait_for_sessions"
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash").rstrip("/") + "_wait_for_sessions"
 
 # [START wait_for_sessions]
 with DAG(

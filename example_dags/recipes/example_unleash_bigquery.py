@@ -17,7 +17,7 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "gs://google_cloud_default@lake/unleash") + "_bigquery"
+LAKE = os.environ.get("UNLEASH_LAKE", "gs://google_cloud_default@lake/unleash").rstrip("/") + "_bigquery"
 
 with DAG(
     dag_id="example_unleash_bigquery",

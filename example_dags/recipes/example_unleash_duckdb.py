@@ -16,7 +16,7 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_duckdb"
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash").rstrip("/") + "_duckdb"
 WAREHOUSE = os.environ.get("UNLEASH_WAREHOUSE", "unleash.duckdb")
 SQL = Path(__file__).parent / "sql" / "duckdb_load.sql"
 

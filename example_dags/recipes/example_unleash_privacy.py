@@ -17,7 +17,7 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_privacy"
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash").rstrip("/") + "_privacy"
 SHARED = os.environ.get("UNLEASH_SHARED", "s3://aws_default@shared/unleash")
 # An allowlist: columns that are added later are not shared by accident.
 SHARED_COLUMNS = ["timestamp", "class_name", "count", "frame_number", "model_id"]

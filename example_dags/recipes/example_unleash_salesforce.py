@@ -16,7 +16,7 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_salesforce"
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash").rstrip("/") + "_salesforce"
 
 with DAG(
     dag_id="example_unleash_salesforce",
@@ -48,15 +48,15 @@ with DAG(
             device, day = summary["device_id"], summary["start"][:10]
             for file in summary["files"]:
                 with ObjectStoragePath(file["path"]).open("rb") as stream:
-                    rows = pq.read_table(stream, columns=["class_name", "count"])
-                for counts in rows.group_by("class_name").aggregate([("count", "sum"), ("count", "count")]).to_pylist():
+                    rows = pq.read_table(stream, columns=["class_name", "count"]).group_by("class_name")
+                for counts in rows.aggregate([("count", "mean"), ("count", "count")]).to_pylist():
                     records.append(
                         {
                             "Key__c": f"{device}/{day}/{counts['class_name']}",
                             "Device__c": device,
                             "Day__c": day,
                             "Class__c": counts["class_name"],
-                            "Total__c": counts["count_sum"],
+                            "Mean__c": counts["count_mean"],
                             "Rows__c": counts["count_count"],
                         }
                     )

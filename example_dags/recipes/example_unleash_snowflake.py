@@ -17,7 +17,7 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 
-LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash") + "_snowflake"
+LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash").rstrip("/") + "_snowflake"
 
 with DAG(
     dag_id="example_unleash_snowflake",

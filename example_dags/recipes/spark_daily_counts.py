@@ -23,7 +23,7 @@ spark.conf.set("spark.sql.sources.partitionOverwriteMode", "dynamic")
 
 rows = spark.read.parquet(lake)
 counts = rows.groupBy("start_date", "device_id", "class_name").agg(
-    F.sum("count").alias("total"), F.count("*").alias("row_count")
+    F.avg("count").alias("mean"), F.count("*").alias("row_count")
 )
 counts.write.mode("overwrite").partitionBy("start_date").parquet(result)
 # [END spark]

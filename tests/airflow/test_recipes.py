@@ -29,7 +29,7 @@ from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Simulator
 from tests.support.answering import answering
 from tests.support.dag_runs import run_dag
-from tests.support.expected_rows import daily_counts, files_in, rows_by_device
+from tests.support.expected_rows import daily_means, files_in, rows_by_device
 from tests.support.paths import RECIPES, ROOT, TESTS
 from tests.support.recipe_sql import statements_of
 from tests.support.s3_lake import S3Lake, connection_to
@@ -330,9 +330,9 @@ def test_past_year_lands_past_days_and_a_rerun_replaces_only_its_own_day(run_rec
 def read_counts(warehouse: Path) -> dict[tuple[str, str, str], tuple[float, int]]:
     with duckdb.connect(str(warehouse), read_only=True) as connection:
         rows = connection.execute(
-            "SELECT CAST(start_date AS VARCHAR), device, class_name, total, row_count FROM daily_counts"
+            "SELECT CAST(start_date AS VARCHAR), device, class_name, mean, row_count FROM daily_counts"
         ).fetchall()
-    found = {(day, device, name): (total, count) for day, device, name, total, count in rows}
+    found = {(day, device, name): (mean, count) for day, device, name, mean, count in rows}
     assert len(found) == len(rows)
     return found
 
@@ -348,7 +348,7 @@ def test_duckdb_counts_each_day_once_however_often_it_runs(run_recipe, serve, la
         run = run_recipe("duckdb", moment=NEXT_DAY + timedelta(days=day))
         start = DAY_START + day * DAY_MS
         date = f"{NEXT_DAY + timedelta(days=day - 1):%Y-%m-%d}"
-        counts = daily_counts(sim, start, start + DAY_MS - 1)
+        counts = daily_means(sim, start, start + DAY_MS - 1)
         expected = {key: value for key, value in expected.items() if key[0] != date}
         expected |= {(date, *key): value for key, value in counts.items()}
         assert read_counts(warehouse) == expected
@@ -373,7 +373,7 @@ def test_duckdb_reads_an_s3_store_through_airflows_connection_without_its_own_ke
         connect(conn_id="aws_duckdb", **fields)
         ObjectStoragePath("s3://aws_duckdb@lake").mkdir()
         run_recipe("duckdb")
-    counts = daily_counts(sim, DAY_START, DAY_END - 1)
+    counts = daily_means(sim, DAY_START, DAY_END - 1)
     assert read_counts(tmp_path / "warehouse") == {(DAY_FOLDER, *key): value for key, value in counts.items()}
 
 
@@ -448,11 +448,11 @@ def test_bigquery_load_translated_for_duckdb_holds_each_day_once_after_reruns(ru
             for statement in sqlglot.transpile(load, read="bigquery", write="duckdb"):
                 warehouse.execute(statement)
             rows = warehouse.execute(
-                "SELECT CAST(start_date AS VARCHAR), device_id, class_name, sum(count), count(*)"
+                "SELECT CAST(start_date AS VARCHAR), device_id, class_name, avg(count), count(*)"
                 " FROM unleash.analytics GROUP BY ALL"
             ).fetchall()
-            counts = daily_counts(sim, DAY_START, DAY_END - 1)
-            assert {(day, device, name): (total, count) for day, device, name, total, count in rows} == {
+            counts = daily_means(sim, DAY_START, DAY_END - 1)
+            assert {(day, device, name): (mean, count) for day, device, name, mean, count in rows} == {
                 (DAY_FOLDER, *key): value for key, value in counts.items()
             }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.expected_rows import daily_counts
+from tests.support.expected_rows import daily_means
 from tests.support.salesforce import Salesforce, serve_salesforce
 from tests.support.sample_day import DAY_END, DAY_FOLDER, DAY_START, SILENT, STREET
 
@@ -29,10 +29,10 @@ def salesforce(connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield held
 
 
-def totals(held: Salesforce) -> dict[tuple[str, str], tuple[float, int]]:
+def means(held: Salesforce) -> dict[tuple[str, str], tuple[float, int]]:
     assert {record["Day__c"] for record in held.records.values()} == {DAY_FOLDER}
     return {
-        (record["Device__c"], record["Class__c"]): (float(record["Total__c"]), int(record["Rows__c"]))
+        (record["Device__c"], record["Class__c"]): (float(record["Mean__c"]), int(record["Rows__c"]))
         for record in held.records.values()
     }
 
@@ -41,8 +41,8 @@ def test_salesforce_holds_each_count_once_however_often_the_day_is_sent(run_reci
     for seed in (1, 2):
         sim = serve(devices=(STREET, SILENT), seed=seed)
         run = run_recipe("salesforce")
-        expected = daily_counts(sim, DAY_START, DAY_END - 1)
-        assert totals(salesforce) == expected
+        expected = daily_means(sim, DAY_START, DAY_END - 1)
+        assert means(salesforce) == expected
         assert run.xcoms["upsert"] == len(expected)
     assert all(job["operation"] == "upsert" and job["object"] == "Camera_Day__c" for job in salesforce.jobs)
     assert "a passworda token" in salesforce.logins[0]

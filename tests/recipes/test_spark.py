@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 
-from tests.support.expected_rows import daily_counts
+from tests.support.expected_rows import daily_means
 from tests.support.paths import RECIPES
 from tests.support.sample_day import DAY_MS, DAY_START, NEXT_DAY, SILENT, STREET
 
@@ -32,7 +32,7 @@ def submit(lake: Path, result: Path) -> dict[tuple[str, str, str], tuple[float, 
     assert done.returncode == 0, done.stderr[-3000:]
     rows = ds.dataset(result, partitioning="hive").to_table().to_pylist()
     found = {
-        (str(row["start_date"]), row["device_id"], row["class_name"]): (row["total"], row["row_count"]) for row in rows
+        (str(row["start_date"]), row["device_id"], row["class_name"]): (row["mean"], row["row_count"]) for row in rows
     }
     assert len(found) == len(rows)
     return found
@@ -49,7 +49,7 @@ def test_spark_counts_the_lake_and_counts_it_again_after_a_day_is_replaced(run_r
             start = DAY_START + day * DAY_MS
             name = f"{NEXT_DAY + timedelta(days=day - 1):%Y-%m-%d}"
             expected = {key: value for key, value in expected.items() if key[0] != name}
-            expected |= {(name, *key): value for key, value in daily_counts(sim, start, start + DAY_MS - 1).items()}
+            expected |= {(name, *key): value for key, value in daily_means(sim, start, start + DAY_MS - 1).items()}
         staged = lake / "_staging" / "x" / "00000.pages"  # a killed extraction leaves such files
         staged.parent.mkdir(parents=True, exist_ok=True)
         staged.write_bytes(b"not Parquet")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from airflow_provider_unleash.simulator import Simulator
 
@@ -15,10 +18,10 @@ def rows_by_device(sim: Simulator, start_ms: int, end_ms: int) -> dict[str, int]
     return {device: len(sim.rows(device, start_ms, end_ms)) for device in sim.devices}
 
 
-def daily_counts(sim: Simulator, start_ms: int, end_ms: int) -> dict[tuple[str, str], tuple[float, int]]:
-    """Return the sum of counts and the number of rows by device and class."""
-    totals: dict[tuple[str, str], list[float]] = {}
+def daily_means(sim: Simulator, start_ms: int, end_ms: int) -> dict[tuple[str, str], tuple[Any, int]]:
+    """Return the mean of counts and the number of rows by device and class."""
+    found: dict[tuple[str, str], list[float]] = {}
     for device in sim.devices:
         for record in sim.rows(device, start_ms, end_ms):
-            totals.setdefault((device, record["class_name"]), []).append(record["count"])
-    return {key: (sum(counts), len(counts)) for key, counts in totals.items()}
+            found.setdefault((device, record["class_name"]), []).append(record["count"])
+    return {key: (pytest.approx(sum(counts) / len(counts)), len(counts)) for key, counts in found.items()}
