@@ -199,6 +199,22 @@ FROM read_csv('s3://lake/unleash/**/*.csv', columns = {
 """
 
 
+PARQUET_READERS: dict[str, Callable[[str], Any]] = {
+    "duckdb": lambda path: duck(f"SELECT class_name, count, session_id, extra FROM '{path}'"),
+    "pandas": lambda path: pandas_rows(pd.read_parquet(path)),
+    "polars": lambda path: pl.read_parquet(path).select("class_name", "count", "session_id", "extra").rows(),
+}
+
+
+@pytest.mark.parametrize("reader", PARQUET_READERS)
+def test_readers_with_defaults_read_a_parquet_file_whose_odd_values_come_late(reader: str, folder: Any) -> None:
+    path = folder / "o.parquet"
+    late = record(class_name='say "hi"', count=1.5, session_id="live-7", new=1)
+    write_late(path, "parquet", late, class_name=None, count=None, session_id="0007")
+    rows = PARQUET_READERS[reader](path.path)
+    assert (rows[0], rows[-1]) == ((None, None, "0007", None), ('say "hi"', 1.5, "live-7", '{"new":1}'))
+
+
 @pytest.mark.parametrize("file_format", ["jsonl", "json", "csv"])
 def test_the_documented_duckdb_query_reads_late_values(file_format: str, folder: Any) -> None:
     text = 'say "hi",\nyou'
