@@ -492,8 +492,8 @@ def _decode(response: Response, decoder: msgspec.json.Decoder[Any], expected: st
 
 
 def _describe_body(response: Response) -> str:
-    coding = (_header(response.headers, "Content-Encoding") or "identity").lower()
-    if coding not in ("identity", "gzip", "x-gzip", "deflate"):
+    coding = response.redact(_header(response.headers, "Content-Encoding") or "identity")
+    if coding.lower() not in ("identity", "gzip", "x-gzip", "deflate"):
         return f"with Content-Encoding {coding}, which was not asked for"
     if b"\0" in response.body[:2] or response.body[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "in UTF-16 or UTF-32; JSON must be in UTF-8"

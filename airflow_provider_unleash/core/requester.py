@@ -294,6 +294,8 @@ class Requester:
                         break
                 return body
             return b""
+        if "," in http.headers.get("Content-Encoding", ""):  # urllib3 before 2.6 would inflate all of it in one go
+            raise TransportError(f"{http.url} returned a body compressed twice", reason="not_json", url=http.url)
         chunks, size = [], 0
         for chunk in http.iter_content(_CHUNK_BYTES):
             size += len(chunk)

@@ -269,12 +269,12 @@ MB = 1 << 20
 REQUEST = """
 import resource, sys
 from airflow_provider_unleash.client import UnleashClient
-from airflow_provider_unleash.exceptions import ResultTooLargeError
+from airflow_provider_unleash.exceptions import ResultTooLargeError, TransportError
 with UnleashClient("key", sys.argv[1], max_response_bytes=8 << 20, max_attempts=1) as api:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         api.get_version()
-    except ResultTooLargeError as error:
+    except (ResultTooLargeError, TransportError):
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

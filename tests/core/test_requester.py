@@ -436,6 +436,8 @@ def test_a_broken_response_is_an_error_that_may_pass_or_a_redirect(raw: bytes) -
     [
         *(('["W1"]'.encode(encoding), b"", "UTF-16") for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")),
         (b"\x8b\x00\x80", b"Content-Encoding: br\r\n", "Content-Encoding br"),
+        (b"\x8b\x00\x80", b"Content-Encoding: Key\r\n", "Content-Encoding ***,"),
+        (gzip.compress(gzip.compress(b"[]")), b"Content-Encoding: gzip, gzip\r\n", "compressed twice"),
     ],
 )
 def test_a_body_in_an_unusable_encoding_is_called_by_its_name(body: bytes, headers: bytes, named: str) -> None:
