@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_unleash.core.sessions import warn_once
+from airflow_provider_unleash.core.log_once import warn_once
 from airflow_provider_unleash.simulator import Simulator
 from tests.support import airflow_home as home
 from tests.support.answering import answering

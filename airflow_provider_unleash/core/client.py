@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from airflow_provider_unleash.core import protocol
+from airflow_provider_unleash.core.log_once import warn_once
 from airflow_provider_unleash.core.pages import PageReader, ReadAhead
 from airflow_provider_unleash.core.protocol import Auth, Endpoint, Page, Response
 from airflow_provider_unleash.core.records import RecordSource
@@ -50,7 +51,7 @@ class UnleashClient(RecordSource):
     :param max_attempts: attempts per request.
     :param page_concurrency: requests in flight while the pages of a window are read.
     :param mask_stream_tokens: True replaces ``?token=...`` in all strings of a page by ``?token=***``; False keeps it;
-        None keeps it and logs one warning.
+        None keeps it and logs one warning per process.
     :param verify: True, or the path of a CA bundle.
     :param allow_http: also allow http for hosts other than loopback.
     :param max_response_bytes: larger response bodies are refused while they are read.
@@ -283,9 +284,10 @@ class UnleashClient(RecordSource):
             return masked
         if masked is not page:
             self._warned_of_tokens = True
-            log.warning(
+            warn_once(
+                log,
                 "Rows contain stream tokens (?token=...): anyone who reads them can open the live stream. Set the "
-                'connection\'s extra {"mask_stream_tokens": 1} to mask them, or 0 to keep them'
+                'connection\'s extra {"mask_stream_tokens": 1} to mask them, or 0 to keep them',
             )
         return page
 

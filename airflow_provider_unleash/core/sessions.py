@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+from airflow_provider_unleash.core.log_once import warn_once
 from airflow_provider_unleash.core.moments import MIN_EPOCH_MS, format_ms, parse_moment
 from airflow_provider_unleash.core.protocol import EXCERPT_CHARS
 from airflow_provider_unleash.core.windows import data_interval_window, to_ms
@@ -38,12 +39,6 @@ def parse_session_start(session_id: str) -> int:
             value=session_id,
         )
     return start
-
-
-@lru_cache(maxsize=256)
-def warn_once(message: str) -> None:
-    """Log a warning once per process; otherwise each poll of a long wait would repeat it."""
-    log.warning("%s", message)
 
 
 class SessionList:
@@ -92,8 +87,9 @@ class SessionList:
             ids = ", ".join(repr(session[:EXCERPT_CHARS]) for session in self._undated[:5])
             more = f" and {len(self._undated) - 5} more" if len(self._undated) > 5 else ""
             warn_once(
+                log,
                 f"Skipping sessions whose id is not in epoch milliseconds, so that their start is unknown: {ids}{more}"
-                ". Set known_sessions to compare ids only"
+                ". Set known_sessions to compare ids only",
             )
 
 
