@@ -225,8 +225,8 @@ def raise_for_status(response: Response) -> None:
     if 300 <= status < 400:
         location = response.redact(_header(response.headers, "Location") or "nowhere")
         raise BadRequestError(
-            f"{response.url} returned {status}, a redirect to {location}. Redirects are not followed, because that "
-            "would send the key to another address. Set the connection's host to the API's real address",
+            f"{response.url} returned {status}, a redirect to {location[:EXCERPT_CHARS]}. Redirects are not followed, "
+            "because that would send the key to another address. Set the connection's host to the API's real address",
             location=location,
             **facts,
         )
@@ -494,7 +494,7 @@ def _decode(response: Response, decoder: msgspec.json.Decoder[Any], expected: st
 def _describe_body(response: Response) -> str:
     coding = response.redact(_header(response.headers, "Content-Encoding") or "identity")
     if coding.lower() not in ("identity", "gzip", "x-gzip", "deflate"):
-        return f"with Content-Encoding {coding}, which was not asked for"
+        return f"with Content-Encoding {coding[:EXCERPT_CHARS]}, which was not asked for"
     if b"\0" in response.body[:2] or response.body[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "in UTF-16 or UTF-32; JSON must be in UTF-8"
     return f"not JSON: {response.excerpt() or 'empty body'}"
