@@ -20,7 +20,7 @@ Errors that this package raises. Catch the branch that your policy needs.
         │   └── WindowError          the run has no usable window
         ├── EmptyReplacementError    no rows would replace rows
         ├── PermanentPartialExtractionError    some devices failed, all of them permanently
-        └── ResultTooLargeError      too much for XCom
+        └── ResultTooLargeError      too much for XCom, mapped tasks or memory
 """
 
 from __future__ import annotations
