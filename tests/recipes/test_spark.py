@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -77,6 +78,7 @@ def spark() -> Iterator[Any]:
     for name in ("bindAddress", "host"):
         builder = builder.config(f"spark.driver.{name}", "127.0.0.1")
     session = builder.config("spark.sql.session.timeZone", "UTC").getOrCreate()
+    logging.getLogger("py4j").setLevel(logging.WARNING)  # it logs at exit, when pytest has closed its streams
     yield session
     session.stop()
 
