@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import datetime
+from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 from urllib.parse import urlsplit
@@ -16,7 +16,8 @@ from airflow_provider_unleash.core.columns import check_extra_installed, columns
 from airflow_provider_unleash.core.frames import check_df_type, to_frame, to_table
 from airflow_provider_unleash.core.pages import restart_on_change
 from airflow_provider_unleash.core.protocol import API_URL, PAT_PREFIX
-from airflow_provider_unleash.core.records import ReadOptions, RecordSource
+from airflow_provider_unleash.core.records import Moment, ReadOptions, RecordSource
+from airflow_provider_unleash.core.windows import Window, resolve_window
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -27,12 +28,13 @@ from airflow_provider_unleash.exceptions import (
     UnleashError,
 )
 from airflow_provider_unleash.metrics import report_traffic
+from airflow_provider_unleash.tasks import no_retry, run_times
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
     import pyarrow as pa
-    from airflow.providers.common.compat.sdk import Connection
+    from airflow.providers.common.compat.sdk import Connection, Context
 
     from airflow_provider_unleash.client import UnleashClient
     from airflow_provider_unleash.core.frames import FrameType
@@ -80,24 +82,41 @@ class UnleashHook(BaseHook, RecordSource):
         with self.get_conn() as client:
             return client.list_sessions()
 
+    def window_of(self, context: Context | dict[str, Any], window: timedelta | str | None = None) -> Window:
+        """
+        Return the window of a run by the rules of the operators, for ``window=`` of the methods below.
+
+        :param context: of the task: ``get_current_context()``, or the keyword arguments of a ``@task`` function.
+        :param window: length of the window for runs without a data interval.
+        :raises WindowError: if the run has no window; the task then fails without retries.
+        """
+        with no_retry():
+            return resolve_window(window=window, **run_times(context))
+
     def iter_pages(
-        self, device_id: str, start: datetime | int, end: datetime | int, **options: Unpack[ReadOptions]
+        self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
     ) -> Generator[Page, None, None]:
-        """Yield the pages of ``[start, end]``; parameters and errors as in :meth:`.UnleashClient.iter_pages`."""
+        """
+        Yield the pages of ``[start, end]``, or of ``window``.
+
+        Parameters and errors are those of :meth:`.UnleashClient.iter_pages`.
+        """
         client = self.get_conn()
         return _close_with(client, client.iter_pages(device_id, start, end, **options))
 
     def get_arrow_table(
         self,
         device_id: str,
-        start: datetime | int,
-        end: datetime | int,
+        start: Moment = None,
+        end: Moment = None,
         *,
         column_types: Mapping[str, str] | None = None,
         **options: Unpack[ReadOptions],
     ) -> pa.Table:
         """
-        Return the rows of ``[start, end]`` as an Arrow table with the columns and types of the Parquet files.
+        Return the rows of ``[start, end]``, or of ``window``, as an Arrow table.
+
+        It has the columns and types of the Parquet files.
 
         Starts again if pages change while they are read; other parameters and errors as in :meth:`get_records`.
 
@@ -119,8 +138,8 @@ class UnleashHook(BaseHook, RecordSource):
     def get_df(
         self,
         device_id: str,
-        start: datetime | int,
-        end: datetime | int,
+        start: Moment = None,
+        end: Moment = None,
         *,
         df_type: Literal["pandas"] = "pandas",
         column_types: Mapping[str, str] | None = None,
@@ -130,8 +149,8 @@ class UnleashHook(BaseHook, RecordSource):
     def get_df(
         self,
         device_id: str,
-        start: datetime | int,
-        end: datetime | int,
+        start: Moment = None,
+        end: Moment = None,
         *,
         df_type: Literal["polars"],
         column_types: Mapping[str, str] | None = None,
@@ -140,15 +159,16 @@ class UnleashHook(BaseHook, RecordSource):
     def get_df(
         self,
         device_id: str,
-        start: datetime | int,
-        end: datetime | int,
+        start: Moment = None,
+        end: Moment = None,
         *,
         df_type: FrameType = "pandas",
         column_types: Mapping[str, str] | None = None,
         **options: Unpack[ReadOptions],
     ) -> pd.DataFrame | pl.DataFrame:
         """
-        Return the rows of ``[start, end]`` as a data frame; other parameters and errors as in :meth:`get_arrow_table`.
+        Return the rows of ``[start, end]``, or of ``window``, as a data frame; other parameters and errors as in
+        :meth:`get_arrow_table`.
 
         pandas gets its nullable types (``string``, ``Int64``, ``Float64``, ``boolean``), so that nulls stay nulls and
         whole numbers stay whole; ``timestamp`` is ``datetime64[ms, UTC]``.

@@ -365,7 +365,8 @@ class UnleashPlanWindowsOperator(UnleashOperator):
     :param start: start of the span: datetime, ISO 8601 string or epoch milliseconds; naive is UTC (templated).
     :param end: end of the span, exclusive (templated).
     :param window: length of the span for runs without a data interval (templated).
-    :param timezone: time zone of the calendar, such as ``Europe/Berlin``; by default the DAG's (templated).
+    :param timezone: time zone of the calendar, such as ``Europe/Berlin``; by default the timetable's, else the DAG's
+        (templated).
     :param max_pages: cut windows with more pages in halves, down to two minutes. Costs one request per window and two
         per cut. None does not cut.
     :param max_windows: upper limit of the number of windows; by default ``[core] max_map_length``, above which Airflow
@@ -427,7 +428,7 @@ class UnleashPlanWindowsOperator(UnleashOperator):
     def _execute(self, context: Context) -> list[dict[str, str]]:
         self._check_arguments(is_final)
         times = run_times(context)
-        zone = times["dag_timezone"] = parse_timezone(self.timezone) or times["dag_timezone"]
+        zone = times["timezone"] = parse_timezone(self.timezone) or times["timezone"]
         span = resolve_window(start=self.start, end=self.end, window=self.window, **times)
         if span.start_ms == span.end_ms:
             raise WindowError(f"start and end are both {span.start}: the span is empty", argument="start")

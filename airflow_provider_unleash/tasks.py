@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from airflow.providers.common.compat.sdk import AirflowFailException, conf
 
-from airflow_provider_unleash.core.moments import parse_duration, parse_moment
+from airflow_provider_unleash.core.moments import parse_duration, parse_moment, parse_timezone
 from airflow_provider_unleash.core.protocol import ENDPOINT_PATHS, check_device_id
 from airflow_provider_unleash.core.sessions import session_bounds
 from airflow_provider_unleash.core.windows import given_window
@@ -43,11 +43,11 @@ class RunTimes(TypedDict):
     logical_date: datetime | None
     run_after: datetime | None
     undated_partition: str | None
-    dag_timezone: tzinfo
+    timezone: tzinfo
     run_kind: str
 
 
-def run_times(context: Context) -> RunTimes:
+def run_times(context: Context | dict[str, Any]) -> RunTimes:
     """Return the times of a run. Airflow 3 omits the keys that a run does not have."""
     values: Mapping[str, Any] = context
     dag, dag_run = values.get("dag"), values.get("dag_run")
@@ -61,9 +61,17 @@ def run_times(context: Context) -> RunTimes:
         run_after=getattr(dag_run, "run_after", None) or getattr(dag_run, "start_date", None),
         # Airflow 3.2 tells tasks the key of their partition only.
         undated_partition=None if hasattr(dag_run, "partition_date") else getattr(dag_run, "partition_key", None),
-        dag_timezone=getattr(dag, "timezone", None) or timezone.utc,
+        timezone=_timezone_of(dag),
         run_kind=str(getattr(run_type, "value", run_type) or ""),
     )
+
+
+def _timezone_of(dag: Any) -> tzinfo:
+    """Return the time zone in which a DAG's timetable counts, else the DAG's own."""
+    timetable = getattr(dag, "timetable", None)
+    # Before Airflow 3.2, timetables keep it in a private attribute.
+    zone = getattr(timetable, "timezone", None) or getattr(timetable, "_timezone", None)
+    return parse_timezone(zone) or getattr(dag, "timezone", None) or timezone.utc
 
 
 def is_mapped(context: Context) -> bool:

@@ -20,11 +20,11 @@ with DAG(
 ) as dag:
     # [START data_frame]
     @task
-    def busiest_hour(device_id, data_interval_start=None, data_interval_end=None) -> dict[str, int]:
+    def busiest_hour(device_id, **context) -> dict[str, int]:
         """Return the number of rows per class in the busiest hour. All rows of the day are in memory."""
-        # The API includes the end of the interval. One millisecond less, and no row is in two days.
-        end = data_interval_end - timedelta(milliseconds=1)
-        rows = UnleashHook().get_df(device_id, data_interval_start, end)  # df_type="polars" returns a polars frame
+        hook = UnleashHook()
+        window = hook.window_of(context, window=timedelta(days=1))
+        rows = hook.get_df(device_id, window=window)  # df_type="polars" returns a polars frame
         hour = rows["timestamp"].dt.hour
         busiest = hour.value_counts().idxmax() if len(rows) else None
         return rows["class_name"][hour == busiest].value_counts().to_dict()

@@ -17,8 +17,9 @@ from airflow_provider_unleash.core import protocol
 from airflow_provider_unleash.core.log_once import warn_once
 from airflow_provider_unleash.core.pages import PageReader, ReadAhead
 from airflow_provider_unleash.core.protocol import Auth, Endpoint, Page, Response
-from airflow_provider_unleash.core.records import RecordSource
+from airflow_provider_unleash.core.records import Moment, RecordSource
 from airflow_provider_unleash.core.requester import Requester, RequestGroup, Traffic
+from airflow_provider_unleash.core.windows import HalfOpenPages, Window
 from airflow_provider_unleash.exceptions import InvalidArgumentError, TransportError, UnleashError
 
 log = logging.getLogger(__name__)
@@ -148,14 +149,15 @@ class UnleashClient(RecordSource):
     def iter_pages(
         self,
         device_id: str,
-        start: datetime | int,
-        end: datetime | int,
+        start: Moment = None,
+        end: Moment = None,
         *,
+        window: Window | None = None,
         endpoint: Endpoint = "compact",
         page_concurrency: int | None = None,
     ) -> Generator[Page, None, None]:
         """
-        Yield the pages of ``[start, end]`` in order.
+        Yield the pages of ``[start, end]``, or of ``window``, in order.
 
         Up to ``page_concurrency`` requests are in flight and twice as many pages in memory. Closing the iterator
         cancels the requests.
@@ -163,13 +165,19 @@ class UnleashClient(RecordSource):
         :param device_id: one of :meth:`list_devices`.
         :param start: aware ``datetime`` or epoch milliseconds; the API is asked for exactly this.
         :param end: like ``start``.
+        :param window: instead of ``start`` and ``end``: drops rows stamped exactly at its end, as the operators do.
         :param endpoint: ``compact`` or ``tableau``; both give the same records.
         :param page_concurrency: requests in flight; by default the client's.
         :raises InvalidArgumentError: if an argument is invalid; before any request.
         :raises SnapshotChangedError: if pages changed while they were read.
         :raises UnleashError: see :mod:`airflow_provider_unleash.exceptions`.
         """
-        return _iter_all(self.open_pages(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency))
+        if window is not None and start is None and end is None:
+            start, end = window.start_ms, window.end_ms
+        elif window is not None or start is None or end is None:
+            raise InvalidArgumentError("Give start and end, or window", argument="window")
+        reader = self.open_pages(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency)
+        return _iter_all(reader, window)
 
     @contextmanager
     def open_budget(self) -> Iterator[RequestBudget]:
@@ -292,9 +300,10 @@ class UnleashClient(RecordSource):
         return page
 
 
-def _iter_all(reader: PageReader) -> Generator[Page, None, None]:
+def _iter_all(reader: PageReader, window: Window | None) -> Generator[Page, None, None]:
     with reader:
-        yield from reader.iter_from(1)
+        pages = reader.iter_from(1)
+        yield from pages if window is None else HalfOpenPages(window, pages)
 
 
 def _check_positive(value: float, argument: str, minimum: float = 0.0, maximum: float = math.inf) -> float:

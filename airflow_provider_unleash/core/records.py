@@ -9,11 +9,15 @@ from typing import Any, TypedDict, Unpack
 
 from airflow_provider_unleash.core.pages import restart_on_change
 from airflow_provider_unleash.core.protocol import Endpoint, Page
+from airflow_provider_unleash.core.windows import Window
+
+Moment = datetime | int | None
 
 
 class ReadOptions(TypedDict, total=False):
     """Options of the methods that read rows; see :meth:`UnleashClient.iter_pages`."""
 
+    window: Window | None
     endpoint: Endpoint
     page_concurrency: int | None
 
@@ -23,22 +27,22 @@ class RecordSource(ABC):
 
     @abstractmethod
     def iter_pages(
-        self, device_id: str, start: datetime | int, end: datetime | int, **options: Unpack[ReadOptions]
+        self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
     ) -> Generator[Page, None, None]:
-        """Yield the pages of ``[start, end]``."""
+        """Yield the pages of ``[start, end]``, or of ``window``."""
 
     def iter_records(
-        self, device_id: str, start: datetime | int, end: datetime | int, **options: Unpack[ReadOptions]
+        self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
     ) -> Iterator[dict[str, Any]]:
-        """Yield the rows of ``[start, end]`` as dicts; see :meth:`.UnleashClient.iter_pages`."""
+        """Yield the rows of ``[start, end]``, or of ``window``, as dicts; see :meth:`.UnleashClient.iter_pages`."""
         pages = self.iter_pages(device_id, start, end, **options)
         return (record for page in pages for record in page.records())
 
     def get_records(
-        self, device_id: str, start: datetime | int, end: datetime | int, **options: Unpack[ReadOptions]
+        self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
     ) -> list[dict[str, Any]]:
         """
-        Return the rows of ``[start, end]`` as dicts; see :meth:`.UnleashClient.iter_pages`.
+        Return the rows of ``[start, end]``, or of ``window``, as dicts; see :meth:`.UnleashClient.iter_pages`.
 
         Starts again if pages change while they are read.
         """

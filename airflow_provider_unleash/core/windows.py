@@ -81,7 +81,7 @@ def resolve_window(
     logical_date: datetime | None = None,
     run_after: datetime | None = None,
     undated_partition: str | None = None,
-    dag_timezone: tzinfo = UTC,
+    timezone: tzinfo = UTC,
     run_kind: str = "",
 ) -> Window:
     """
@@ -90,10 +90,10 @@ def resolve_window(
     1. ``start`` and ``end`` are given.
     2. The data interval is longer than zero.
     3. ``window`` is given and the run has a partition date: ``[partition_date, partition_date + window)``.
-    4. ``window`` is given: ``[moment - window, moment)``, where the moment is the end of the data interval, else the
-       logical date, else ``run_after``.
+    4. ``window`` is given: ``[moment - window, moment)``, where the moment is the logical date, else the end of the
+       data interval, else ``run_after``. ``airflow dags trigger -l`` sets only the logical date, so it comes first.
 
-    Rules 3 and 4 count in the DAG's time zone; whole days are calendar days. They do not apply to a run with an
+    Rules 3 and 4 count in ``timezone``; whole days are calendar days. They do not apply to a run with an
     ``undated_partition``, the key of a partition whose date is unknown, because it may lie anywhere.
     """
     given, length = given_window(start, end), parse_duration(window)
@@ -101,7 +101,7 @@ def resolve_window(
         return given
     interval = data_interval_window(data_interval_start, data_interval_end)
     if interval is not None:
-        _warn_if_different(interval, length, dag_timezone)
+        _warn_if_different(interval, length, timezone)
         return interval
     if undated_partition:
         raise WindowError(
@@ -110,10 +110,10 @@ def resolve_window(
             argument="start",
         )
     if length is not None and partition_date is not None:
-        return _span(partition_date, length, 1, dag_timezone, "partition_date")
-    moment = data_interval_end or logical_date or run_after
+        return _span(partition_date, length, 1, timezone, "partition_date")
+    moment = logical_date or data_interval_end or run_after
     if length is not None and moment is not None:
-        return _span(moment, length, -1, dag_timezone, "window")
+        return _span(moment, length, -1, timezone, "window")
     raise WindowError(_explain_no_window(run_kind, data_interval_end, partition_date), argument="window")
 
 

@@ -14,15 +14,18 @@ from typing import Any
 import airflow
 import jsonschema
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_unleash import __version__, get_provider_info
 from airflow_provider_unleash.client import UnleashClient
 from airflow_provider_unleash.core.protocol import Page
-from airflow_provider_unleash.exceptions import InvalidArgumentError, SnapshotChangedError
+from airflow_provider_unleash.exceptions import InvalidArgumentError, SnapshotChangedError, WindowError
 from airflow_provider_unleash.hooks import UnleashHook
 from airflow_provider_unleash.simulator import Fault
+from airflow_provider_unleash.simulator.data import format_timestamp
+from airflow_provider_unleash.window import Window
 from tests.support.python_processes import import_root
-from tests.support.sample_day import DAY, DAY_END, DAY_START, HOUR_MS, NEXT_DAY, SILENT, STREET
+from tests.support.sample_day import DAY, DAY_END, DAY_START, HOUR_MS, NEXT_DAY, SILENT, STREET, make_context
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
@@ -224,6 +227,35 @@ def test_all_methods_return_all_rows_of_the_closed_window_in_order(serve, endpoi
     assert [page.number for page in pages] == list(range(1, pages[0].total_pages + 1))
     assert [record for page in pages for record in page.records()] == expected
     assert hook.get_records(SILENT, *MORNING, endpoint=endpoint) == []
+
+
+def test_a_window_gives_the_rows_of_the_half_open_interval_of_the_run(serve):
+    rows = [{"timestamp": format_timestamp(stamp)} for stamp in (DAY_START, DAY_END - 1, DAY_END)]
+    serve(rows={STREET: rows})
+    hook = UnleashHook()
+    window = hook.window_of(make_context((DAY, NEXT_DAY)))
+    assert (window.start, window.end, window.rule) == (DAY, NEXT_DAY, "data_interval")
+    assert hook.get_records(STREET, window=window) == list(hook.iter_records(STREET, window=window)) == rows[:2]
+    assert sum(len(page.rows) for page in hook.iter_pages(STREET, window=window)) == 2
+    assert hook.get_records(STREET, DAY, NEXT_DAY) == rows
+
+
+def test_the_window_of_a_run_without_dates_is_counted_back_from_it(serve):
+    context = make_context(None, run_after=NEXT_DAY)
+    assert UnleashHook().window_of(context, "P1D").start == DAY
+    with pytest.raises(WindowError) as caught:
+        UnleashHook().window_of(context)
+    assert isinstance(caught.value, AirflowFailException)
+
+
+@pytest.mark.parametrize(
+    "bounds", [{}, {"start": DAY}, {"start": DAY, "end": NEXT_DAY, "window": Window(DAY_START, DAY_END)}]
+)
+def test_rows_of_no_window_or_of_two_are_refused_before_any_request(serve, bounds):
+    sim = serve()
+    with pytest.raises(InvalidArgumentError, match="Give start and end, or window"):
+        UnleashHook().get_records(STREET, **bounds)
+    assert sim.requests == []
 
 
 def test_get_records_starts_again_if_pages_change_and_iter_pages_raises(serve):

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
+from airflow.timetables.interval import CronDataIntervalTimetable, DeltaDataIntervalTimetable
 
 from airflow_provider_unleash import tasks
 from airflow_provider_unleash.exceptions import (
@@ -38,7 +39,7 @@ only_with_policies = pytest.mark.skipif(not HAS_POLICIES, reason="this Airflow h
 def test_times_that_a_run_does_not_have_are_none() -> None:
     assert tasks.run_times({}) == {
         **dict.fromkeys(("data_interval_start", "data_interval_end", "partition_date", "logical_date", "run_after")),
-        **{"undated_partition": None, "dag_timezone": UTC, "run_kind": ""},
+        **{"undated_partition": None, "timezone": UTC, "run_kind": ""},
     }
 
 
@@ -47,7 +48,7 @@ def test_times_come_from_the_context_the_dag_and_the_dag_run() -> None:
     context = make_context(run_type="asset_triggered", run_after=NEXT_DAY, dag_timezone=zone, logical_date=DAY)
     assert tasks.run_times(context) == {
         **{"data_interval_start": DAY, "data_interval_end": NEXT_DAY, "partition_date": None, "logical_date": DAY},
-        **{"run_after": NEXT_DAY, "undated_partition": None, "dag_timezone": zone, "run_kind": "asset_triggered"},
+        **{"run_after": NEXT_DAY, "undated_partition": None, "timezone": zone, "run_kind": "asset_triggered"},
     }
 
 
@@ -65,6 +66,21 @@ def test_times_come_from_the_context_the_dag_and_the_dag_run() -> None:
 def test_times_are_found_in_every_airflow(dag_run: dict[str, Any], expected: dict[str, Any]) -> None:
     times = tasks.run_times({"dag_run": SimpleNamespace(**dag_run)})
     assert {name: times[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("timetable", "zone"),
+    [
+        (SimpleNamespace(timezone="Asia/Tokyo"), "Asia/Tokyo"),
+        (SimpleNamespace(_timezone=ZoneInfo("Asia/Tokyo")), "Asia/Tokyo"),
+        (CronDataIntervalTimetable("@daily", timezone="Asia/Tokyo"), "Asia/Tokyo"),
+        (DeltaDataIntervalTimetable(timedelta(days=1)), "Europe/Berlin"),
+        (None, "Europe/Berlin"),
+    ],
+)
+def test_days_are_those_of_the_timetable_else_of_the_dag(timetable: Any, zone: str) -> None:
+    dag = SimpleNamespace(timezone=ZoneInfo("Europe/Berlin"), timetable=timetable)
+    assert str(tasks.run_times({"dag": dag})["timezone"]) == zone
 
 
 @pytest.mark.parametrize(

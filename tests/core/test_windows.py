@@ -71,8 +71,9 @@ def all_but(*names: str, **others: Any) -> dict[str, Any]:
         *((all_but(start=missing, end=missing), "data_interval", utc(2020, 2, 10)) for missing in ("", "None", " ")),
         (all_but("start", "end", **EMPTY_INTERVAL), "partition_date", utc(2020, 3, 10)),
         (all_but("start", "end", "data_interval_start", "data_interval_end"), "partition_date", utc(2020, 3, 10)),
-        (all_but("start", "end", "partition_date", **EMPTY_INTERVAL), "window", utc(2020, 2, 10)),
-        (all_but("start", "end", "partition_date", "data_interval_start"), "window", utc(2020, 2, 10)),
+        (all_but("start", "end", "partition_date", **EMPTY_INTERVAL), "window", utc(2020, 4, 10)),
+        (all_but("start", "end", "partition_date", "data_interval_start"), "window", utc(2020, 4, 10)),
+        ({"window": ONE_DAY, **EMPTY_INTERVAL, "run_after": DAY}, "window", utc(2020, 2, 10)),
         ({"window": ONE_DAY, "logical_date": utc(2020, 4, 11), "run_after": DAY}, "window", utc(2020, 4, 10)),
         ({"window": ONE_DAY, "run_after": utc(2020, 5, 11)}, "window", utc(2020, 5, 10)),
     ],
@@ -176,7 +177,7 @@ def test_a_window_more_than_an_hour_off_the_data_interval_is_logged_and_not_used
 
 def test_a_window_is_compared_with_the_data_interval_in_the_dags_time_zone(caplog: pytest.LogCaptureFixture) -> None:
     february = {"data_interval_start": datetime(2020, 2, 1, tzinfo=BERLIN)}
-    resolve(**february, data_interval_end=datetime(2020, 3, 1, tzinfo=BERLIN), window="P1M", dag_timezone=BERLIN)
+    resolve(**february, data_interval_end=datetime(2020, 3, 1, tzinfo=BERLIN), window="P1M", timezone=BERLIN)
     assert caplog.messages == []
 
 
@@ -207,7 +208,7 @@ def test_the_window_of_a_partition_starts_at_its_date(length: Any, end: datetime
 
 
 def test_naive_times_of_a_run_are_utc_and_microseconds_are_floored() -> None:
-    window = resolve(run_after=datetime(2020, 8, 18, 0, 0, 0, 1999), window=ONE_DAY, dag_timezone=BERLIN)
+    window = resolve(run_after=datetime(2020, 8, 18, 0, 0, 0, 1999), window=ONE_DAY, timezone=BERLIN)
     assert (window.start_ms, window.end_ms) == (MIDNIGHT + 1, MIDNIGHT + DAY_MS + 1)
 
 

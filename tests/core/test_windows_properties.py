@@ -156,7 +156,7 @@ def test_windows_from_midnight_to_midnight_have_no_gap_or_overlap_when_clocks_ch
     lengths: Counter[float] = Counter()
     for days in days_around_changes(local, range(2018, 2027)):
         runs = [midnight(day, local).astimezone(UTC) for day in days]
-        one_day: Any = {"window": timedelta(days=1), "dag_timezone": dag_timezone}
+        one_day: Any = {"window": timedelta(days=1), "timezone": dag_timezone}
         backward = [resolve_window(run_after=run, **one_day) for run in runs]
         forward = [resolve_window(partition_date=pendulum.instance(run), **one_day) for run in runs]
         planned = plan_windows(midnight(days[0], local), midnight(days[-1], local), every="day")
@@ -175,7 +175,7 @@ def test_daily_runs_at_a_time_that_comes_twice_have_no_gap_or_overlap(zone: str)
     runs = [datetime(2020, month, day, 2, 30, fold=1, tzinfo=ZoneInfo(zone)) for day in range(1, 30)]
     for dag_timezone in (ZoneInfo(zone), pendulum.timezone(zone)):
         for spelled in (runs, [run.astimezone(UTC) for run in runs], list(map(pendulum.instance, runs))):
-            one_day: Any = {"window": timedelta(days=1), "dag_timezone": dag_timezone}
+            one_day: Any = {"window": timedelta(days=1), "timezone": dag_timezone}
             for name in ("run_after", "partition_date"):
                 windows = [resolve_window(**{name: run}, **one_day) for run in spelled]
                 assert all(first.end_ms == last.start_ms for first, last in pairwise(windows))
@@ -195,7 +195,7 @@ def test_windows_of_months_and_weeks_follow_the_calendar_and_do_not_drift(
     bounds = [start.add(**{unit: length * number}) for number in range(31)]
     assert [window.start for window in plan_windows(start, bounds[-1], every=every)] == bounds[:-1]
     if day == 1:
-        step: Any = {"window": STEPS[every], "dag_timezone": local}
+        step: Any = {"window": STEPS[every], "timezone": local}
         windows = [resolve_window(run_after=bound, **step) for bound in bounds]
         assert [window.start for window in windows[1:]] == bounds[:-1]
         assert [window.end for window in windows] == bounds
@@ -209,7 +209,7 @@ def test_windows_shorter_than_a_day_have_one_length_when_clocks_change(
     length = timedelta(minutes=minutes)
     planned = plan_windows(moment, moment + number * length, every=length, timezone=zone)
     runs = [moment + index * length for index in range(1, number + 1)]
-    resolved = [resolve_window(window=length, run_after=run, dag_timezone=zone) for run in runs]
+    resolved = [resolve_window(window=length, run_after=run, timezone=zone) for run in runs]
     assert [(one.start_ms, one.end_ms) for one in planned] == [(one.start_ms, one.end_ms) for one in resolved]
     assert {window.end_ms - window.start_ms for window in planned} == {minutes * 60_000}
 
@@ -226,7 +226,7 @@ def test_a_window_is_never_empty_and_does_not_depend_on_how_moment_and_zone_are_
 ) -> None:
     spellings = (moment, moment.astimezone(zone), pendulum.instance(moment), pendulum.instance(moment, tz=zone))
     [window] = {
-        resolve_window(window=length, dag_timezone=dag_timezone, **{name: spelled})  # type: ignore[arg-type]
+        resolve_window(window=length, timezone=dag_timezone, **{name: spelled})  # type: ignore[arg-type]
         for dag_timezone in (zone, pendulum.timezone(str(zone)))
         for spelled in spellings
     }
