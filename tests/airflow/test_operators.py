@@ -20,6 +20,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, BaseO
 from airflow_provider_unleash import exceptions as errors
 from airflow_provider_unleash import operators as module
 from airflow_provider_unleash.operators import (
+    UnleashAccountToObjectStorageOperator,
     UnleashGetAnalyticsOperator,
     UnleashListDevicesOperator,
     UnleashListSessionsOperator,
@@ -40,7 +41,8 @@ FORMATS = [
     *(("jsonl", None), ("jsonl", "gzip"), ("json", None), ("json", "gzip")),
     *(("csv", None), ("csv", "gzip"), ("parquet", None)),
 ]
-FETCHERS = (UnleashGetAnalyticsOperator, UnleashToObjectStorageOperator)
+DEVICE_FETCHERS = (UnleashGetAnalyticsOperator, UnleashToObjectStorageOperator)
+FETCHERS = (*DEVICE_FETCHERS, UnleashAccountToObjectStorageOperator)
 TOKEN = "?token="
 
 prints_errors_once = pytest.mark.skipif(
@@ -57,9 +59,9 @@ def lake(tmp_path: Path) -> Path:
 
 def make(operator: type[BaseOperator], lake: Path | str = "/lake", **arguments: Any) -> BaseOperator:
     """Return an operator; a fetch operator gets a street camera and this folder by default."""
-    if operator in FETCHERS:
+    if operator in DEVICE_FETCHERS:
         arguments = {"device_id": STREET, **arguments}
-    if operator is UnleashToObjectStorageOperator:
+    if operator in (UnleashToObjectStorageOperator, UnleashAccountToObjectStorageOperator):
         arguments = {"dst": str(lake), **arguments}
     return operator(task_id="test", **arguments)
 
@@ -216,11 +218,12 @@ def test_each_format_has_exactly_the_rows_of_the_interval_and_a_small_documented
         "retries": 0,
         "throttled_seconds": 0,
         "resumed_pages": 0,
+        "overlapping_windows": 0,
         "files": [
             {"path": f"file://{lake}/{name}", "url": f"file://{lake}/{name}", "rows": rows, "bytes": len(content)}
         ],
     }
-    assert list(summary.items()) == list(expected.items())
+    assert summary == expected
     assert len(json.dumps(summary)) < 1024
 
 
@@ -455,6 +458,11 @@ INVALID = [
     ({"endpoint": "odata"}, "endpoint"),
     ({"on_empty": "ignore"}, "on_empty"),
 ]
+INVALID_FOR_ACCOUNT = [
+    ({"device_ids": "W1"}, "device_ids"),
+    ({"device_ids": {"W1": "W2"}}, "device_ids"),
+    ({"device_ids": [STREET, "a/b"]}, "device_id"),
+]
 INVALID_FOR_STORAGE = [
     ({"resume_within": timedelta(0)}, "resume_within"),
     ({"resume_within": "a day"}, "resume_within"),
@@ -473,6 +481,11 @@ NOT_TEMPLATED = [({"checkpoint_pages": 0}, "checkpoint_pages"), ({"checkpoint_pa
     [
         *((UnleashGetAnalyticsOperator, *case) for case in INVALID),
         *((UnleashToObjectStorageOperator, *case) for case in [*INVALID, *INVALID_FOR_STORAGE, *NOT_TEMPLATED]),
+        *(
+            (UnleashAccountToObjectStorageOperator, *case)
+            for case in [*INVALID[2:], *INVALID_FOR_STORAGE, *INVALID_FOR_ACCOUNT]
+        ),
+        (UnleashListDevicesOperator, {"batch_size": 0}, "batch_size"),
         (UnleashListSessionsOperator, {"since": "yesterday"}, "since"),
         (UnleashListSessionsOperator, {"until": 1_768_176_000}, "until"),
     ],
@@ -484,25 +497,28 @@ def test_an_invalid_literal_is_a_value_error_when_the_dag_is_parsed(operator, ar
     assert caught.value.argument == named
 
 
-@pytest.mark.parametrize(("arguments", "named"), [*INVALID, *INVALID_FOR_STORAGE], ids=str)
-def test_a_template_that_renders_to_an_invalid_value_fails_before_any_request(serve, lake, arguments, named):
+@pytest.mark.parametrize(
+    ("operator", "arguments", "named"),
+    [
+        *((UnleashToObjectStorageOperator, *case) for case in [*INVALID, *INVALID_FOR_STORAGE]),
+        *((UnleashAccountToObjectStorageOperator, *case) for case in INVALID_FOR_ACCOUNT),
+    ],
+    ids=str,
+)
+def test_a_template_that_renders_to_an_invalid_value_fails_before_any_request(serve, lake, operator, arguments, named):
     sim = serve()
-    operator = make(UnleashToObjectStorageOperator, lake, **dict.fromkeys(arguments, "{{ ds }}"))
+    task = make(operator, lake, **dict.fromkeys(arguments, "{{ ds }}"))
     for name, value in arguments.items():  # as rendering does
-        setattr(operator, name, value)
+        setattr(task, name, value)
     with not_retried(errors.InvalidArgumentError, match=named) as caught:
-        operator.execute(make_context())
+        task.execute(make_context())
     assert caught.value.argument == named
     assert sim.requests == []
     assert not lake.exists()
 
 
 OPERATORS = [
-    *(
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, BaseOperator) and value.__name__.startswith("Unleash")
-    ),
+    *(value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == module.__name__),
     UnleashNewSessionsSensor,
 ]
 
@@ -533,11 +549,16 @@ def outputs_of(lake: Path) -> dict[str, str]:
     """Extract the street camera's day in every way, and return the outputs as text."""
     outputs = {"xcom": json.dumps(fetch()), "tableau": json.dumps(fetch(endpoint="tableau"))}
     for file_format, compression in FORMATS:
-        store(lake, file_format=file_format, compression=compression)
+        arguments = {"file_format": file_format, "compression": compression}
+        store(lake / f"{file_format} {compression}", **arguments)
+        for split_by_device in (True, False):
+            dst = lake / f"{file_format} {compression} account {split_by_device}"
+            arguments |= {"device_ids": [STREET], "split_by_device": split_by_device}
+            make(UnleashAccountToObjectStorageOperator, dst, **arguments).execute(make_context())
     for name in files_in(lake):
         path = lake / name
         outputs[name] = str(pq.read_table(path).to_pydict()) if path.suffix == ".parquet" else unpack(path).decode()
-    assert len(outputs) == 2 + len(FORMATS)
+    assert len(outputs) == 2 + 3 * len(FORMATS)
     return outputs
 
 
@@ -626,7 +647,7 @@ def test_a_retry_of_a_run_continues_where_the_first_try_stopped(airflow_home, se
 
 
 def test_mapped_tasks_are_named_after_their_device_and_start_unless_the_author_names_them(airflow_home, serve, lake):
-    serve(devices=(STREET, SILENT))
+    serve(devices=(STREET, SILENT, CROWD))
     run = run_dag(
         airflow_home,
         f"""
@@ -636,16 +657,21 @@ def test_mapped_tasks_are_named_after_their_device_and_start_unless_the_author_n
         UnleashGetAnalyticsOperator.partial(task_id="rows").expand(device_id=devices.output)
         plan = UnleashPlanWindowsOperator(task_id="plan", device_ids=[{STREET!r}], every="PT12H")
         UnleashGetAnalyticsOperator.partial(task_id="windows").expand_kwargs(plan.output)
+        batches = UnleashListDevicesOperator(task_id="batches", batch_size=2)
+        Account = UnleashAccountToObjectStorageOperator
+        Account.partial(task_id="account", dst="file://{lake}").expand(device_ids=batches.output)
         own = UnleashGetAnalyticsOperator.partial(task_id="own", map_index_template="own")
         own.expand(device_id=devices.output)
         UnleashGetAnalyticsOperator(task_id="alone", device_id={STREET!r})
         """,
     )
     assert run.states["lake", 1] == "failed"
+    devices = enumerate((STREET, SILENT, CROWD))
     assert run.labels == {
-        **{(name, index): device_id for name in ("lake", "rows") for index, device_id in enumerate((STREET, SILENT))},
+        **{(name, index): device_id for index, device_id in devices for name in ("lake", "rows")},
         **{("windows", index): f"{STREET} 2026-01-12T{hour}:00:00+00:00" for index, hour in enumerate(("00", "12"))},
-        **{("own", index): "own" for index in range(2)},
+        **{("account", 0): f"2 devices from {STREET}", ("account", 1): f"1 device from {CROWD}"},
+        **{("own", index): "own" for index in range(3)},
     }
 
 
