@@ -106,7 +106,8 @@ class FetchOperator(UnleashOperator):
         self.log.info("The window is %s", window)
         values: Any = context
         if is_mapped(context) and not values.get("map_index_template"):
-            values["map_index_template"] = self._name_if_mapped() + (" {{ task.start }}" if self.start else "")
+            name = self._name_if_mapped() + (" {{ task.start }}" if self.start else "")
+            values["map_index_template"] = name.strip()
         with self._open_client() as client:
             return self._fetch(client, window, context)
 

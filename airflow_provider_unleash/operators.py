@@ -105,7 +105,10 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
         super().__init__(**kwargs)
 
     def _name_if_mapped(self) -> str:
-        return "{{ task.device_ids | length }} devices from {{ task.device_ids | first }}" if self.device_ids else ""
+        if not self.device_ids:
+            return ""
+        count = "{{ task.device_ids | length }} device{{ 's' if task.device_ids | length > 1 }}"
+        return count + " from {{ task.device_ids | first }}"
 
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
         super()._check_arguments(is_known)
@@ -162,10 +165,10 @@ class UnleashToObjectStorageOperator(StorageOperator):
     all. The window is ``start`` and ``end`` if given, else the run's data interval, else ``window``.
 
     The summary has ``device_id, start, end, window_rule, endpoint, file_format, pages, rows, rows_before_start,
-    rows_after_end, rows_at_end, files: [{path, url, rows, bytes}]`` and the statistics ``seconds, requests, retries,
-    throttled_seconds, resumed_pages`` (pages that an earlier try had read). The events of assets in ``outlets``, such
-    as from :func:`~airflow_provider_unleash.assets.asset_of`, have ``device_id, start, end, rows, pages, bytes, files``
-    in their extra; each mapped task emits its own event.
+    rows_after_end, rows_at_end, overlapping_windows, files: [{path, url, rows, bytes}]`` and the statistics ``seconds,
+    requests, retries, throttled_seconds, resumed_pages`` (pages that an earlier try had read). The events of assets in
+    ``outlets``, such as from :func:`~airflow_provider_unleash.assets.asset_of`, have ``device_id, start, end, rows,
+    pages, bytes, files, manifest`` in their extra; each mapped task emits its own event.
 
     :param device_id: a device of the account (templated).
     :param dst: folder URL with the Airflow connection in it, such as ``s3://aws_default@lake/unleash`` (templated).

@@ -99,7 +99,7 @@ def test_a_missed_goal_is_shown_as_missed(figures: bench.Figures, spoil: str) ->
 
 def test_the_page_has_every_contender_and_concurrency(figures: bench.Figures, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(bench, "version", lambda name: "1.2.3")
-    page = bench.page_text(figures)
+    page = bench.device_text(figures)
     assert all(f"| {name} |" in page for name in bench.NAMES.values())
     assert all(f"| {concurrency} | " in page for concurrency in bench.CONCURRENCIES)
     bench.draw(figures, tmp_path / "picture.svg")

@@ -425,8 +425,8 @@ def test_every_format_column_and_choice_is_documented() -> None:
     from typing import get_args
 
     from airflow_provider_unleash.core.columns import columns_of
+    from airflow_provider_unleash.core.extract import OnEmpty
     from airflow_provider_unleash.core.formats import FileFormat
-    from airflow_provider_unleash.operators import OnEmpty
 
     text = page("formats")
     assert {code_in(row[0]) for row in rows_under(text, "`file_format`")} == set(get_args(FileFormat))

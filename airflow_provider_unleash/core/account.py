@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain, islice
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from airflow_provider_unleash.core.client import RequestBudget, UnleashClient
 from airflow_provider_unleash.core.extract import (
     PROGRESS_SECONDS,
     OnEmpty,
@@ -58,6 +57,9 @@ from airflow_provider_unleash.exceptions import (
     TransportError,
     UnleashError,
 )
+
+if TYPE_CHECKING:
+    from airflow_provider_unleash.core.client import RequestBudget, UnleashClient
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -25,8 +25,9 @@ FILE = {"path": "s3://c@lake/a.csv", "url": "s3://lake/a.csv", "rows": 2, "bytes
 SUMMARY = {
     **{"device_id": STREET, "start": "2026-01-12T00:00:00.000Z", "end": "2026-01-13T00:00:00.000Z"},
     **{"rows": 2, "pages": 1, "files": [FILE], "window_rule": "start_end", "seconds": 0.1},
+    **{"bytes": 99, "manifest": {"path": "s3://c@lake/a.manifest", "url": "s3://lake/a.manifest"}},
 }
-EXTRA = {**{name: SUMMARY[name] for name in ("device_id", "start", "end", "rows", "pages", "files")}, "bytes": 99}
+EXTRA = {name: value for name, value in SUMMARY.items() if name not in ("window_rule", "seconds")}
 
 
 @pytest.mark.parametrize(
@@ -101,12 +102,43 @@ def test_the_event_of_each_mapped_task_matches_its_summary(airflow_home, serve, 
     assert [uri for uri, _ in run.events] == [f"file://{tmp_path}"] * 3
     for index, device in enumerate((CROWD, SILENT, STREET)):
         extra, summary = run.events[index][1], run.xcoms["extract", index]
+        [line] = Path(extra.pop("manifest")["path"].removeprefix("file://")).read_text().splitlines()
+        assert (json.loads(line)["device_id"], json.loads(line)["rows"]) == (device, extra["rows"])
         assert extra.pop("bytes") == sum(file["bytes"] for file in summary["files"])
         assert extra == {name: summary[name] for name in ("device_id", "start", "end", "rows", "pages", "files")}
         assert (extra["device_id"], extra["rows"]) == (device, len(sim.rows(device, DAY_START, DAY_END - 1)))
         assert Path(extra["files"][0]["path"].removeprefix("file://")).exists()
         assert len(json.dumps(extra)) < 1000
     assert run.events[1][1]["rows"] == 0
+
+
+@pytest.mark.parametrize("split_by_device", [True, False])
+@pytest.mark.parametrize("count", [3, 60])
+def test_the_event_of_an_account_has_totals_and_the_manifest_but_no_list_of_devices(
+    airflow_home, serve, tmp_path, split_by_device, count
+):
+    serve(devices=tuple(f"W{number}" for number in range(count)), fixed_pages=1, page_size=2)
+    run = run_dag(
+        airflow_home,
+        f"""
+        from airflow_provider_unleash.assets import asset_of
+
+        UnleashAccountToObjectStorageOperator(
+            task_id="extract", dst="file://{tmp_path}", outlets=[asset_of("file://{tmp_path}")],
+            split_by_device={split_by_device},
+        )
+        """,
+    )
+    assert run.state == "success"
+    [(uri, extra)], summary = run.events, run.xcoms["extract"]
+    assert uri == f"file://{tmp_path}"
+    names = ("devices", "devices_with_rows", "start", "end", "rows", "pages", "bytes", "objects", "manifest")
+    assert extra == {name: summary[name] for name in names}
+    assert (extra["devices"], extra["rows"], extra["objects"]) == (count, 2 * count, count if split_by_device else 1)
+    manifest = Path(extra["manifest"]["path"].removeprefix("file://"))
+    assert len(manifest.read_text().splitlines()) == count
+    assert len(json.dumps(extra)) < 600
+    assert len(json.dumps(summary)) < 1000
 
 
 @pytest.mark.parametrize(("on_empty", "state"), [("skip", "skipped"), ("fail", "failed")])

@@ -22,7 +22,7 @@ import pytest
 
 from tests.support.airflow_home import dags_folder
 from tests.support.dag_runs import DagRun, dags_of, has_asset_state_store, load_dag, run_dag_file
-from tests.support.expected_rows import files_in, rows_by_device
+from tests.support.expected_rows import contents_in, files_in, rows_by_device
 from tests.support.paths import EXAMPLES as EXAMPLES_FOLDER
 from tests.support.sample_day import (
     DAY_END,
@@ -152,9 +152,9 @@ def test_daily_writes_files_that_the_query_of_the_readme_averages(run_example, s
 @pytest.mark.slow
 def test_daily_changes_nothing_when_it_runs_again(run_example, sim, lake):
     rows = run_example("daily").xcoms["report"]
-    before = {name: (lake / name).read_bytes() for name in files_in(lake)}
+    before = contents_in(lake)
     assert run_example("daily").xcoms["report"] == rows
-    assert {name: (lake / name).read_bytes() for name in files_in(lake)} == before
+    assert contents_in(lake) == before
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A task that Airflow kills ("mark failed", SIGTERM) stops its requests at once and leaves nothing behind."""
+"""A task that Airflow kills ("mark failed", SIGTERM) stops its requests at once and leaves no part of an object."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.support.killed_task import TASKS
 from tests.support.python_processes import import_root, module_command
 
 IN_FLIGHT = 4
+FOR_A_RETRY = {"staging": {".pages"}, "account": {".landed"}}
 
 
 def kill(name: str, lake: Path, is_busy: Callable[[], bool]) -> tuple[float, str]:
@@ -39,7 +40,7 @@ def kill(name: str, lake: Path, is_busy: Callable[[], bool]) -> tuple[float, str
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in ("devices", "sensor")])
-def test_a_killed_task_sends_no_more_requests_and_leaves_no_file(
+def test_a_killed_task_sends_no_more_requests_and_leaves_files_only_for_a_retry(
     serve: Callable[..., Simulator], lake: Path, name: str
 ) -> None:
     sim = serve(rows_per_day=4800, latency=0.2, extra={"page_concurrency": IN_FLIGHT})
@@ -53,8 +54,8 @@ def test_a_killed_task_sends_no_more_requests_and_leaves_no_file(
     assert seconds < 2, output
     assert len(sim.requests) <= sent[0] + 2 * IN_FLIGHT  # those in flight, and those logged since it was counted
     left = [path for path in lake.rglob("*") if path.is_file()]
-    assert all(path.suffix == ".pages" for path in left)
-    assert bool(left) == (name == "staging")
+    assert {path.suffix for path in left} <= FOR_A_RETRY.get(name, set())
+    assert left or name != "staging"
 
 
 @pytest.mark.parametrize("name", ["devices", "sensor", "jsonl"])

@@ -15,6 +15,7 @@ from airflow_provider_unleash.core.columns import COLUMNS, columns_of
 from airflow_provider_unleash.lineage import Extraction, dataset_name, lineage_of
 from airflow_provider_unleash.simulator import Simulator
 from airflow_provider_unleash.window import Window
+from tests.support.expected_rows import contents_in
 from tests.support.python_processes import BLOCK, import_root, module_command, run_code
 from tests.support.sample_day import CROWD, DAY_END, DAY_START, SILENT, STREET
 
@@ -30,6 +31,7 @@ UnleashToObjectStorageOperator(task_id="skipped", device_id={silent!r}, dst=lake
 UnleashToObjectStorageOperator(task_id="empty", device_id={silent!r}, dst=f"{{lake}}/empty")
 UnleashToObjectStorageOperator(task_id="unknown", device_id="no-such-device", dst=lake)
 UnleashToObjectStorageOperator(task_id="unread", dst=lake, unleash_conn_id="unusable", **street)
+UnleashAccountToObjectStorageOperator(task_id="account", dst=f"{{lake}}/account")
 UnleashToObjectStorageOperator.partial(task_id="mapped", dst=f"{{lake}}/mapped").expand(device_id={mapped!r})
 """
 
@@ -118,6 +120,16 @@ def test_the_event_of_a_mapped_task_has_its_own_device(ends, lake):
     inputs = {name for event in ends["mapped"] for _, name in names(event["inputs"])}
     assert inputs == {f"analytics/{CROWD}", f"analytics/{STREET}"}
     assert [names(event["outputs"]) for event in ends["mapped"]] == [[("file", f"{lake}/mapped")]] * 2
+
+
+@pytest.mark.slow
+def test_the_event_of_an_account_has_its_devices_and_one_folder(ends, sim, lake):
+    [event] = ends["account"]
+    assert [name for _, name in names(event["inputs"])] == [f"analytics/{device}" for device in sorted(sim.devices)]
+    assert names(event["outputs"]) == [("file", f"{lake}/account")]
+    statistics = event["outputs"][0]["outputFacets"]["outputStatistics"]
+    assert statistics["rowCount"] == sum(len(sim.rows(device, DAY_START, DAY_END - 1)) for device in sim.devices)
+    assert statistics["size"] == sum(map(len, contents_in(lake / "account").values()))
 
 
 @pytest.mark.parametrize("task", ["unknown", "unread", "skipped"])

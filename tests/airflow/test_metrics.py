@@ -23,13 +23,14 @@ from airflow_provider_unleash.exceptions import ServerError
 from airflow_provider_unleash.hooks import UnleashHook
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Fault, Simulator
+from tests.support.metric_runs import OTHER
 from tests.support.paths import ROOT
 from tests.support.python_processes import import_root, module_command
 from tests.support.sample_day import CROWD, DAY_END, DAY_START, SILENT, STREET, make_context
 
 DOCUMENT = ROOT / "docs" / "metrics.md"
 EVERYTHING = {
-    **dict.fromkeys(("land", "rows", "deferred", "own"), "success"),
+    **dict.fromkeys(("land", "account", "rows", "deferred", "own"), "success"),
     **dict.fromkeys(("fails", "refused", "wait"), "failed"),
 }
 # How each client sends tags; plain StatsD has none. Only the first runs every task, because that takes long.
@@ -169,6 +170,18 @@ def test_metrics_have_a_tag_for_the_task_but_not_for_the_device(report: Callable
     }
     assert set(reported.timings) == {"extraction.duration"}
     assert 900 <= reported.timings["extraction.duration"][task] <= 60_000
+
+
+@pytest.mark.slow
+def test_an_account_reports_its_totals_once(report: Callable[[str], Reported]) -> None:
+    reported = report("influxdb")
+    rows = len(reported.sim.rows(OTHER, DAY_START, DAY_END - 1))
+    assert reported.of("account") | {"bytes": 0} == {
+        "requests.ok": -(-rows // 20) + 2 + 1 + 1,  # first and last page again, the silent device, the list of devices
+        "rows": rows,
+        "bytes": 0,
+    }
+    assert "account" in reported.timings["extraction.duration"]
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, BaseO
 from airflow_provider_unleash import exceptions as errors
 from airflow_provider_unleash import operators as module
 from airflow_provider_unleash.operators import (
+    UnleashAccountToObjectStorageOperator,
     UnleashGetAnalyticsOperator,
     UnleashListDevicesOperator,
     UnleashListSessionsOperator,
@@ -28,6 +29,7 @@ from airflow_provider_unleash.operators import (
 from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
 from airflow_provider_unleash.simulator import KEYS, Fault, Simulator
 from tests.support.dag_runs import has_runs_without_dates, run_dag
+from tests.support.expected_rows import contents_in, files_in
 from tests.support.not_retried import not_retried
 from tests.support.pages import in_file, read_records
 from tests.support.sample_day import CROWD, DAY, DAY_END, DAY_START, HOUR_MS, NEXT_DAY, SILENT, STREET, make_context
@@ -39,7 +41,8 @@ FORMATS = [
     *(("jsonl", None), ("jsonl", "gzip"), ("json", None), ("json", "gzip")),
     *(("csv", None), ("csv", "gzip"), ("parquet", None)),
 ]
-FETCHERS = (UnleashGetAnalyticsOperator, UnleashToObjectStorageOperator)
+DEVICE_FETCHERS = (UnleashGetAnalyticsOperator, UnleashToObjectStorageOperator)
+FETCHERS = (*DEVICE_FETCHERS, UnleashAccountToObjectStorageOperator)
 TOKEN = "?token="
 
 prints_errors_once = pytest.mark.skipif(
@@ -56,9 +59,9 @@ def lake(tmp_path: Path) -> Path:
 
 def make(operator: type[BaseOperator], lake: Path | str = "/lake", **arguments: Any) -> BaseOperator:
     """Return an operator; a fetch operator gets a street camera and this folder by default."""
-    if operator in FETCHERS:
+    if operator in DEVICE_FETCHERS:
         arguments = {"device_id": STREET, **arguments}
-    if operator is UnleashToObjectStorageOperator:
+    if operator in (UnleashToObjectStorageOperator, UnleashAccountToObjectStorageOperator):
         arguments = {"dst": str(lake), **arguments}
     return operator(task_id="test", **arguments)
 
@@ -76,10 +79,6 @@ def store(lake: Path | str, context: dict[str, Any] | None = None, **arguments: 
 def day_of(sim: Simulator, device_id: str = STREET) -> list[dict[str, Any]]:
     """Return the rows of the day, without those stamped at its end."""
     return sim.rows(device_id, DAY_START, DAY_END - 1)
-
-
-def files_in(lake: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(lake)): path.read_bytes() for path in sorted(lake.rglob("*")) if path.is_file()}
 
 
 def requested_window(sim: Simulator) -> tuple[int, int]:
@@ -197,7 +196,7 @@ def test_each_format_has_exactly_the_rows_of_the_interval_and_a_small_documented
     rows = len(day_of(sim))
     pages = -(-rows // 20)
     summary = store(f"file://{lake}", file_format=file_format, compression=compression, endpoint=endpoint)
-    [(name, content)] = files_in(lake).items()
+    [(name, content)] = contents_in(lake).items()
     extension = file_format + (".gz" if compression else "")
     assert name == f"device={STREET}/start_date=2026-01-12/{TIMES}.{extension}"
     assert_has_rows(lake / name, day_of(sim))
@@ -219,11 +218,12 @@ def test_each_format_has_exactly_the_rows_of_the_interval_and_a_small_documented
         "retries": 0,
         "throttled_seconds": 0,
         "resumed_pages": 0,
+        "overlapping_windows": 0,
         "files": [
             {"path": f"file://{lake}/{name}", "url": f"file://{lake}/{name}", "rows": rows, "bytes": len(content)}
         ],
     }
-    assert list(summary.items()) == list(expected.items())
+    assert summary == expected
     assert len(json.dumps(summary)) < 1024
 
 
@@ -248,24 +248,22 @@ def test_the_folder_can_be_a_local_path_or_a_file_url(serve, lake, form, kind):
     summary = store(lake, dst=kind(dst))
     assert summary["file_format"] == "jsonl"
     [file] = summary["files"]
-    [(name, content)] = files_in(lake).items()
+    [(name, content)] = contents_in(lake).items()
     assert file["url"] == f"file://{lake}/{name}"
     assert ObjectStoragePath(file["path"]).read_bytes() == content
 
 
 def test_a_rerun_replaces_its_own_object_and_nothing_else(serve, lake):
     def content_and_times() -> dict[Path, tuple[int, bytes]]:
-        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in lake.rglob("*") if path.is_file()}
+        return {lake / name: ((lake / name).stat().st_mtime_ns, content) for name, content in contents_in(lake).items()}
 
     serve()
     for days, hours in ((0, 24), (1, 24), (0, 12)):
         start = DAY + timedelta(days=days)
         for device_id in (STREET, CROWD):
-            for file_format in ("jsonl", "csv"):
-                context = make_context((start, start + timedelta(hours=hours)))
-                store(lake, context, device_id=device_id, file_format=file_format)
+            store(lake, make_context((start, start + timedelta(hours=hours))), device_id=device_id)
     before = content_and_times()
-    assert len(before) == 12
+    assert len(before) == 6
     serve(rows={STREET: [row()]})
     store(lake)
     after = content_and_times()
@@ -374,7 +372,7 @@ def test_on_empty_can_skip_or_fail_the_task_and_then_nothing_changes(serve, lake
     sim = serve()
     assert fetch(on_empty=on_empty) == day_of(sim)
     assert store(lake, on_empty=on_empty)["rows"] == len(day_of(sim))
-    before = files_in(lake)
+    before = contents_in(lake)
     with pytest.raises(error, match=SILENT):
         fetch(device_id=SILENT, on_empty=on_empty)
     with pytest.raises(error, match=SILENT):
@@ -382,7 +380,7 @@ def test_on_empty_can_skip_or_fail_the_task_and_then_nothing_changes(serve, lake
     serve(rows={STREET: []})
     with pytest.raises(error, match=STREET):
         store(lake, on_empty=on_empty, replace_with_empty=True)
-    assert files_in(lake) == before
+    assert contents_in(lake) == before
 
 
 # ---- faults ------------------------------------------------------------------------------------------
@@ -411,7 +409,7 @@ def test_a_lasting_fault_is_a_typed_error_and_changes_no_file(serve, connect, la
     arguments = {"file_format": file_format, "compression": compression}
     sim = serve()
     store(lake, **arguments)
-    before, paths = files_in(lake), sorted(lake.rglob("*"))
+    before, paths = contents_in(lake), sorted(lake.rglob("*"))
     sim.add_fault(fault)
     timeout = 0.2 if fault.kind == "slow" else 30
     connect(host=sim.base_url, password=sim.api_key, extra={"max_attempts": 2, "timeout": timeout})
@@ -419,7 +417,7 @@ def test_a_lasting_fault_is_a_typed_error_and_changes_no_file(serve, connect, la
     for run in (lambda: store(lake, **arguments), lambda: store(lake.with_name("new"), **arguments), fetch):
         with pytest.raises(error) if is_retried else not_retried(error):
             run()
-    assert files_in(lake) == before
+    assert contents_in(lake) == before
     assert sorted(lake.rglob("*")) == paths
     assert not lake.with_name("new").exists()
 
@@ -460,6 +458,11 @@ INVALID = [
     ({"endpoint": "odata"}, "endpoint"),
     ({"on_empty": "ignore"}, "on_empty"),
 ]
+INVALID_FOR_ACCOUNT = [
+    ({"device_ids": "W1"}, "device_ids"),
+    ({"device_ids": {"W1": "W2"}}, "device_ids"),
+    ({"device_ids": [STREET, "a/b"]}, "device_id"),
+]
 INVALID_FOR_STORAGE = [
     ({"resume_within": timedelta(0)}, "resume_within"),
     ({"resume_within": "a day"}, "resume_within"),
@@ -478,6 +481,11 @@ NOT_TEMPLATED = [({"checkpoint_pages": 0}, "checkpoint_pages"), ({"checkpoint_pa
     [
         *((UnleashGetAnalyticsOperator, *case) for case in INVALID),
         *((UnleashToObjectStorageOperator, *case) for case in [*INVALID, *INVALID_FOR_STORAGE, *NOT_TEMPLATED]),
+        *(
+            (UnleashAccountToObjectStorageOperator, *case)
+            for case in [*INVALID[2:], *INVALID_FOR_STORAGE, *INVALID_FOR_ACCOUNT]
+        ),
+        (UnleashListDevicesOperator, {"batch_size": 0}, "batch_size"),
         (UnleashListSessionsOperator, {"since": "yesterday"}, "since"),
         (UnleashListSessionsOperator, {"until": 1_768_176_000}, "until"),
     ],
@@ -489,25 +497,28 @@ def test_an_invalid_literal_is_a_value_error_when_the_dag_is_parsed(operator, ar
     assert caught.value.argument == named
 
 
-@pytest.mark.parametrize(("arguments", "named"), [*INVALID, *INVALID_FOR_STORAGE], ids=str)
-def test_a_template_that_renders_to_an_invalid_value_fails_before_any_request(serve, lake, arguments, named):
+@pytest.mark.parametrize(
+    ("operator", "arguments", "named"),
+    [
+        *((UnleashToObjectStorageOperator, *case) for case in [*INVALID, *INVALID_FOR_STORAGE]),
+        *((UnleashAccountToObjectStorageOperator, *case) for case in INVALID_FOR_ACCOUNT),
+    ],
+    ids=str,
+)
+def test_a_template_that_renders_to_an_invalid_value_fails_before_any_request(serve, lake, operator, arguments, named):
     sim = serve()
-    operator = make(UnleashToObjectStorageOperator, lake, **dict.fromkeys(arguments, "{{ ds }}"))
+    task = make(operator, lake, **dict.fromkeys(arguments, "{{ ds }}"))
     for name, value in arguments.items():  # as rendering does
-        setattr(operator, name, value)
+        setattr(task, name, value)
     with not_retried(errors.InvalidArgumentError, match=named) as caught:
-        operator.execute(make_context())
+        task.execute(make_context())
     assert caught.value.argument == named
     assert sim.requests == []
     assert not lake.exists()
 
 
 OPERATORS = [
-    *(
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, BaseOperator) and value.__name__.startswith("Unleash")
-    ),
+    *(value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == module.__name__),
     UnleashNewSessionsSensor,
 ]
 
@@ -538,11 +549,16 @@ def outputs_of(lake: Path) -> dict[str, str]:
     """Extract the street camera's day in every way, and return the outputs as text."""
     outputs = {"xcom": json.dumps(fetch()), "tableau": json.dumps(fetch(endpoint="tableau"))}
     for file_format, compression in FORMATS:
-        store(lake, file_format=file_format, compression=compression)
+        arguments = {"file_format": file_format, "compression": compression}
+        store(lake / f"{file_format} {compression}", **arguments)
+        for split_by_device in (True, False):
+            dst = lake / f"{file_format} {compression} account {split_by_device}"
+            arguments |= {"device_ids": [STREET], "split_by_device": split_by_device}
+            make(UnleashAccountToObjectStorageOperator, dst, **arguments).execute(make_context())
     for name in files_in(lake):
         path = lake / name
         outputs[name] = str(pq.read_table(path).to_pydict()) if path.suffix == ".parquet" else unpack(path).decode()
-    assert len(outputs) == 2 + len(FORMATS)
+    assert len(outputs) == 2 + 3 * len(FORMATS)
     return outputs
 
 
@@ -631,7 +647,7 @@ def test_a_retry_of_a_run_continues_where_the_first_try_stopped(airflow_home, se
 
 
 def test_mapped_tasks_are_named_after_their_device_and_start_unless_the_author_names_them(airflow_home, serve, lake):
-    serve(devices=(STREET, SILENT))
+    serve(devices=(STREET, SILENT, CROWD))
     run = run_dag(
         airflow_home,
         f"""
@@ -641,16 +657,21 @@ def test_mapped_tasks_are_named_after_their_device_and_start_unless_the_author_n
         UnleashGetAnalyticsOperator.partial(task_id="rows").expand(device_id=devices.output)
         plan = UnleashPlanWindowsOperator(task_id="plan", device_ids=[{STREET!r}], every="PT12H")
         UnleashGetAnalyticsOperator.partial(task_id="windows").expand_kwargs(plan.output)
+        batches = UnleashListDevicesOperator(task_id="batches", batch_size=2)
+        Account = UnleashAccountToObjectStorageOperator
+        Account.partial(task_id="account", dst="file://{lake}").expand(device_ids=batches.output)
         own = UnleashGetAnalyticsOperator.partial(task_id="own", map_index_template="own")
         own.expand(device_id=devices.output)
         UnleashGetAnalyticsOperator(task_id="alone", device_id={STREET!r})
         """,
     )
     assert run.states["lake", 1] == "failed"
+    devices = enumerate((STREET, SILENT, CROWD))
     assert run.labels == {
-        **{(name, index): device_id for name in ("lake", "rows") for index, device_id in enumerate((STREET, SILENT))},
+        **{(name, index): device_id for index, device_id in devices for name in ("lake", "rows")},
         **{("windows", index): f"{STREET} 2026-01-12T{hour}:00:00+00:00" for index, hour in enumerate(("00", "12"))},
-        **{("own", index): "own" for index in range(2)},
+        **{("account", 0): f"2 devices from {STREET}", ("account", 1): f"1 device from {CROWD}"},
+        **{("own", index): "own" for index in range(3)},
     }
 
 

@@ -19,6 +19,7 @@ from airflow_provider_unleash.exceptions import InvalidArgumentError, NotFoundEr
 from airflow_provider_unleash.operators import UnleashPlanWindowsOperator, UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Fault, Simulator
 from tests.support.dag_runs import run_dag
+from tests.support.expected_rows import contents_in
 from tests.support.not_retried import not_retried
 from tests.support.sample_day import CROWD, DAY, DAY_END, DAY_MS, DAY_START, HOUR_MS, SILENT, STREET, make_context
 
@@ -51,9 +52,9 @@ def extract(lake: Path, windows: Plan) -> list[int]:
     """Extract each window as one object, and return the rows of all objects."""
     for window in windows:
         UnleashToObjectStorageOperator(task_id="extract", dst=str(lake), **window).execute(make_context(None))
-    files = [path for path in lake.rglob("*") if path.is_file()]
-    assert len(files) == len(windows)
-    return sorted(json.loads(line)["row"] for path in files for line in path.read_text().splitlines())
+    objects = contents_in(lake).values()
+    assert len(objects) == len(windows)
+    return sorted(json.loads(line)["row"] for content in objects for line in content.splitlines())
 
 
 # In the documented example, timestamps are 27 seconds earlier than the time that the API selects rows by.

@@ -29,7 +29,7 @@ from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Simulator
 from tests.support.answering import answering
 from tests.support.dag_runs import run_dag
-from tests.support.expected_rows import daily_means, files_in, rows_by_device
+from tests.support.expected_rows import contents_in, daily_means, files_in, rows_by_device
 from tests.support.paths import RECIPES, ROOT, TESTS
 from tests.support.recipe_sql import statements_of
 from tests.support.s3_lake import S3Lake, connection_to
@@ -241,22 +241,22 @@ def test_compact_keeps_every_row_once_and_rewrites_only_what_was_replaced(run_re
     devices = (STREET, SILENT, "0042", "a street é=1")
     sim = serve(devices=devices)
     land_hours(f"file://{lake}", devices, range(24))
-    before = {name: (lake / name).read_bytes() for name in files_in(lake)}
+    before = contents_in(lake)
     assert len(before) == 24 * len(devices)
     run = run_recipe("compact")
     expected = rows_of_simulator(sim, DAY_START, DAY_END)
     assert rows_of_compacted(f"{compacted}/**/*.parquet") == expected
     assert expected.total() == sum(summary["rows"] for summary in run.xcoms.values())
     assert sum(summary["files"] for summary in run.xcoms.values()) == len(before)
-    made = {name: (compacted / name).read_bytes() for name in files_in(compacted)}
+    made = contents_in(compacted)
     assert 1 < len(made) <= 4
     assert {name.split("/")[0] for name in made} == {f"start_date={DAY_FOLDER}"}
-    assert {name: (lake / name).read_bytes() for name in files_in(lake)} == before
+    assert contents_in(lake) == before
 
     again = run_recipe("compact")
     assert again.xcoms == {}
     assert set(again.states.values()) == {"skipped"}
-    assert {name: (compacted / name).read_bytes() for name in files_in(compacted)} == made
+    assert contents_in(compacted) == made
 
     # A day later, because the DAG looks back several days for late data. Only one source has changed.
     late = serve(devices=devices, seed=2)
@@ -316,10 +316,10 @@ def test_past_year_lands_past_days_and_a_rerun_replaces_only_its_own_day(run_rec
         run_recipe("past_year", moment=moment)
     days = [f"start_date={moment - timedelta(days=1):%Y-%m-%d}" for moment in year_ago]
     assert [name.split("/")[1] for name in files_in(lake)] == days
-    before = {name: (lake / name).read_bytes() for name in files_in(lake)}
+    before = contents_in(lake)
     serve(devices=(STREET, SILENT), seed=2)
     run_recipe("past_year", moment=year_ago[1])
-    after = {name: (lake / name).read_bytes() for name in files_in(lake)}
+    after = contents_in(lake)
     assert list(after) == list(before)
     assert [name.split("/")[1] for name in after if after[name] != before[name]] == [days[1]]
 

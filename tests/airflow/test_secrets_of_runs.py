@@ -176,8 +176,18 @@ def test_no_run_writes_a_masked_stream_token_anywhere(runs, name):
 
 def test_the_search_finds_stream_tokens_that_are_not_masked(runs):
     found = " ".join(runs.find(*runs.tokens["unmasked"]))
+    assert all(f"unmasked/account_{split}/" in found for split in (True, False))
     formats = ["csv:", "jsonl.gz unpacked:", *(["parquet unpacked:"] if HAS_PYARROW else [])]
     assert [name for name in ["home/airflow.db xcom.value", *formats] if name not in found] == []
+
+
+def test_the_searched_texts_include_manifests_and_what_failed_account_tasks_have_landed(runs):
+    for folder, extension in (
+        ("masked/account_True/_manifest/", ".manifest"),
+        ("masked/account_False/_manifest/", ".manifest"),
+        ("masked_half_body/account_True/_staging/", ".landed"),
+    ):
+        assert any(place.startswith(f"lake/{folder}") and place.endswith(extension) for place in runs.texts), folder
 
 
 def test_the_searched_texts_include_debug_logs_tracebacks_and_all_tables(runs):

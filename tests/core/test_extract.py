@@ -30,6 +30,7 @@ from airflow_provider_unleash.exceptions import (
 )
 from airflow_provider_unleash.simulator import Fault, Simulator
 from airflow_provider_unleash.window import Window
+from tests.support.expected_rows import files_in
 
 DEVICE, SILENT = "Wb8fabc31378ce07", "W7d2e90b4c6a1f58"
 START, END = 1_768_176_000_000, 1_768_262_400_000
@@ -67,10 +68,6 @@ def counts_of(sim: Simulator, device_id: str = DEVICE) -> list[float]:
     return [row["count"] for row in sim.rows(device_id, START, END)]
 
 
-def files(lake: Path) -> list[str]:
-    return sorted(str(path.relative_to(lake)) for path in lake.rglob("*") if path.is_file())
-
-
 # ---- landing -------------------------------------------------------------------------------------
 
 
@@ -93,7 +90,7 @@ def test_each_format_is_published_as_one_object_with_all_rows(
     sim: Simulator, tmp_path: Path, file_format: Any, compression: Any, endpoint: Any
 ) -> None:
     landed = land_from(sim, tmp_path, file_format=file_format, compression=compression, endpoint=endpoint)
-    [name] = files(tmp_path)
+    [name] = files_in(tmp_path)
     assert name == f"{NAME}.{file_format}{'.gz' if compression else ''}"
     assert landed.path == UPath(tmp_path) / name
     assert read_counts(tmp_path / name) == counts_of(sim)
@@ -126,7 +123,7 @@ def test_an_invalid_argument_is_named_and_nothing_is_written(
     with pytest.raises(InvalidArgumentError) as caught:
         land_from(sim, tmp_path, **arguments)
     assert caught.value.argument == named
-    assert files(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
 # ---- failures ------------------------------------------------------------------------------------
@@ -142,7 +139,7 @@ def test_a_failed_extraction_keeps_the_previous_object(
     sim.add_fault(Fault(kind, page=7, times=None))
     with pytest.raises(error):
         land_from(sim, tmp_path, file_format=file_format, compression=compression)
-    assert files(tmp_path) == [str(Path(landed.path.path).relative_to(tmp_path))]
+    assert files_in(tmp_path) == [str(Path(landed.path.path).relative_to(tmp_path))]
     assert Path(landed.path.path).read_bytes() == before
 
 
@@ -153,13 +150,13 @@ def test_a_retry_resumes_and_writes_the_same_object(sim: Simulator, tmp_path: Pa
     sim.add_fault(Fault("404", page=9))
     with pytest.raises(NotFoundError):
         land_from(sim, tmp_path / "lake", **options)
-    assert [name.split("/")[0] for name in files(tmp_path / "lake")] == ["_staging"] * 2
+    assert [name.split("/")[0] for name in files_in(tmp_path / "lake")] == ["_staging"] * 2
     sim.clear_requests()
     landed = land_from(sim, tmp_path / "lake", **options)
     assert landed.resumed_pages == 6
     pages = [int(request.path.rpartition("/")[2]) for request in sim.requests]
     assert pages == [1, 12, 8, 9, 10, 11, 1, 12]
-    assert files(tmp_path / "lake") == files(tmp_path / "whole")
+    assert files_in(tmp_path / "lake") == files_in(tmp_path / "whole")
     assert Path(landed.path.path).read_bytes() == Path(whole.path.path).read_bytes()
 
 
@@ -173,24 +170,27 @@ def test_staging_can_be_turned_off_and_is_off_for_short_extractions(
     sim.add_fault(Fault("404", page=9))
     with pytest.raises(NotFoundError):
         land_from(sim, tmp_path, **{"checkpoint_pages": 3, **options})
-    assert files(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
-def test_pages_that_another_kind_of_extraction_staged_are_not_used(sim: Simulator, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [{"endpoint": "tableau"}, {"file_format": "csv"}, {"window": Window(START, END - 1)}])
+def test_pages_that_another_kind_of_extraction_staged_are_not_used(
+    sim: Simulator, tmp_path: Path, other: dict[str, Any]
+) -> None:
     sim.add_fault(Fault("404", page=9))
     with pytest.raises(NotFoundError):
         land_from(sim, tmp_path, checkpoint_pages=3)
-    for other in ({"endpoint": "tableau"}, {"file_format": "csv"}, {"window": Window(START, END - 1)}):
-        assert land_from(sim, tmp_path, checkpoint_pages=3, **other).resumed_pages == 0  # type: ignore[arg-type]
+    assert land_from(sim, tmp_path, checkpoint_pages=3, **other).resumed_pages == 0
 
 
 def test_staging_fails_no_extraction_that_fits_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store has room for the object, but not for staged pages too."""
+    """A store has room for the object and its manifest, but not for staged pages too."""
     dst = UPath("memory://test-extract/lake")
     put_file, stored = type(dst.fs).put_file, dst.fs.store
 
     with Simulator(fixed_pages=12, page_size=10) as sim, UnleashClient(sim.api_key, sim.base_url) as client:
-        room = land(client, DEVICE, DAY, dst, checkpoint_pages=None).size
+        land(client, DEVICE, DAY, dst, checkpoint_pages=None)
+        room = sum(file.getbuffer().nbytes for file in stored.values())
         stored.clear()
 
         def put(fs: Any, source: Any, target: str) -> None:
@@ -203,7 +203,7 @@ def test_staging_fails_no_extraction_that_fits_without_it(monkeypatch: pytest.Mo
         try:
             landed = land(client, DEVICE, DAY, dst, checkpoint_pages=3)
             assert landed.counts.rows == 120
-            assert list(stored) == [landed.path.path]
+            assert sorted(stored) == [landed.manifest.path, landed.path.path]
         finally:
             stored.clear()
 
@@ -228,7 +228,7 @@ def test_pages_that_change_are_read_again_and_the_object_has_every_row_once(tmp_
         landed = land_from(sim, tmp_path, checkpoint_pages=3)
         assert read_counts(Path(landed.path.path)) == counts_of(sim)
         assert sum(request.path.endswith("/1") for request in sim.requests) > 2
-    assert files(tmp_path) == [f"{NAME}.jsonl"]
+    assert files_in(tmp_path) == [f"{NAME}.jsonl"]
 
 
 def test_pages_that_change_four_times_leave_neither_object_nor_staged_pages(
@@ -237,7 +237,7 @@ def test_pages_that_change_four_times_leave_neither_object_nor_staged_pages(
     with Simulator(page_size=10, growing=1) as sim, pytest.raises(SnapshotChangedError):
         land_from(sim, tmp_path, checkpoint_pages=3)
     assert caplog.text.count("Reading the window again") == 3
-    assert files(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
 # ---- no rows -------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_a_window_without_rows_is_an_empty_object_nothing_or_an_error(
     else:
         landed = land_from(sim, tmp_path, SILENT, on_empty=on_empty)
         assert (landed.counts.rows, landed.is_skipped) == (0, on_empty == "skip")
-    assert files(tmp_path) == written
+    assert files_in(tmp_path) == written
 
 
 @pytest.mark.parametrize("on_empty", ["succeed", "skip", "fail"])
@@ -283,7 +283,7 @@ def test_a_device_that_the_account_does_not_have_is_an_error(sim: Simulator, tmp
     with pytest.raises(NotFoundError, match="UnleashListDevicesOperator") as caught:
         land_from(sim, tmp_path, "Wunknown", on_empty=on_empty)
     assert caught.value.device_id == "Wunknown"
-    assert files(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
 # ---- records -------------------------------------------------------------------------------------

@@ -286,7 +286,8 @@ def test_a_page_without_rows_at_end_is_returned_unchanged(given: Page) -> None:
 def test_an_api_that_ignores_the_window_is_warned_of(
     outside: int, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keep(ONE_HOUR, page(*[BEFORE] * outside, *[INSIDE] * 2), page(INSIDE, number=2))
+    _, counts = keep(ONE_HOUR, page(*[BEFORE] * outside, *[INSIDE] * 2), page(INSIDE, number=2))
+    counts.warn_if_window_ignored(ONE_HOUR)
     assert ("Most rows are stamped outside the window" in caplog.text) is warned
     assert (f"rows_before_start={outside}, rows_after_end=0" in caplog.text) is warned
 

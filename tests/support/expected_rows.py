@@ -7,11 +7,18 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_unleash.core.names import MANIFESTS
 from airflow_provider_unleash.simulator import Simulator
 
 
 def files_in(lake: Path) -> list[str]:
-    return sorted(str(path.relative_to(lake)) for path in lake.rglob("*") if path.is_file())
+    """Return the names of all files below a folder except manifests."""
+    paths = [path.relative_to(lake) for path in lake.rglob("*") if path.is_file()]
+    return sorted(str(path) for path in paths if MANIFESTS not in path.parts)
+
+
+def contents_in(lake: Path) -> dict[str, bytes]:
+    return {name: (lake / name).read_bytes() for name in files_in(lake)}
 
 
 def rows_by_device(sim: Simulator, start_ms: int, end_ms: int) -> dict[str, int]:

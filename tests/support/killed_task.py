@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from airflow_provider_unleash.operators import (
+    UnleashAccountToObjectStorageOperator,
     UnleashListDevicesOperator,
     UnleashPlanWindowsOperator,
     UnleashToObjectStorageOperator,
@@ -24,6 +25,10 @@ TASKS: dict[str, Any] = {
     "staging": lambda dst: UnleashToObjectStorageOperator(task_id="a", device_id=STREET, dst=dst, checkpoint_pages=2),
     "parquet": lambda dst: UnleashToObjectStorageOperator(
         task_id="a", device_id=STREET, dst=dst, file_format="parquet"
+    ),
+    "account": lambda dst: UnleashAccountToObjectStorageOperator(task_id="a", dst=dst),
+    "account in one object": lambda dst: UnleashAccountToObjectStorageOperator(
+        task_id="a", dst=dst, split_by_device=False
     ),
     "plan": lambda dst: UnleashPlanWindowsOperator(
         task_id="a", device_ids=[STREET], every="PT1M", max_pages=1, max_windows=9999

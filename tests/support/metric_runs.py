@@ -16,6 +16,7 @@ from tests.support.airflow_home import choose_home, init_database
 from tests.support.dag_runs import run_dag
 from tests.support.sample_day import CROWD, DAY_END, DAY_START, SILENT, STREET, make_context
 
+OTHER = "W022abc5be35bb72"  # a device without faults
 BODY = """
     from airflow_provider_unleash.hooks import UnleashHook
 
@@ -27,6 +28,8 @@ BODY = """
     UnleashToObjectStorageOperator(task_id="land", device_id={street!r}, dst=lake)
     UnleashGetAnalyticsOperator(task_id="rows", device_id={silent!r})
     UnleashToObjectStorageOperator(task_id="fails", device_id={crowd!r}, dst=lake)
+    account = dict(dst=f"{{lake}}/account", device_ids=[{silent!r}, {other!r}], file_format="csv")
+    UnleashAccountToObjectStorageOperator(task_id="account", **account)
     UnleashToObjectStorageOperator(task_id="refused", device_id="no-such", dst=lake)
     UnleashNewSessionsSensor(task_id="wait", known_sessions=[], min_sessions=10**6, poke_interval=0.1, timeout=0.2)
     Deferring(task_id="deferred", deferrable=True, known_sessions=[], poke_interval=0.1, timeout=5)
@@ -58,7 +61,8 @@ def run_everything(lake: str) -> dict[str, str]:
     home = init_database()
     throttle = import_module("airflow_provider_unleash.core.throttle")
     throttle.MIN_BACKOFF = throttle.MAX_BACKOFF = 0.01
-    body = BODY.format(lake=lake, street=STREET, silent=SILENT, crowd=CROWD, start=DAY_START, end=DAY_END)
+    devices = {"street": STREET, "silent": SILENT, "crowd": CROWD, "other": OTHER}
+    body = BODY.format(lake=lake, start=DAY_START, end=DAY_END, **devices)
     return {str(task): state for task, state in run_dag(home, body).states.items()}
 
 

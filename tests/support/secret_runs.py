@@ -39,6 +39,11 @@ EVERYTHING = """
     UnleashToObjectStorageOperator(task_id="jsonl", dst=lake, compression="gzip", **device, **retried)
     for kind in {formats!r}:
         UnleashToObjectStorageOperator(task_id=kind, dst=f"{{lake}}/{{kind}}", file_format=kind, **tableau)
+    for split in (True, False):
+        name = f"account_{{split}}"
+        UnleashAccountToObjectStorageOperator(
+            task_id=name, dst=f"{{lake}}/{{name}}", split_by_device=split, **common, **retried
+        )
     mapped = UnleashToObjectStorageOperator.partial(task_id="mapped", dst=f"{{lake}}/mapped", **common)
     mapped.expand(device_id={devices!r})
     for mode in ("poke", "reschedule"):

@@ -24,6 +24,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from airflow_provider_unleash.core.formats import open_object
+from airflow_provider_unleash.core.names import MANIFESTS
 from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.exceptions import EmptyReplacementError, ServerError
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
@@ -70,8 +71,13 @@ class Store(Protocol):
         """Remove all objects."""
 
 
+def names_in(lake: Store) -> list[str]:
+    """Return the names of all objects except manifests."""
+    return [name for name in lake.names() if not name.startswith(f"{MANIFESTS}/")]
+
+
 def objects(lake: Store) -> dict[str, bytes]:
-    return {name: lake.read(name) for name in lake.names()}
+    return {name: lake.read(name) for name in names_in(lake)}
 
 
 def dst(lake: Store) -> str:
@@ -221,6 +227,8 @@ class StoreCases(_Connected):
         assert written["path"] == f"{dst(lake)}/{name}"
         assert written["url"] == f"{lake.url_scheme}://lake/unleash/{name}"
         assert written["bytes"] == len(body)
+        [manifest] = set(lake.names()) - {name}
+        assert json.loads(lake.read(manifest))["path"] == name
         rows = read_records(gzip.decompress(body) if compression else body, file_format)
         assert [str(row["frame_number"]) for row in rows] == [str(row["frame_number"]) for row in in_window(sim)]
 
@@ -232,7 +240,7 @@ class StoreCases(_Connected):
         serve(rows={device_id: rows})
         for _ in range(2):
             assert extract(lake, device_id=device_id)["rows"] == 1
-        assert lake.names() == [NAME.replace(STREET, quote(device_id, safe="")) + ".jsonl"]
+        assert names_in(lake) == [NAME.replace(STREET, quote(device_id, safe="")) + ".jsonl"]
 
     @pytest.mark.parametrize("file_format", FORMATS)
     def test_a_rerun_replaces_its_own_object_and_nothing_else(
@@ -296,7 +304,7 @@ class StoreCases(_Connected):
         sim = serve(faults=[Fault("500", page=10, times=None)])
         with pytest.raises(ServerError):
             extract(lake, checkpoint_pages=2, **where)
-        staged = lake.names()
+        staged = names_in(lake)
         assert len(staged) >= 3
         assert all("_staging/" in name and name.endswith(".pages") for name in staged)
         sim.clear_faults()
@@ -304,7 +312,7 @@ class StoreCases(_Connected):
         summary = extract(lake, checkpoint_pages=2, **where)
         assert summary["resumed_pages"] == 2 * len(staged)
         assert summary["requests"] == len(sim.requests) == summary["pages"] + 2 - summary["resumed_pages"]
-        assert lake.names() == [f"{NAME}.jsonl"]
+        assert names_in(lake) == [f"{NAME}.jsonl"]
         assert root or read_records(lake.read(f"{NAME}.jsonl"), "jsonl") == in_window(sim)
 
     @pytest.mark.parametrize("old", [{}, {"large.jsonl": b"old"}], ids=["new", "old"])
@@ -331,7 +339,7 @@ class StoreCases(_Connected):
                 writer.write_page(page_of(1000, "x" * 1000))
             assert objects(lake) == {"large.jsonl": b"old"}
         body = lake.read("large.jsonl")
-        assert lake.names() == ["large.jsonl"]
+        assert names_in(lake) == ["large.jsonl"]
         assert lake.leftovers() == []
         assert len(body) == writer.size
         assert body.count(b"\n") == size * 1000
@@ -385,5 +393,5 @@ class ProcessCases(_Connected):
             f"lake/unleash/{name}" for name in old
         ]
         assert write_megabytes(lake, "large.jsonl", size) == len(lake.read("large.jsonl"))
-        assert lake.names() == ["large.jsonl"]
+        assert names_in(lake) == ["large.jsonl"]
         assert lake.leftovers() == []
