@@ -305,6 +305,7 @@ def test_objects_are_published_while_requests_are_in_flight(monkeypatch: pytest.
         (Fault("500", "/BAD/", page=2, times=None), ServerError, True),
         (Fault("garbage", "/BAD/", page=3, times=None), TransportError, True),
         (Fault("html", "/BAD/", times=None), TransportError, True),
+        (Fault("reset", "/BAD/", times=None), TransportError, True),
         (Fault("half_body", "/BAD/", times=None), TransportError, True),
         (Fault("wrong_shape", "/BAD/", times=None), UnexpectedResponseError, False),
     ],
