@@ -280,7 +280,9 @@ def _land_objects(job: _Job, source: _Source, crew: _Crew, tree: Tree) -> _Resul
                 failures.add(device_id, error)
             else:
                 failures.add_success()
-                journal.add(record)
+                # With "fail", a retry asks for empty windows again, because their data may be late.
+                if record.counts.rows or job.on_empty != "fail":
+                    journal.add(record)
                 crew.log_progress(record.counts.rows)
     finally:
         journal.save()

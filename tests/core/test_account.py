@@ -473,6 +473,18 @@ def test_a_retry_extracts_only_devices_that_have_not_landed(tmp_path: Path) -> N
     assert not (tmp_path / "_staging").exists()
 
 
+def test_the_retry_of_an_empty_result_asks_for_all_devices_again(tmp_path: Path) -> None:
+    """The data may be late."""
+    with serve({"A": 0, "B": 0}) as sim:
+        for _ in range(2):
+            with pytest.raises(EmptyResultError):
+                land_from(sim, tmp_path, on_empty="fail")
+            assert requested(sim) == ["A", "B"]
+            sim.clear_requests()
+    with serve({"A": 3, "B": 0}, port=sim.port) as sim:
+        assert land_from(sim, tmp_path, on_empty="fail").counts.rows == 3
+
+
 def test_a_cleared_success_extracts_all_devices_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if the journal of a failed try could not be removed."""
 
