@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import errno
+import gc
 import io
 import json
 import os
@@ -30,6 +31,7 @@ from airflow_provider_unleash.client import UnleashClient
 from airflow_provider_unleash.core import journal
 from airflow_provider_unleash.core.account import LandedAccount, land_account
 from airflow_provider_unleash.core.extract import land
+from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
     EmptyReplacementError,
@@ -82,6 +84,23 @@ def serve(rows: dict[str, int] | list[str], **options: Any) -> Simulator:
 
 def many(number: int) -> list[str]:
     return [f"W{index:03}" for index in range(number)]
+
+
+class CountedPage(Page):
+    """A page that counts those in memory."""
+
+    alive = most = 0
+    lock = threading.Lock()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> CountedPage:
+        with cls.lock:
+            CountedPage.alive += 1
+            CountedPage.most = max(cls.most, cls.alive)
+        return super().__new__(cls)
+
+    def __del__(self) -> None:
+        with self.lock:
+            CountedPage.alive -= 1
 
 
 def open_client(sim: Simulator, page_concurrency: int = 4, **options: Any) -> UnleashClient:
@@ -294,6 +313,29 @@ def test_objects_are_published_while_requests_are_in_flight(monkeypatch: pytest.
     assert in_flight.count(2) > 8
 
 
+@LAYOUTS
+@pytest.mark.parametrize("fails", [False, True], ids=["good", "failing"])
+def test_pages_in_memory_are_bounded_by_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: bool, fails: bool
+) -> None:
+    """Also those of devices that fail, which an error's traceback would keep."""
+    CountedPage.alive = CountedPage.most = 0
+    monkeypatch.setattr("airflow_provider_unleash.core.protocol.Page", CountedPage)
+    values = {"count": "many"} if fails else {}
+    rows = {name: rows_of(name, 3, **values) for name in many(150)}
+    rows["W149"] = rows_of("W149", 100)
+    error = None
+    with Simulator(rows=rows, page_size=2) as sim:
+        try:
+            land_from(sim, tmp_path, split=split, file_format="parquet", page_concurrency=2)
+        except PermanentPartialExtractionError as caught:
+            error = caught
+    assert (error is not None) == fails
+    gc.collect()
+    assert CountedPage.alive <= 10
+    assert 4 < CountedPage.most <= 40
+
+
 # ---- failures of single devices ------------------------------------------------------------------
 
 
@@ -373,6 +415,15 @@ def test_device_ids_that_cannot_be_names_fail_alone(tmp_path: Path, split: bool)
     assert {path.name for path in tmp_path.iterdir()} <= {"lake"}
 
 
+def test_a_store_that_refuses_the_name_of_one_device_fails_that_device(tmp_path: Path) -> None:
+    (tmp_path / "device=B").write_text("a file")
+    with serve(["A", "B", "C"]) as sim:
+        error = fail_from(sim, tmp_path)
+    assert set(error.errors) == {"B"}
+    assert type(error) is PermanentPartialExtractionError
+    assert devices_in(tmp_path) == {"A", "B", "C"}
+
+
 @LAYOUTS
 def test_an_error_names_20_devices_and_counts_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, split: bool
@@ -440,6 +491,16 @@ def test_an_api_that_cannot_be_reached_is_not_asked_for_every_device(tmp_path: P
             land_account(client, many(300), DAY, UPath(tmp_path), split_by_device=split)
         assert client.traffic.requests <= 2 * 6 * 4
     assert caught.value.reason == "connection"
+
+
+@LAYOUTS
+def test_an_api_that_is_down_is_not_asked_for_every_device(tmp_path: Path, split: bool) -> None:
+    with serve(many(300), faults=[Fault("502", times=None, after=11)]) as sim:
+        error = fail_from(sim, tmp_path, split=split)
+        assert len(sim.requests) < 2 * 100
+    assert type(error) is PartialExtractionError
+    assert "50 devices failed one after the other, so the other" in str(error)
+    assert error.untried == 300 - 10 - len(error.errors) > 200
 
 
 @LAYOUTS
