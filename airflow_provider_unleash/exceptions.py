@@ -65,7 +65,8 @@ class TransportError(TransientError):
     """
     No response, a truncated one, or one that is not JSON (a proxy's maintenance page).
 
-    :ivar reason: ``tls``, ``timeout``, ``connection``, ``truncated``, ``not_json`` or ``cancelled``.
+    :ivar reason: ``tls``, ``connection`` (no connection to the server), ``reset`` (closed before a response),
+        ``timeout``, ``truncated``, ``not_json`` or ``cancelled``.
     """
 
     reason: str = "connection"

@@ -49,7 +49,6 @@ from airflow_provider_unleash.exceptions import (
     EmptyReplacementError,
     InvalidArgumentError,
     PartialExtractionError,
-    PermanentError,
     PermanentPartialExtractionError,
     RateLimitError,
     ServerError,
@@ -282,7 +281,9 @@ def _land_objects(job: _Job, source: _Source, crew: _Crew, tree: Tree) -> _Resul
                 failures.add(device_id, error)
             else:
                 failures.add_success()
-                journal.add(record)
+                # With "fail", a retry asks for empty windows again, because their data may be late.
+                if record.counts.rows or job.on_empty != "fail":
+                    journal.add(record)
                 crew.log_progress(record.counts.rows)
     finally:
         journal.save()
@@ -296,11 +297,15 @@ def _land_objects(job: _Job, source: _Source, crew: _Crew, tree: Tree) -> _Resul
 
 @dataclass(frozen=True)
 class _Read:
-    """The pages of a device, complete and of one snapshot."""
+    """
+    The pages of a device, complete and of one snapshot.
+
+    :param staging: None if it has no files, because one for each device would take 20 MB for 10 000 devices.
+    """
 
     pages: Iterable[Page]
     counts: RowCounts
-    staging: Staging
+    staging: Staging | None
     extracted_at: str
 
 
@@ -347,7 +352,8 @@ def _land_one_object(job: _Job, source: _Source, crew: _Crew, tree: Tree) -> _Re
 
     def remove_staged_pages() -> None:
         for read in reads.values():
-            read.staging.remove()
+            if read.staging is not None:
+                read.staging.remove()
 
     return _Result(records, size, objects, 0, remove_staged_pages)
 
@@ -360,7 +366,7 @@ def _read_device(job: _Job, source: _Source, device_id: str, name: str) -> _Read
             kept = _keep(iter(pages))
         if not pages.counts.rows:
             check_device(source, device_id, pages.counts)
-    return _Read(kept, pages.counts, staging, extracted_at)
+    return _Read(kept, pages.counts, staging if staging.has_files else None, extracted_at)
 
 
 def _keep(pages: Iterator[Page]) -> Iterable[Page]:
@@ -429,14 +435,14 @@ class _Crew:
         self._max_ahead = max_ahead
         self.devices = devices
         self._began = self._logged = time.monotonic()
-        self._total = len(devices)
-        self._done = self._rows = 0
+        self.total = len(devices)
+        self.done = self._rows = 0
 
     def iter_completed(self, work: Callable[[str], T], skip: Container[str]) -> Iterator[tuple[str, Future[T]]]:
         """Yield each device with its result as soon as there is one."""
         finished: SimpleQueue[tuple[str, Future[T]]] = SimpleQueue()
         remaining = [device_id for device_id in self.devices if device_id not in skip]
-        self._total = len(remaining)
+        self.total = len(remaining)
         rest = iter(remaining)
         running = 0
         while True:
@@ -462,16 +468,16 @@ class _Crew:
 
     def log_progress(self, rows: int) -> None:
         """Count a device that is done, and log the progress every ten seconds."""
-        self._done += 1
+        self.done += 1
         self._rows += rows
         now = time.monotonic()
         if now - self._logged >= PROGRESS_SECONDS:
             self._logged = now
-            total, seconds = self._total, now - self._began
+            total, seconds = self.total, now - self._began
             log.info(
                 "%d of %d devices (%.0f %%), %d rows, %.0f devices/s, about %.0f s left",
-                *(self._done, total, 100 * self._done / total, self._rows, self._done / seconds),
-                seconds * (total / self._done - 1),
+                *(self.done, total, 100 * self.done / total, self._rows, self.done / seconds),
+                seconds * (total / self.done - 1),
             )
 
 
@@ -494,17 +500,24 @@ class _Failures:
     def add(self, device_id: str, error: Exception) -> None:
         if _concerns_all(error):
             raise error
-        self.errors[device_id] = error
+        # Without traceback and context: their frames hold the pages of the device.
+        error.__cause__ = error.__context__ = None
+        self.errors[device_id] = error.with_traceback(None)
         if len(self.errors) <= _NAMED_DEVICES:
             log.warning("Device %s failed: %s", device_id, _describe(error))
         self._in_a_row += isinstance(error, (ServerError, TransportError))
         if self._in_a_row >= _MAX_FAILURES_IN_A_ROW:
-            raise self._error(f"{self._in_a_row} devices failed one after the other, so the rest was not tried. ")
+            note = f"{self._in_a_row} devices failed one after the other, so the other {self._untried} were not tried. "
+            raise self._error(note)
 
     def check(self) -> None:
         """Raise an error that names the failed devices, if there are any."""
         if self.errors:
             raise self._error()
+
+    @property
+    def _untried(self) -> int:
+        return self._crew.total - self._crew.done - len(self.errors)
 
     def _error(self, note: str = "") -> UnleashError:
         named = "".join(f"\n{device_id}: {_describe(error)}" for device_id, error in self._first())
@@ -513,11 +526,12 @@ class _Failures:
             f"{len(self.errors)} of {len(self._crew.devices)} devices failed. {note}{self._consequence}.{named}"
             f"{f'{chr(10)}and {more} more' if more > 0 else ''}"
         )
-        transient = [error for error in self.errors.values() if not isinstance(error, PermanentError)]
+        facts = {"errors": self.errors, "untried": self._untried}
+        transient = [error for error in self.errors.values() if isinstance(error, TransientError)]
         if not transient:
-            return PermanentPartialExtractionError(message, errors=self.errors)
-        delays = [error.retry_after for error in transient if isinstance(error, TransientError) and error.retry_after]
-        return PartialExtractionError(message, errors=self.errors, retry_after=max(delays, default=None))
+            return PermanentPartialExtractionError(message, **facts)
+        delays = [error.retry_after for error in transient if error.retry_after]
+        return PartialExtractionError(message, retry_after=max(delays, default=None), **facts)
 
     def _first(self) -> list[tuple[str, Exception]]:
         return sorted(self.errors.items())[:_NAMED_DEVICES]

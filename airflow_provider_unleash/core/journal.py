@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # A killed try forgets what it has landed since the journal was last saved.
 SAVE_SECONDS = 5.0
+# A killed try leaves a part of a file, with another name.
+_FILE_NAME = re.compile(r"(\d{5})\.landed")
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -58,8 +61,8 @@ class Journal:
         """
         Return what failed tries have landed, by device.
 
-        ``completed`` are the entries of the window's manifests: a journal with these belongs to a task that succeeded,
-        but could not remove it.
+        ``completed`` are the entries of the window's manifests. A record that is not newer than these belongs to a task
+        that succeeded, but could not remove its journal.
         """
         if not self._resume_within:
             return {}
@@ -72,18 +75,25 @@ class Journal:
                 continue
             if file.source == self._source and time.time() - file.saved_at <= self._resume_within:
                 records |= {record.entry.device_id: record for record in file.records}
-        done = set(completed)
-        return {device_id: record for device_id, record in records.items() if record.entry not in done}
+        completed_at = {entry.device_id: entry.extracted_at for entry in completed}
+        return {
+            device_id: record
+            for device_id, record in records.items()
+            if record.entry.extracted_at > completed_at.get(device_id, "")
+        }
 
     def _list_files(self) -> list[FolderPath]:
         self._folder.fs.invalidate_cache(self._folder.path)
         try:
             names = sorted(str(found).rpartition("/")[2] for found in self._folder.fs.find(self._folder.path))
+        except FileNotFoundError:
+            return []
         except Exception as error:
             log.warning("Cannot list %s, so all devices are extracted: %s", self._folder, error)
             return []
-        self._files = 1 + max((int(name[:5]) for name in names), default=-1)
-        return [self._folder / name for name in names]
+        files = [found for name in names if (found := _FILE_NAME.fullmatch(name))]
+        self._files = 1 + max((int(found[1]) for found in files), default=-1)
+        return [self._folder / found[0] for found in files]
 
     def add(self, record: Record) -> None:
         """Keep a record; save all that are not saved yet, every few seconds."""

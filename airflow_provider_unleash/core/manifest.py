@@ -119,7 +119,7 @@ class Tree:
         """Read the newest entry of each device in the window."""
         folder, _, name = window_name(self.window).partition("/")
         parent = self.dst / MANIFESTS / folder
-        found = [parent / other for other in _list_names(parent) if other.startswith(f"{name}.")]
+        found = [parent / other for other in _list_manifests(parent) if other.startswith(f"{name}.")]
         entries = [entry for path in found for entry in read_manifest(path)]
         return {entry.device_id: entry for entry in sorted(entries, key=lambda entry: entry.extracted_at)}
 
@@ -133,9 +133,9 @@ def open_tree(dst: FolderPath, window: Window, layout: Layout) -> Tree:
     :raises InvalidArgumentError: if the tree has objects of another layout or format.
     """
     root = dst / MANIFESTS
-    folders = set(_list_names(root))
+    folders = {name for name in _list_names(root) if name.startswith("start_date=")}
     near = sorted(folders & {f"start_date={day}" for day in _iter_days_near(window)})
-    names = [f"{folder}/{name}" for folder in near for name in _list_names(root / folder)]
+    names = [f"{folder}/{name}" for folder in near for name in _list_manifests(root / folder)]
     windows = {found for name in names if (found := parse_window(name))}
     overlapping = sorted({window_name(other) for other in windows if _overlap(other, window)} - {window_name(window)})
     if overlapping:
@@ -145,9 +145,14 @@ def open_tree(dst: FolderPath, window: Window, layout: Layout) -> Tree:
         )
     if not names and folders:
         last = max(folders)
-        names = [f"{last}/{name}" for name in _list_names(root / last)]
+        names = [f"{last}/{name}" for name in _list_manifests(root / last)]
     _check_layout(dst, reversed(names), layout)
     return Tree(dst, window, tuple(overlapping))
+
+
+def _list_manifests(folder: FolderPath) -> list[str]:
+    """List the manifests only: a killed task leaves a part of one, with another ending."""
+    return [name for name in _list_names(folder) if name.endswith(".manifest")]
 
 
 def _list_names(folder: FolderPath) -> list[str]:

@@ -23,7 +23,6 @@ from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import NewConnectionError
 from urllib3.exceptions import TimeoutError as PoolTimeoutError
 
 from airflow_provider_unleash import __version__
@@ -450,11 +449,7 @@ def _own_error(url: str, error: Exception, cause: str, *, was_sent: bool) -> Unl
             reason="tls",
             url=url,
         )
-    if (
-        is_network
-        and isinstance(_cause_of(error), PoolTimeoutError)
-        and not isinstance(_cause_of(error), NewConnectionError)
-    ):
+    if was_sent and is_network and isinstance(_cause_of(error), PoolTimeoutError):
         return TransportError(message, reason="timeout", url=url)
     if not was_sent and not is_network:
         return InvalidArgumentError(
@@ -464,4 +459,6 @@ def _own_error(url: str, error: Exception, cause: str, *, was_sent: bool) -> Unl
         )
     if was_sent and not isinstance(error, requests.ConnectionError):
         return TransportError(f"{message}. The response was truncated or damaged", reason="truncated", url=url)
+    if was_sent:
+        return TransportError(f"{message}. The connection was closed before a response", reason="reset", url=url)
     return TransportError(f"{message}. Check the host, port, proxy and firewall", reason="connection", url=url)
