@@ -25,7 +25,7 @@ _HEAD_BYTES = 1 << 16
 _MAX_HEADS = 5
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """
     One line of a manifest: a device in a window.
 
@@ -77,14 +77,15 @@ def publish_manifest(
 def read_manifest(path: FolderPath) -> list[Entry]:
     """Return the entries of a manifest, or none if it does not exist."""
     try:
-        return _parse_lines(path, path.fs.cat_file(path.path).splitlines())
+        return parse_manifest(path, path.fs.cat_file(path.path))
     except FileNotFoundError:
         return []
 
 
-def _parse_lines(path: FolderPath, lines: Iterable[bytes]) -> list[Entry]:
+def parse_manifest(path: object, data: bytes) -> list[Entry]:
+    """Return the entries in the content of a manifest; errors name ``path``."""
     try:
-        return list(map(_LINE.decode, lines))
+        return _LINE.decode_lines(data)
     except msgspec.DecodeError as error:
         raise InvalidArgumentError(f"{path} is not a manifest ({error}). Remove it", argument="dst") from None
 
@@ -119,7 +120,7 @@ class Tree:
         """Read the newest entry of each device in the window."""
         folder, _, name = window_name(self.window).partition("/")
         parent = self.dst / MANIFESTS / folder
-        found = [parent / other for other in _list_manifests(parent) if other.startswith(f"{name}.")]
+        found = [parent / other for other in list_manifests(parent) if other.startswith(f"{name}.")]
         entries = [entry for path in found for entry in read_manifest(path)]
         return {entry.device_id: entry for entry in sorted(entries, key=lambda entry: entry.extracted_at)}
 
@@ -133,11 +134,11 @@ def open_tree(dst: FolderPath, window: Window, layout: Layout) -> Tree:
     :raises InvalidArgumentError: if the tree has objects of another layout or format.
     """
     root = dst / MANIFESTS
-    folders = {name for name in _list_names(root) if name.startswith("start_date=")}
-    near = sorted(folders & {f"start_date={day}" for day in _iter_days_near(window)})
-    names = [f"{folder}/{name}" for folder in near for name in _list_manifests(root / folder)]
+    folders = {name for name in list_names(root) if name.startswith("start_date=")}
+    near = sorted(folders & {f"start_date={day}" for day in iter_days_near(window)})
+    names = [f"{folder}/{name}" for folder in near for name in list_manifests(root / folder)]
     windows = {found for name in names if (found := parse_window(name))}
-    overlapping = sorted({window_name(other) for other in windows if _overlap(other, window)} - {window_name(window)})
+    overlapping = sorted({window_name(other) for other in windows if overlap(other, window)} - {window_name(window)})
     if overlapping:
         log.warning(
             "%s has other windows of the same time, so their rows are there twice: %s%s",
@@ -145,17 +146,18 @@ def open_tree(dst: FolderPath, window: Window, layout: Layout) -> Tree:
         )
     if not names and folders:
         last = max(folders)
-        names = [f"{last}/{name}" for name in _list_manifests(root / last)]
+        names = [f"{last}/{name}" for name in list_manifests(root / last)]
     _check_layout(dst, reversed(names), layout)
     return Tree(dst, window, tuple(overlapping))
 
 
-def _list_manifests(folder: FolderPath) -> list[str]:
+def list_manifests(folder: FolderPath) -> list[str]:
     """List the manifests only: a killed task leaves a part of one, with another ending."""
-    return [name for name in _list_names(folder) if name.endswith(".manifest")]
+    return [name for name in list_names(folder) if name.endswith(".manifest")]
 
 
-def _list_names(folder: FolderPath) -> list[str]:
+def list_names(folder: FolderPath) -> list[str]:
+    """Return the names in a folder, or none if it does not exist."""
     folder.fs.invalidate_cache(folder.path)
     try:
         return [str(found).rstrip("/").rpartition("/")[2] for found in folder.fs.ls(folder.path, detail=False)]
@@ -163,7 +165,7 @@ def _list_names(folder: FolderPath) -> list[str]:
         return []
 
 
-def _iter_days_near(window: Window) -> Iterator[date]:
+def iter_days_near(window: Window) -> Iterator[date]:
     """Yield the days of the window, and those on which a longer window that contains its start may begin."""
     first, last = window.start.date(), window.end.date()
     for days in range(-7, (last - first).days + 1):  # a week before, for weeks that begin on any day
@@ -173,7 +175,8 @@ def _iter_days_near(window: Window) -> Iterator[date]:
         yield first.replace(month=month, day=1) - timedelta(days=1)  # in a time zone east of UTC
 
 
-def _overlap(one: Window, other: Window) -> bool:
+def overlap(one: Window, other: Window) -> bool:
+    """Return whether two windows share time."""
     return one.start_ms < other.end_ms and other.start_ms < one.end_ms
 
 
@@ -196,6 +199,6 @@ def _object_in_head(path: FolderPath) -> str | None:
     """Return the name of the first object in a manifest, if its first lines have one."""
     with suppress(FileNotFoundError):  # removed meanwhile
         head = path.fs.cat_file(path.path, start=0, end=_HEAD_BYTES)
-        lines = head.splitlines()[: -1 if len(head) == _HEAD_BYTES else None]
-        return next((entry.path for entry in _parse_lines(path, lines) if entry.path), None)
+        complete = head[: head.rfind(b"\n") + 1] if len(head) == _HEAD_BYTES else head
+        return next((entry.path for entry in parse_manifest(path, complete) if entry.path), None)
     return None

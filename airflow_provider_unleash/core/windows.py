@@ -208,9 +208,13 @@ def plan_windows(start: object, end: object, *, every: object, timezone: object 
     if span is None or step is None:
         missing = "every" if span else "start"
         raise InvalidArgumentError(f"{missing} is missing", argument=missing)
+    return list(iter_steps(span, step, calendar_zone(start, timezone)))
+
+
+def calendar_zone(start: object, timezone: object) -> tzinfo:
+    """Return the time zone whose calendar steps follow: ``timezone`` if given, else that of ``start``, else UTC."""
     moment = parse_moment_string(start.strip(), "start") if isinstance(start, str) else start
-    zone = parse_timezone(timezone) or parse_timezone(getattr(moment, "tzinfo", None)) or UTC
-    return list(iter_steps(span, step, zone))
+    return parse_timezone(timezone) or parse_timezone(getattr(moment, "tzinfo", None)) or UTC
 
 
 def iter_steps(span: Window, step: timedelta, zone: tzinfo) -> Iterator[Window]:
