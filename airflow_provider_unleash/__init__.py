@@ -73,6 +73,7 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         **{kind: [{"integration-name": name, "python-modules": [module]}] for kind, module in modules.items()},
+        "cli": ["airflow_provider_unleash.commands.get_commands"],  # Airflow 3.2; earlier versions ignore it
         "connection-types": [
             {
                 "connection-type": "unleash",

@@ -19,7 +19,14 @@ from tests.support.python_processes import BLOCK, run_code
 
 PACKAGE = Path(airflow_provider_unleash.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
-CORE = [*(f"core.{path.stem}" for path in PACKAGE.glob("core/*.py")), "client", "exceptions", "simulator", "window"]
+CORE = [
+    *(f"core.{path.stem}" for path in PACKAGE.glob("core/*.py")),
+    "client",
+    "coverage",
+    "exceptions",
+    "simulator",
+    "window",
+]
 
 
 def test_the_core_is_imported_and_works_without_airflow():
@@ -96,6 +103,7 @@ def test_importing_a_module_causes_no_warning(imported):
 DOCUMENTED = {
     "assets": "asset_of",
     "client": "UnleashClient",
+    "coverage": "read_coverage",
     "exceptions": "UnleashError TransientError PermanentError",
     "hooks": "UnleashHook",
     "operators": "UnleashToObjectStorageOperator UnleashGetAnalyticsOperator UnleashListDevicesOperator "

@@ -159,6 +159,11 @@ class Coverage:
         """Return the time of the oldest line about a device in a window, if there are several."""
         return self._first_extracted_at[number].get(device_id)
 
+    def max_rows(self) -> int:
+        """Return the most rows of a cell."""
+        entries = (found.get(device_id) for found in self._entries for device_id in self.device_ids)
+        return max((entry.rows for entry in entries if entry), default=0)
+
     def counts(self) -> dict[State, int]:
         """Return the number of cells by state."""
         counter = Counter(chain.from_iterable(map(self.states_of, self.device_ids)))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
@@ -11,12 +16,18 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_unleash.client import UnleashClient
+from airflow_provider_unleash.core.account import land_account
+from airflow_provider_unleash.core.coverage_page import render_page
+from airflow_provider_unleash.core.coverage_text import Screen, format_report
 from airflow_provider_unleash.core.manifest import Entry, Layout, publish_manifest
 from airflow_provider_unleash.core.moments import format_ms
 from airflow_provider_unleash.core.names import MANIFESTS, object_name, window_name
 from airflow_provider_unleash.coverage import Cell, Coverage, Gap, read_coverage
 from airflow_provider_unleash.exceptions import InvalidArgumentError
+from airflow_provider_unleash.simulator import Simulator
 from airflow_provider_unleash.window import Window, plan_windows
+from tests.support.python_processes import import_root
 
 UTC = timezone.utc
 HOUR_MS = 3_600_000
@@ -241,3 +252,157 @@ def test_a_damaged_manifest_is_an_error_that_names_it(folder: Any, tmp_path: Pat
     manifest.write_text(manifest.read_text()[:-10])
     with pytest.raises(InvalidArgumentError, match=manifest.name):
         read(folder)
+
+
+# ---- the command line and the page ---------------------------------------------------------------
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "airflow_provider_unleash.coverage", *map(str, arguments)]
+    variables = import_root({**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8", **environment})
+    return subprocess.run(command, env=variables, capture_output=True, text=True, encoding="utf-8", check=False)
+
+
+def options(**values: str) -> list[str]:
+    return [part for name, value in {**MAY, **values}.items() for part in (f"--{name}", value)]
+
+
+@pytest.fixture
+def tree(folder: Any, tmp_path: Path) -> Path:
+    """Return a tree in which W1 misses two days and W2 is empty, unsettled on one day, and late on another."""
+    for number, day in enumerate(DAYS):
+        rows, hours = (0, 50) if number == 4 else (1000 * number + 1, 2 if number else -1)
+        entries = {"W2": make_entry("W2", day, rows=0 if number else 7, hours=hours)}
+        if number not in (2, 3):
+            entries["W1"] = make_entry("W1", day, rows=rows)
+        publish_manifest(folder, None, day, entries)
+    return tmp_path
+
+
+def test_the_command_prints_a_heat_map_and_the_gaps(tree: Path) -> None:
+    done = run(tree, *options(settle="PT1H"))
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert "W1 ░░XX·██" in lines
+    assert "W2 ?······" in lines
+    assert "4 landed, 7 empty, 1 unsettled, 2 missing" in lines
+    assert "  2026-05-03  2026-05-05  2 windows  W1" in lines
+    assert "  2026-05-01  2026-05-02  1 window  W2" in lines
+
+
+def test_the_exit_code_is_0_if_nothing_is_missing_even_if_unsettled(tree: Path) -> None:
+    done = run(tree, *options(devices="W2", settle="P2D"))
+    assert done.returncode == 0, done.stderr
+    assert "0 missing" in done.stdout
+
+
+def test_json_has_the_gaps_and_every_cell(tree: Path) -> None:
+    done = run(tree, *options(devices="W1,W3"), "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert found["counts"] == {"landed": 4, "empty": 1, "unsettled": 0, "missing": 9}
+    assert found["missing"] == [
+        {"device_id": "W1", "start": "2026-05-03T00:00:00Z", "end": "2026-05-05T00:00:00Z", "windows": 2},
+        {"device_id": "W3", "start": "2026-05-01T00:00:00Z", "end": "2026-05-08T00:00:00Z", "windows": 7},
+    ]
+    assert len(found["cells"]) == 14
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (options(every="fortnight"), "every='fortnight' must be one of"),
+        (options(start="yesterday"), "start='yesterday' is not an ISO 8601 date"),
+        (options(settle="2 days"), "settle='2 days' is not a duration"),
+        (options(devices="W1,,W2"), "device_id must be a non-empty string"),
+        (options(timezone="Mars"), "timezone='Mars' is not a time zone"),
+        ([], "the following arguments are required: --start, --end, --every"),
+        ([*options(), "--html", "/nowhere/page.html"], "/nowhere/page.html"),
+    ],
+)
+def test_a_wrong_option_is_explained_with_exit_code_2(tree: Path, arguments: list[str], words: str) -> None:
+    done = run(tree, *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_without_manifests_is_not_complete(tmp_path: Path) -> None:
+    done = run(tmp_path, *options())
+    assert done.returncode == 1
+    assert f"{tmp_path} has no manifests of such windows" in done.stderr
+
+
+def test_a_terminal_without_unicode_gets_ascii(tree: Path) -> None:
+    done = run(tree, *options(), PYTHONIOENCODING="ascii")
+    assert done.returncode == 1
+    assert done.stdout.isascii()
+    assert "W1 11XX" in done.stdout
+
+
+def test_a_narrow_terminal_and_many_devices_hide_no_gap(folder: Any) -> None:
+    for number, day in enumerate(plan_windows("2026-01-01", "2026-05-01", every="day")):
+        land(folder, day, [camera for camera in CAMERAS if (camera, number) != ("W150", 77)])
+    coverage = read(folder, CAMERAS, start="2026-01-01", end="2026-05-01")
+    lines = format_report(coverage, Screen(columns=60, lines=10)).splitlines()
+    [line] = [line for line in lines if line.startswith("W150 ")]
+    assert line.count("X") == 1
+    assert max(map(len, lines)) < 90
+    assert sum(line.startswith("W") for line in lines) == 10
+
+
+def read_data(page: str) -> dict[str, Any]:
+    """Return the data that the page's script reads."""
+    return json.loads(page.partition('id="data">')[2].partition("</script>")[0])  # type: ignore[no-any-return]
+
+
+def test_the_page_has_every_cell(tree: Path) -> None:
+    page = tree / "page.html"
+    assert run(tree, *options(settle="PT1H"), "--html", page).returncode == 1
+    data = read_data(page.read_text(encoding="utf-8"))
+    assert data["ids"] == ["W1", "W2"]
+    assert [device["states"] for device in data["devices"]] == ["llmmell", "ueeeeee"]
+    assert data["devices"][0]["rows"] == [1, 1001, 0, 0, 0, 5001, 6001]
+    assert data["devices"][1]["last"] == [-3600, *[7200] * 3, 180_000, 7200, 7200]
+    assert data["runs"] == [["daily", "run"]]
+    assert data["devices"][0]["paths"] == {}  # all have the names that the script gives them
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_is_small(folder: Any) -> None:
+    span = {"start": "2026-05-01", "end": "2026-06-01"}
+    cameras = [f"Wb8fabc31378ce{number:04}" for number in range(1000)]
+    for day in plan_windows(**span, every="day"):
+        land(folder, day, cameras, rows=1_234_567)
+    page = render_page(read(folder, cameras, **span), str(folder))
+    assert len(page) < 3_000_000
+    assert not re.findall(r"https?:|url\(|@import|src=", page)
+
+
+def test_text_in_the_page_is_not_markup(folder: Any) -> None:
+    odd = "</script><!--gaps--><b>&".replace("/", "")
+    for day in DAYS[1:]:
+        land(folder, day, [odd], run_id="</script><script>alert(1)</script>")
+    page = render_page(read(folder, [odd]), "file:///<i>&")
+    assert page.count("</script>") == page.count("<script") == 2
+    assert "<b>" not in page.partition("<script")[0]
+    assert "<i>" not in page
+    assert read_data(page)["ids"] == [odd]
+
+
+@pytest.mark.parametrize("split_by_device", [True, False])
+def test_the_command_that_the_page_copies_heals_a_gap(folder: Any, tmp_path: Path, split_by_device: bool) -> None:
+    with Simulator(devices=("W1", "W2"), rows_per_day=48) as sim:
+        with UnleashClient(sim.api_key, sim.base_url, mask_stream_tokens=False) as client:
+            for day in (DAYS[0], *DAYS[3:]):
+                land_account(client, None, day, folder, compression="gzip", split_by_device=split_by_device)
+        command = read_data(render_page(read(folder), str(folder)))["command"]
+        gap = json.dumps([[day.start_ms, day.end_ms] for day in DAYS[1:3]])
+        command = command.replace("__WINDOWS__", gap).replace("__DEVICES__", '["W1"]' if split_by_device else "None")
+        command = command.replace('["UNLEASH_API_KEY"])', f'["UNLEASH_API_KEY"], "{sim.base_url}")')
+        command = command.replace("python -", f"{sys.executable} -")
+        environment = import_root({**os.environ, "UNLEASH_API_KEY": sim.api_key})
+        subprocess.run(["bash", "-ec", command], env=environment, cwd=tmp_path, check=True)
+    coverage = read(folder, ["W1", "W2"])
+    assert coverage.states_of("W1") == ["landed"] * 7
+    assert coverage.states_of("W2").count("missing") == (2 if split_by_device else 0)

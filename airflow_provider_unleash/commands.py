@@ -1,0 +1,38 @@
+"""Commands of Airflow's command line, on Airflow 3.2 and later: ``airflow unleash coverage``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from airflow.cli.cli_config import ActionCommand, Arg, CLICommand, GroupCommand, lazy_load_command
+
+if TYPE_CHECKING:
+    from airflow_provider_unleash.core.stores import FolderPath
+
+
+def get_commands() -> list[CLICommand]:
+    """Return the commands; Airflow finds this function in the provider's metadata."""
+    from airflow_provider_unleash.coverage import ARGUMENTS, DESCRIPTION
+
+    coverage = ActionCommand(
+        name="coverage",
+        help="Show which windows of which devices have landed",
+        description=DESCRIPTION,
+        func=lazy_load_command("airflow_provider_unleash.commands.show_coverage"),
+        args=[Arg(flags, **options) for flags, options in ARGUMENTS],
+    )
+    return [GroupCommand(name="unleash", help="Look after data from Unleash live", subcommands=[coverage])]
+
+
+def show_coverage(arguments: argparse.Namespace) -> None:
+    """Print the coverage of a folder whose URL may have an Airflow connection in it, and exit."""
+    from airflow_provider_unleash.coverage import show
+    from airflow_provider_unleash.folders import check_folder, open_folder
+
+    def open_checked(dst: str) -> FolderPath:
+        check_folder(dst)
+        return open_folder(dst)
+
+    sys.exit(show(arguments, open_checked, with_airflow=True))
