@@ -225,11 +225,17 @@ def _check_pip(arguments: list[str]) -> Iterator[str]:
 
 
 def _check_module(arguments: list[str]) -> Iterator[str]:
-    if arguments[:2] != ["-m", "airflow_provider_unleash.simulator"]:
+    from airflow_provider_unleash import coverage
+    from airflow_provider_unleash.simulator import __main__ as simulator
+
+    parsers = {
+        "-m airflow_provider_unleash.coverage": coverage.build_parser,
+        "-m airflow_provider_unleash.simulator": simulator.build_parser,
+    }
+    build_parser = parsers.get(" ".join(arguments[:2]))
+    if build_parser is None:
         yield f"no test runs python {' '.join(arguments)}"
         return
-    from airflow_provider_unleash.simulator.__main__ import build_parser
-
     output = StringIO()
     try:
         with redirect_stderr(output):

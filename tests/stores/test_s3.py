@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import gc
+import json
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from upath import UPath
 
+from airflow_provider_unleash.client import UnleashClient
+from airflow_provider_unleash.core.account import land_account
 from airflow_provider_unleash.core.formats import open_object
+from airflow_provider_unleash.coverage import read_coverage, show
 from airflow_provider_unleash.exceptions import ServerError
+from airflow_provider_unleash.folders import open_folder
 from airflow_provider_unleash.simulator import Fault, Simulator
+from airflow_provider_unleash.window import plan_windows
 from tests.support.s3_lake import connection_to, open_client
 from tests.support.seaweedfs import serve_s3
 from tests.support.store_cases import NAME, ProcessCases, StoreCases, extract, page_of, path_of
@@ -114,3 +123,24 @@ class TestS3(StoreCases):
 
 class TestS3Processes(ProcessCases):
     pass
+
+
+def test_coverage_reads_manifests_through_a_connection_or_the_environment(
+    lake: S3Store, serve: Callable[..., Simulator], connect: Callable[..., None], tmp_path: Path, capsys: Any
+) -> None:
+    sim = serve(devices=("W1", "W2"), rows_per_day=48)
+    connect(conn_id="my_lake", **connection_to(lake.endpoint))
+    days = plan_windows("2026-05-01", "2026-05-04", every="day")
+    with UnleashClient(sim.api_key, sim.base_url, mask_stream_tokens=False) as client:
+        for day in days[:2]:
+            land_account(client, None, day, open_folder("s3://my_lake@lake/unleash"))
+    page = tmp_path / "page.html"
+    span = {"start": "2026-05-01", "end": "2026-05-04", "every": "day"}
+    arguments = Namespace(
+        **span, dst="s3://my_lake@lake/unleash", devices=None, timezone=None, settle=None, json=True, html=page
+    )
+    assert show(arguments, open_folder, with_airflow=True) == 1
+    assert json.loads(capsys.readouterr().out)["counts"] == {"landed": 4, "empty": 0, "unsettled": 0, "missing": 2}
+    assert "open_folder('s3://my_lake@lake/unleash')" in page.read_text()
+    environment = UPath("s3://lake/unleash", **open_folder(arguments.dst).fs.storage_options)
+    assert read_coverage(environment, device_ids=["W1"], **span).states_of("W1") == ["landed", "landed", "missing"]
