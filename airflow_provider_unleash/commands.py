@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from airflow.cli.cli_config import ActionCommand, Arg, CLICommand, GroupCommand, lazy_load_command
+from airflow.cli.cli_config import ARG_VERBOSE, ActionCommand, Arg, CLICommand, GroupCommand, lazy_load_command
+from airflow.utils.cli import suppress_logs_and_warning
 
 if TYPE_CHECKING:
     from airflow_provider_unleash.core.stores import FolderPath
@@ -21,11 +22,12 @@ def get_commands() -> list[CLICommand]:
         help="Show which windows of which devices have landed",
         description=DESCRIPTION,
         func=lazy_load_command("airflow_provider_unleash.commands.show_coverage"),
-        args=[Arg(flags, **options) for flags, options in ARGUMENTS],
+        args=[*(Arg(flags, **options) for flags, options in ARGUMENTS), ARG_VERBOSE],
     )
     return [GroupCommand(name="unleash", help="Look after data from Unleash live", subcommands=[coverage])]
 
 
+@suppress_logs_and_warning  # they would be in the way of --json
 def show_coverage(arguments: argparse.Namespace) -> None:
     """Print the coverage of a folder whose URL may have an Airflow connection in it, and exit."""
     from airflow_provider_unleash.coverage import show

@@ -13,9 +13,10 @@ import pytest
 from upath import UPath
 
 from airflow_provider_unleash.client import UnleashClient
+from airflow_provider_unleash.commands import show_coverage
 from airflow_provider_unleash.core.account import land_account
 from airflow_provider_unleash.core.formats import open_object
-from airflow_provider_unleash.coverage import read_coverage, show
+from airflow_provider_unleash.coverage import read_coverage
 from airflow_provider_unleash.exceptions import ServerError
 from airflow_provider_unleash.folders import open_folder
 from airflow_provider_unleash.simulator import Fault, Simulator
@@ -134,13 +135,15 @@ def test_coverage_reads_manifests_through_a_connection_or_the_environment(
     with UnleashClient(sim.api_key, sim.base_url, mask_stream_tokens=False) as client:
         for day in days[:2]:
             land_account(client, None, day, open_folder("s3://my_lake@lake/unleash"))
+    capsys.readouterr()
     page = tmp_path / "page.html"
     span = {"start": "2026-05-01", "end": "2026-05-04", "every": "day"}
-    arguments = Namespace(
-        **span, dst="s3://my_lake@lake/unleash", devices=None, timezone=None, settle=None, json=True, html=page
-    )
-    assert show(arguments, open_folder, with_airflow=True) == 1
+    dst = "s3://my_lake@lake/unleash"
+    unset = dict.fromkeys(("devices", "timezone", "settle", "verbose"))
+    with pytest.raises(SystemExit) as ended:
+        show_coverage(Namespace(**span, **unset, dst=dst, json=True, html=page))
+    assert ended.value.code == 1
     assert json.loads(capsys.readouterr().out)["counts"] == {"landed": 4, "empty": 0, "unsettled": 0, "missing": 2}
     assert "open_folder('s3://my_lake@lake/unleash')" in page.read_text()
-    environment = UPath("s3://lake/unleash", **open_folder(arguments.dst).fs.storage_options)
+    environment = UPath("s3://lake/unleash", **open_folder(dst).fs.storage_options)
     assert read_coverage(environment, device_ids=["W1"], **span).states_of("W1") == ["landed", "landed", "missing"]
