@@ -438,6 +438,12 @@ def test_every_format_column_and_choice_is_documented() -> None:
     assert [*shown.items()] == [*columns_of(None).items()]
 
 
+def test_every_field_of_a_manifest_is_documented_in_its_order() -> None:
+    from airflow_provider_unleash.core.manifest import Entry
+
+    assert [code_in(row[0]) for row in rows_under(page("account"), "field")] == [*Entry.__struct_fields__]
+
+
 def test_every_public_name_is_in_the_readme_and_in_the_reference() -> None:
     named = {code_in(row[0]) for row in rows_under((ROOT / "README.md").read_text(), "import")}
     for name in named:
