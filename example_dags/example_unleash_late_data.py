@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from datetime import datetime, timedelta, timezone
 
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.sdk import DAG
 from airflow.timetables.interval import CronDataIntervalTimetable
 
-from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
+from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator
 
 LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash").rstrip("/") + "_late_data"
 
@@ -28,23 +28,12 @@ with DAG(
     max_active_runs=1,  # two consecutive nights write the same days
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
 ) as dag:
-    devices = UnleashListDevicesOperator(task_id="list_devices")
-    extractions = []
     for days_ago in (2, 1, 0):
-        extract = UnleashToObjectStorageOperator.partial(
+        UnleashAccountToObjectStorageOperator(
             task_id=f"extract_{days_ago}_days_ago",
             dst=LAKE,
             file_format="parquet",
             start=f"{{{{ data_interval_start.subtract(days={days_ago}) }}}}",
             end=f"{{{{ data_interval_end.subtract(days={days_ago}) }}}}",
-            on_empty="skip",
-            max_active_tis_per_dagrun=4,
-        ).expand(device_id=devices.output)
-        extractions.append(extract)
-
-    @task(trigger_rule="none_failed")
-    def done() -> None:
-        """Run once the rows of every device have landed."""
-
-    extractions >> done()
+        )
 # [END late_data]

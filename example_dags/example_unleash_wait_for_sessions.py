@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from airflow.providers.common.compat.sdk import DAG
 from airflow.timetables.interval import CronDataIntervalTimetable
 
-from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
+from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator
 from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
 
 LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash").rstrip("/") + "_wait_for_sessions"
@@ -31,10 +31,9 @@ with DAG(
         timeout=6 * 60 * 60,
         soft_fail=True,  # skip a day without sessions instead of failing
     )
-    devices = UnleashListDevicesOperator(task_id="list_devices")
-    extract = UnleashToObjectStorageOperator.partial(
-        task_id="extract", dst=LAKE, file_format="jsonl", compression="gzip", max_active_tis_per_dagrun=4
-    ).expand(device_id=devices.output)
+    extract = UnleashAccountToObjectStorageOperator(
+        task_id="extract", dst=LAKE, file_format="jsonl", compression="gzip"
+    )
 
-    wait >> devices
+    wait >> extract
 # [END wait_for_sessions]

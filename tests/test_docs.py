@@ -17,7 +17,7 @@ import airflow_provider_unleash
 from airflow_provider_unleash import exceptions
 from airflow_provider_unleash.client import UnleashClient
 from airflow_provider_unleash.hooks import UnleashHook, open_client
-from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
+from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator, UnleashToObjectStorageOperator
 from tests.support.paths import ROOT, TESTS
 from tests.support.sample_day import STREET, make_context
 from tools.docs_snippets import CODE, Block, documents, find_faults, read_blocks, read_commands
@@ -196,18 +196,22 @@ def try_json(serve, tmp_path: Path) -> Callable[[str], None]:
             check_client(Connection(conn_id="x", conn_type="unleash", password="key", extra=json.dumps(shown)))
             return
         serve()
-        arguments: dict[str, Any] = {"device_id": STREET, "dst": f"file://{tmp_path}", "file_format": "parquet"}
-        summary = UnleashToObjectStorageOperator(task_id="t", **arguments).execute(make_context())
-        of_run = ("pages", "rows", "seconds", "requests", "files")
-        assert {name: type(value) for name, value in shown.items()} == {n: type(v) for n, v in summary.items()}
-        assert [*shown] == [*summary]
-        assert {name: shown[name] for name in shown if name not in of_run} == {
-            name: summary[name] for name in summary if name not in of_run
-        }
-        [file], [written] = shown["files"], summary["files"]
-        assert [*file] == [*written]
-        assert all(file[name].endswith(written[name].removeprefix(f"file://{tmp_path}/")) for name in ("path", "url"))
-        assert (shown["pages"], shown["rows"], file["rows"]) == (summary["pages"], summary["rows"], written["rows"])
+        arguments: dict[str, Any] = {"task_id": "t", "dst": f"file://{tmp_path}", "file_format": "parquet"}
+        operator = (
+            UnleashToObjectStorageOperator(device_id=STREET, **arguments)
+            if "device_id" in shown
+            else UnleashAccountToObjectStorageOperator(**arguments)
+        )
+        summary = operator.execute(make_context())
+        varying = ("seconds", "requests", "bytes", "path", "url", "files", "manifest")
+        [place], [written] = ([*facts.get("files", ()), facts.get("manifest")][:1] for facts in (shown, summary))
+        for one, other in ((shown, summary), (place, written)):
+            assert {name: type(value) for name, value in one.items()} == {n: type(v) for n, v in other.items()}
+            assert [*one] == [*other]
+            assert {n: v for n, v in one.items() if n not in varying} == {
+                n: v for n, v in other.items() if n not in varying
+            }
+        assert all(place[name].endswith(written[name].removeprefix(f"file://{tmp_path}/")) for name in ("path", "url"))
 
     return try_json
 
@@ -364,8 +368,7 @@ def test_each_parameter_of_an_operator_is_documented_with_its_default_and_whethe
     operator = getattr(importlib.import_module("airflow_provider_unleash.operators"), name)
     sections = sections_of(page("operators"))
     texts = [sections["Operators"], sections[name]]
-    if "#device-and-window" in sections[name]:
-        texts.append(sections["Device and window"])
+    texts += [sections[title] for title in ("Window", "Storage") if f"(#{title.lower()})" in sections[name]]
     documented: dict[str, Any] = {}
     for text in texts:
         assert not documented.keys() & documented_in(text).keys()
@@ -409,11 +412,11 @@ def test_each_field_of_the_connection_is_documented_with_its_default() -> None:
 def test_every_error_that_a_user_sees_is_explained_once() -> None:
     branches = {"UnleashError", "TransientError", "PermanentError"}
     errors = {name for name in vars(exceptions) if name.endswith("Error")} - branches
-    assert len(errors) == 13
+    assert len(errors) == 15
     rows = [code_in(row[0]) for row in rows_under(page("failures"), "you see")]
     assert sorted(rows) == sorted(errors)
     permanent = [issubclass(getattr(exceptions, name), exceptions.PermanentError) for name in rows]
-    assert permanent == [True] * 8 + [False] * 5  # the page says "the first eight"
+    assert permanent == [True] * 9 + [False] * 6  # the page names the last of the permanent errors
 
 
 def test_the_tree_of_errors_is_that_of_the_code() -> None:
@@ -433,6 +436,12 @@ def test_every_format_column_and_choice_is_documented() -> None:
     assert {code_in(row[0]).strip('"') for row in rows_under(text, "`on_empty`")} == set(get_args(OnEmpty))
     shown = {code_in(row[0]): row[1].replace("\\[ms, UTC\\]", "") for row in rows_under(text, "column")}
     assert [*shown.items()] == [*columns_of(None).items()]
+
+
+def test_every_field_of_a_manifest_is_documented_in_its_order() -> None:
+    from airflow_provider_unleash.core.manifest import Entry
+
+    assert [code_in(row[0]) for row in rows_under(page("account"), "field")] == [*Entry.__struct_fields__]
 
 
 def test_every_public_name_is_in_the_readme_and_in_the_reference() -> None:

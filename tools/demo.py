@@ -137,7 +137,8 @@ def _tree(lake: Path) -> Iterator[str]:
     for path in sorted(lake.rglob("*")):
         line = f"{'  ' * len(path.relative_to(lake).parts)}{path.name}"
         if path.is_file():
-            line = f"{line:<50}{rows.get(str(path), 0):>6,} rows{path.stat().st_size:>9,} bytes"
+            count = f"{rows[str(path)]:>6,} rows" if str(path) in rows else ""
+            line = f"{line:<50}{count:<11}{path.stat().st_size:>9,} bytes"
         yield line
 
 

@@ -110,7 +110,7 @@ def _greet(stage: Stage, run_url: str) -> None:
   files        {stage.lake}
   log          {stage.log}
 
-{DAILY} is running: yesterday's rows of every device become Parquet files. To see the tasks, open the first run.
+{DAILY} is running: yesterday's rows of every device become Parquet files. To see its tasks, open the first run.
 Turn on other examples as you like; each writes to a folder of its own. Press Ctrl-C to stop.
 """,
         flush=True,

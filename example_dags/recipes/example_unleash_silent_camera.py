@@ -8,14 +8,15 @@ webhook's path.
 from __future__ import annotations
 
 # [START silent_camera]
+import json
 import os
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, BaseHook, task
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, BaseHook, ObjectStoragePath, task
 from airflow.timetables.interval import CronDataIntervalTimetable
 
-from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
+from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator
 
 LAKE = os.environ.get("UNLEASH_LAKE", "s3://aws_default@lake/unleash").rstrip("/") + "_silent_camera"
 
@@ -39,24 +40,17 @@ with DAG(
     catchup=False,
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
 ) as dag:
-    devices = UnleashListDevicesOperator(task_id="list_devices")
+    extract = UnleashAccountToObjectStorageOperator(task_id="extract", dst=LAKE, file_format="parquet")
 
-    extract = UnleashToObjectStorageOperator.partial(
-        task_id="extract",
-        dst=LAKE,
-        file_format="parquet",
-        on_empty="skip",  # the other devices still land, and nothing is retried
-        max_active_tis_per_dagrun=4,
-    ).expand(device_id=devices.output)
-
-    @task(trigger_rule="none_failed", on_failure_callback=alert)
-    def check_cameras(device_ids, summaries) -> None:
-        """Fail with the ids of the cameras without rows; a skipped camera has no summary."""
-        seen = {summary["device_id"] for summary in (summaries or ())[:] if summary["rows"]}
-        silent = sorted(set(device_ids) - seen)
+    @task(on_failure_callback=alert)
+    def check_cameras(summary) -> None:
+        """Fail with the ids of the cameras without rows. The manifest has a line for each camera."""
+        manifest = ObjectStoragePath(summary["manifest"]["path"]).read_text()
+        cameras = [json.loads(line) for line in manifest.splitlines()]
+        silent = [camera["device_id"] for camera in cameras if camera["rows"] == 0]
         if silent:
             # No retry: these rows were requested a moment ago.
-            raise AirflowFailException(f"No rows from {len(silent)} of {len(device_ids)} cameras: {', '.join(silent)}")
+            raise AirflowFailException(f"No rows from {len(silent)} of {len(cameras)} cameras: {', '.join(silent)}")
 
-    check_cameras(devices.output, extract.output)
+    check_cameras(extract.output)
 # [END silent_camera]

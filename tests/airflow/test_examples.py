@@ -20,6 +20,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
+from airflow_provider_unleash.simulator import Simulator
 from tests.support.airflow_home import dags_folder
 from tests.support.dag_runs import DagRun, dags_of, has_asset_state_store, load_dag, run_dag_file
 from tests.support.expected_rows import contents_in, files_in, rows_by_device
@@ -111,14 +112,17 @@ def test_examples_on_the_same_day_do_not_double_rows_for_the_query_of_the_readme
     assert detections == len(sim.rows(STREET, DAY_START, DAY_END - 1))
 
 
-def test_daily_writes_the_rows_of_every_device_and_skips_a_silent_one(run_example, sim, lake):
+def test_daily_writes_the_rows_of_every_device_and_no_file_of_a_silent_one(run_example, sim, lake):
     run = run_example("daily")
     expected = rows_by_device(sim, DAY_START, DAY_END - 1)
+    assert run.states == {"extract": "success", "report": "success"}
     assert expected[SILENT] == 0
-    assert {device: run.states["extract", index] for index, device in enumerate(sim.devices)} == {
-        device: "success" if rows else "skipped" for device, rows in expected.items()
-    }
     assert run.xcoms["report"] == sum(expected.values())
+    check_files(sim, lake, expected)
+
+
+def check_files(sim: Simulator, lake: Path, expected: dict[str, int]) -> None:
+    """Check that a lake has one file with the day of each device that has rows."""
     assert files_in(lake) == sorted(
         f"device={device}/start_date={DAY_FOLDER}/20260112T000000Z_20260113T000000Z.parquet"
         for device, rows in expected.items()
@@ -129,6 +133,66 @@ def test_daily_writes_the_rows_of_every_device_and_skips_a_silent_one(run_exampl
         table = pq.read_table(lake / name, partitioning=None)
         records = sim.rows(device, DAY_START, DAY_END - 1)
         assert table.column("frame_number").to_pylist() == [record["frame_number"] for record in records]
+
+
+@pytest.mark.slow
+def test_mapped_writes_the_same_files_as_daily_and_skips_the_task_of_a_silent_device(run_example, sim, tree_of):
+    run = run_example("mapped")
+    expected = rows_by_device(sim, DAY_START, DAY_END - 1)
+    assert {device: run.states["extract", index] for index, device in enumerate(sim.devices)} == {
+        device: "success" if rows else "skipped" for device, rows in expected.items()
+    }
+    assert run.xcoms["report"] == sum(expected.values())
+    check_files(sim, tree_of("mapped"), expected)
+
+
+@pytest.mark.slow
+def test_batches_write_the_same_files_as_daily_with_a_task_per_500_devices(run_example, serve, tree_of):
+    sim = serve(devices=(STREET, SILENT, *(f"W{number:04}" for number in range(499))), rows_per_day=10)
+    run = run_example("batches")
+    expected = rows_by_device(sim, DAY_START, DAY_END - 1)
+    assert [run.xcoms["extract", index]["devices"] for index in range(2)] == [500, 1]
+    assert run.xcoms["report"] == sum(expected.values())
+    check_files(sim, tree_of("batches"), expected)
+
+
+@pytest.mark.slow
+def test_hourly_writes_one_file_for_all_devices_of_which_a_query_of_one_device_reads_a_part(
+    run_example, serve, tree_of, monkeypatch
+):
+    monkeypatch.setattr("airflow_provider_unleash.core.formats.ROW_GROUP_ROWS", 100)
+    sim = serve(devices=(STREET, SILENT, *(f"W{number:04}" for number in range(20))), rows_per_day=5_000)
+    run = run_example("hourly")
+    lake = tree_of("account_hourly")
+    hour = DAY_END - HOUR_MS
+    expected = rows_by_device(sim, hour, DAY_END - 1)
+    [name] = files_in(lake)
+    assert name == f"start_date={DAY_FOLDER}/20260112T230000Z_20260113T000000Z.parquet"
+    assert run.xcoms["extract"]["rows"] == pq.read_metadata(lake / name).num_rows == sum(expected.values())
+    one_device, row_groups = (
+        (EXAMPLES_FOLDER / "sql" / query).read_text().replace("s3://lake/unleash", str(lake))
+        for query in ("one_device.sql", "row_groups.sql")
+    )
+    with duckdb.connect() as connection:
+        assert sum(rows for _, rows, _ in connection.execute(one_device).fetchall()) == expected[STREET] > 0
+        [(total, to_read)] = connection.execute(row_groups).fetchall()
+    assert 1 <= to_read < total
+
+
+@pytest.mark.slow
+def test_the_query_of_manifests_tells_silent_devices_from_those_that_were_never_extracted(run_example, serve, lake):
+    for seed in (1, 2):
+        sim = serve(seed=seed)
+        run_example("daily")
+    expected = rows_by_device(sim, DAY_START, DAY_END - 1)
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        for name in ("manifest.sql", "silent_devices.sql"):
+            query = (EXAMPLES_FOLDER / "sql" / name).read_text()
+            silent = connection.execute(query.replace("s3://lake/unleash", str(lake))).fetchall()
+        found = connection.execute('SELECT device_id, "rows", path IS NULL, "end" - "start" FROM manifest').fetchall()
+    assert silent == [(SILENT,)]
+    assert sorted(found) == sorted((device, rows, not rows, timedelta(days=1)) for device, rows in expected.items())
 
 
 @pytest.mark.slow
@@ -206,12 +270,13 @@ def test_data_frame_counts_the_classes_of_the_busiest_hour_of_each_device(run_ex
 
 
 @pytest.mark.slow
-def test_wait_for_sessions_waits_and_then_writes_every_device(run_example, sim, tree_of):
+def test_wait_for_sessions_waits_and_then_writes_every_device_with_rows(run_example, sim, tree_of):
     lake = tree_of("wait_for_sessions")
     run = run_example("wait_for_sessions")
     assert run.xcoms["wait_for_sessions"] == [session for session in sim.sessions() if int(session) < DAY_END]
     assert run.xcoms["wait_for_sessions"]
-    assert [name.split("/")[0] for name in files_in(lake)] == sorted(f"device={device}" for device in sim.devices)
+    expected = {device for device, rows in rows_by_device(sim, DAY_START, DAY_END - 1).items() if rows}
+    assert [name.split("/")[0] for name in files_in(lake)] == sorted(f"device={device}" for device in expected)
     for name in files_in(lake):
         device = name.partition("/")[0].removeprefix("device=")
         lines = gzip.decompress((lake / name).read_bytes()).splitlines()
@@ -250,9 +315,9 @@ def test_backfill_of_another_span_does_not_duplicate_rows(run_example, serve, tm
         assert len(files_in(tmp_path / f"lake_months_2026-01-11_{end}")) == 1
 
 
-@pytest.mark.parametrize("name", ["daily", "backfill"])
+@pytest.mark.parametrize("name", ["daily", "mapped", "backfill"])
 @pytest.mark.slow
-def test_daily_and_backfill_report_zero_rows_if_all_cameras_are_silent(run_example, serve, name):
+def test_daily_mapped_and_backfill_report_zero_rows_if_all_cameras_are_silent(run_example, serve, name):
     serve(devices=(SILENT,))
     run = run_example(name, **({"conf": {"start": "2026-01-12", "end": "2026-01-13"}} if name == "backfill" else {}))
     assert run.xcoms["report"] == 0
