@@ -3,43 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from datetime import datetime, timedelta, tzinfo
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowSkipException, conf
+from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_unleash.core.account import land_account
 from airflow_provider_unleash.core.extract import fetch_records, land
-from airflow_provider_unleash.core.moments import parse_timezone
-from airflow_provider_unleash.core.planning import DeviceWindow, plan_steps, split_by_size
-from airflow_provider_unleash.core.protocol import Endpoint, check_device_id
-from airflow_provider_unleash.core.sessions import select_sessions, session_bounds
+from airflow_provider_unleash.core.protocol import check_device_id
 from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, check_checkpoint_pages
-from airflow_provider_unleash.core.windows import Window, parse_step, resolve_window
-from airflow_provider_unleash.exceptions import InvalidArgumentError, WindowError
-from airflow_provider_unleash.fetching import FetchOperator, StorageOperator, UnleashOperator, place_in_summary
+from airflow_provider_unleash.core.windows import Window
+from airflow_provider_unleash.exceptions import InvalidArgumentError
+from airflow_provider_unleash.fetching import FetchOperator, StorageOperator, place_in_summary
 from airflow_provider_unleash.lineage import Extraction
+from airflow_provider_unleash.listing import (
+    UnleashListDevicesOperator,
+    UnleashListSessionsOperator,
+    UnleashPlanWindowsOperator,
+)
 from airflow_provider_unleash.tasks import (
-    WINDOW_CHECKS,
     XCOM_RESERVED_KEYS,
     check_arguments,
     check_device_ids,
-    check_literal_bounds,
-    check_map_length,
-    check_positive,
-    check_start_before_end,
-    is_final,
-    is_literal,
     is_mapped,
-    no_retry,
-    run_times,
 )
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_provider_unleash.client import UnleashClient
+
+__all__ = [
+    "UnleashAccountToObjectStorageOperator",
+    "UnleashGetAnalyticsOperator",
+    "UnleashListDevicesOperator",
+    "UnleashListSessionsOperator",
+    "UnleashPlanWindowsOperator",
+    "UnleashToObjectStorageOperator",
+]
 
 
 class UnleashAccountToObjectStorageOperator(StorageOperator):
@@ -132,7 +133,7 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
         )
         self._extraction.device_ids = landed.device_ids
         devices = len(landed.device_ids)
-        what = f"Wrote {landed.counts.rows} rows of {devices} devices to {landed.objects} objects in {self.dst}"
+        what = f"Wrote {landed.counts.rows} rows to {self.dst}. Devices: {devices}, objects: {landed.objects}"
         statistics = self._report(what, landed.counts, landed.size, client, began)
         summary = self._summarize(
             window,
@@ -284,178 +285,3 @@ class UnleashGetAnalyticsOperator(FetchOperator):
             raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")
         self._report(f"Returned {counts.rows} rows to XCom", counts, size, client, began)
         return records
-
-
-class UnleashListDevicesOperator(UnleashOperator):
-    """
-    Return the ids of all devices of the account, each once and in the API's order.
-
-    Without ``batch_size``, ``list[str]`` for ``.expand(device_id=devices.output)``. With it, ``list[list[str]]`` for
-    ``.expand(device_ids=devices.output)`` of :class:`UnleashAccountToObjectStorageOperator`, so that several workers
-    share an account.
-
-    :param batch_size: the most devices in a batch.
-    :param unleash_conn_id: connection of type "Unleash live" (templated).
-    :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
-    """
-
-    def __init__(self, *, batch_size: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.batch_size = batch_size
-        with no_retry():
-            check_positive("batch_size", batch_size)
-
-    def _execute(self, context: Context) -> list[str] | list[list[str]]:
-        with self._open_client() as client:
-            devices = list(dict.fromkeys(client.list_devices()))
-        self.log.info("Devices of the account: %d", len(devices))
-        if self.batch_size is None:
-            check_map_length(self, devices)
-            return devices
-        batches = [devices[first : first + self.batch_size] for first in range(0, len(devices), self.batch_size)]
-        check_map_length(self, batches)
-        return batches
-
-
-class UnleashListSessionsOperator(UnleashOperator):
-    """
-    Return the ids of the account's sessions, ``list[str]``, in the API's order.
-
-    :param since: only sessions that start at or after this: datetime, ISO 8601 string or epoch milliseconds
-        (templated).
-    :param until: only sessions that start before this (templated).
-    :param unleash_conn_id: connection of type "Unleash live" (templated).
-    :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
-    """
-
-    template_fields: Sequence[str] = (*UnleashOperator.template_fields, "since", "until")
-
-    def __init__(
-        self, *, since: datetime | str | int | None = None, until: datetime | str | int | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self.since = since
-        self.until = until
-        with no_retry():
-            check_literal_bounds(since, until)
-
-    def _execute(self, context: Context) -> list[str]:
-        since_ms, until_ms = session_bounds(self.since, self.until)
-        with self._open_client() as client:
-            sessions = list(dict.fromkeys(client.list_sessions()))
-        selected = set(select_sessions(sessions, since_ms=since_ms, until_ms=until_ms))
-        self.log.info("Sessions of the account: %d, selected: %d", len(sessions), len(selected))
-        found = [session for session in sessions if session in selected]
-        check_map_length(self, found)
-        return found
-
-
-class UnleashPlanWindowsOperator(UnleashOperator):
-    """
-    Return devices × a span as a bounded list of windows, for ``.expand_kwargs(plan.output)`` of a fetch operator.
-
-    The span is ``start`` and ``end`` if given, else the run's data interval, else ``window``. Each item is
-    ``{"device_id": ..., "start": ..., "end": ...}``, device by device, with ISO 8601 strings in ``timezone``. The
-    windows of a device cover the span without gaps or overlaps.
-
-    With calendar steps (``every``), the same span always gives the same windows. By size (``max_pages``), the windows
-    depend on the data that the API has when the task runs, so a later plan may cut elsewhere and give other objects.
-
-    :param device_ids: devices of the account: a list, or for example ``devices.output`` (templated).
-    :param every: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, ``timedelta``, pendulum duration or ISO
-        8601 duration such as ``P1D``. Steps count from the start of the span, whole days by the calendar of
-        ``timezone``. None makes the span one window, to be cut by size (templated).
-    :param start: start of the span: datetime, ISO 8601 string or epoch milliseconds; naive is UTC (templated).
-    :param end: end of the span, exclusive (templated).
-    :param window: length of the span for runs without a data interval (templated).
-    :param timezone: time zone of the calendar, such as ``Europe/Berlin``; by default the timetable's, else the DAG's
-        (templated).
-    :param max_pages: cut windows with more pages in halves, down to two minutes. Costs one request per window and two
-        per cut. None does not cut.
-    :param max_windows: upper limit of the number of windows; by default ``[core] max_map_length``, above which Airflow
-        does not map.
-    :param endpoint: ``compact`` or ``tableau``, to count pages (templated).
-    :param unleash_conn_id: connection of type "Unleash live" (templated).
-    :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
-    :raises InvalidArgumentError: if there are more than ``max_windows``; says which step would fit.
-    :raises NotFoundError: if the API returns 404 for a device while its pages are counted.
-    :raises WindowError: if the run has no span.
-    """
-
-    template_fields: Sequence[str] = (
-        *UnleashOperator.template_fields,
-        *("device_ids", "every", "start", "end", "window", "timezone", "endpoint"),
-    )
-
-    def __init__(
-        self,
-        *,
-        device_ids: Sequence[str] | XComArg,
-        every: timedelta | str | None = None,
-        start: datetime | str | int | None = None,
-        end: datetime | str | int | None = None,
-        window: timedelta | str | None = None,
-        timezone: tzinfo | str | None = None,
-        max_pages: int | None = None,
-        max_windows: int | None = None,
-        endpoint: Endpoint = "compact",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.device_ids: Any = device_ids  # the output of a task becomes a list when this task runs
-        self.every = every
-        self.start = start
-        self.end = end
-        self.window = window
-        self.timezone = timezone
-        self.max_pages = max_pages
-        self.max_windows = max_windows
-        self.endpoint = endpoint
-        with no_retry():
-            self._check_arguments(is_literal)
-
-    def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
-        checks: dict[str, Callable[[Any], object]] = {
-            **WINDOW_CHECKS,
-            "device_ids": check_device_ids,
-            "every": parse_step,
-            "timezone": parse_timezone,
-            "max_pages": lambda value: check_positive("max_pages", value),
-            "max_windows": lambda value: check_positive("max_windows", value),
-        }
-        check_arguments(self, checks, is_known)
-        check_start_before_end(self, is_known)
-        if is_known(self.every) and parse_step(self.every) is None and self.max_pages is None:
-            raise InvalidArgumentError('every (such as every="day") or max_pages is required', argument="every")
-
-    def _execute(self, context: Context) -> list[dict[str, str]]:
-        self._check_arguments(is_final)
-        times = run_times(context)
-        zone = times["timezone"] = parse_timezone(self.timezone) or times["timezone"]
-        span = resolve_window(start=self.start, end=self.end, window=self.window, **times)
-        if span.start_ms == span.end_ms:
-            raise WindowError(f"start and end are both {span.start}: the span is empty", argument="start")
-        device_ids = list(dict.fromkeys(self.device_ids))
-        max_windows = self.max_windows or conf.getint("core", "max_map_length", fallback=1024)
-        planned = plan_steps(device_ids, span, parse_step(self.every), zone, max_windows=max_windows)
-        if self.max_pages is not None:
-            planned = self._split(planned, self.max_pages, max_windows)
-        self.log.info("Planned %d windows of %d devices; the span is %s", len(planned), len(device_ids), span)
-        check_map_length(self, planned)
-        return [
-            {
-                "device_id": one.device_id,
-                "start": one.window.start.astimezone(zone).isoformat(),
-                "end": one.window.end.astimezone(zone).isoformat(),
-            }
-            for one in planned
-        ]
-
-    def _split(self, planned: list[DeviceWindow], max_pages: int, max_windows: int) -> list[DeviceWindow]:
-        with self._open_client() as client:
-
-            def count_pages(windows: Sequence[DeviceWindow]) -> Generator[int, None, None]:
-                requested = [(one.device_id, one.window.start_ms, one.window.end_ms) for one in windows]
-                return client.iter_page_counts(requested, endpoint=self.endpoint)
-
-            return split_by_size(planned, count_pages, max_pages=max_pages, max_windows=max_windows)

@@ -50,7 +50,7 @@ def test_the_site_contains_the_reference_and_the_files_outside_docs(clone: Path)
     for path in (clone / "example_dags").glob("**/*.py"):
         assert f"{path.relative_to(clone).as_posix()}.html" in pages
     assert 'href="../example_dags/' not in (site / "reliability.html").read_text()
-    assert 'href="example_dags/example_unleash_late_data.py.html"' in (site / "reliability.html").read_text()
+    assert 'href="example_dags/example_unleash_gaps.py.html"' in (site / "reliability.html").read_text()
     operators = (site / "reference" / "operators.html").read_text()
     for name in ("device_id", "dst", "retry_policy", "&#39;unleash_default&#39;"):
         assert name in operators

@@ -1,4 +1,4 @@
-"""Devices and a span become a bounded list of windows: by calendar steps, or by the number of pages."""
+"""Devices and a span become a bounded list of windows: by calendar, by size, or by what is missing."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import timedelta, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from itertools import islice
 
-from airflow_provider_unleash.core.windows import STEPS, Window, count_steps, iter_steps
+import pendulum
+
+from airflow_provider_unleash.core.coverage import Coverage
+from airflow_provider_unleash.core.windows import STEPS, Window, count_steps, iter_steps, to_ms
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
 log = logging.getLogger(__name__)
 
 MINUTE_MS = 60_000
+_GAPS = ("missing", "unsettled")
 _OTHER_OPTIONS = (
     "plan a shorter span or fewer devices per run, or raise max_windows and Airflow's [core] max_map_length"
 )
@@ -36,6 +40,14 @@ class DeviceWindow:
         middle = (start + end) // 2 // MINUTE_MS * MINUTE_MS
         parts = replace(self.window, end_ms=middle), replace(self.window, start_ms=middle)
         return tuple(replace(self, window=part) for part in parts)
+
+
+@dataclass(frozen=True)
+class AccountWindow:
+    """A window of some devices, None for the whole account: what one task of the account operator extracts."""
+
+    device_ids: list[str] | None
+    window: Window
 
 
 PageCounts = Callable[[Sequence[DeviceWindow]], Generator[int, None, None]]
@@ -105,3 +117,58 @@ def split_by_size(
         planned = halves
     log.info("Counted the pages of %s: %d planned, %d remain", _count(counted, "window"), before, len(fitting))
     return sorted(fitting, key=lambda one: (order[one.device_id], one.window.start_ms))
+
+
+def cut_to_grid(span: Window, step: timedelta, zone: tzinfo) -> Window:
+    """
+    Return the whole windows of a span: its start and end moved back to a bound of the calendar in ``zone``.
+
+    Only the steps in ``STEPS`` have bounds that do not depend on the span.
+    """
+    unit = next((name for name, known in STEPS.items() if known == step), None)
+    if unit is None:
+        return span
+    return replace(span, start_ms=_floor(span.start, unit, zone), end_ms=_floor(span.end, unit, zone))
+
+
+def _floor(moment: datetime, unit: str, zone: tzinfo) -> int:
+    local = pendulum.instance(moment.astimezone(zone))
+    return to_ms(local.first_of("quarter") if unit == "quarter" else local.start_of(unit))
+
+
+def check_number(planned: Sequence[object], max_windows: int) -> None:
+    """Check that there are not too many gaps to plan."""
+    if len(planned) > max_windows:
+        raise InvalidArgumentError(
+            f"{_count(len(planned), 'window')} are missing, more than max_windows={max_windows}: {_OTHER_OPTIONS}",
+            argument="max_windows",
+        )
+
+
+def plan_device_gaps(coverage: Coverage) -> list[DeviceWindow]:
+    """Return the windows that are missing or unsettled, device by device, in order of time."""
+    return [
+        DeviceWindow(device_id, window)
+        for device_id in coverage.device_ids
+        for window, state in zip(coverage.windows, coverage.states_of(device_id), strict=True)
+        if state in _GAPS
+    ]
+
+
+def plan_account_gaps(coverage: Coverage) -> list[AccountWindow]:
+    """
+    Return the windows that are missing or unsettled for some devices, in order of time.
+
+    If one object has the rows of all devices, a window with a gap is one of the whole account.
+    """
+    lacking: list[list[str]] = [[] for _ in coverage.windows]
+    for device_id in coverage.device_ids:
+        for devices, state in zip(lacking, coverage.states_of(device_id), strict=True):
+            if state in _GAPS:
+                devices.append(device_id)
+    is_split = coverage.layout is None or coverage.layout.is_split
+    return [
+        AccountWindow(devices if is_split else None, window)
+        for devices, window in zip(lacking, coverage.windows, strict=True)
+        if devices
+    ]

@@ -104,7 +104,7 @@ def test_no_two_examples_write_to_the_same_tree_or_into_one_another(lake, slashe
 @pytest.mark.slow
 def test_examples_on_the_same_day_do_not_double_rows_for_the_query_of_the_readme(run_example, serve, lake):
     sim = serve(devices=(STREET, SILENT), sessions_from=DAY_START)
-    for name in ("daily", "late_data", "wait_for_sessions"):
+    for name in ("daily", "gaps", "wait_for_sessions"):
         run_example(name)
     query = (EXAMPLES_FOLDER / "sql" / "rows_by_class.sql").read_text().replace("s3://lake/unleash", str(lake))
     with duckdb.connect() as connection:
@@ -222,22 +222,20 @@ def test_daily_changes_nothing_when_it_runs_again(run_example, sim, lake):
 
 
 @pytest.mark.slow
-def test_late_data_writes_three_days_and_replaces_them_the_next_night(run_example, serve, tree_of):
-    lake = tree_of("late_data")
+def test_gaps_writes_what_is_missing_of_two_weeks_and_then_nothing(run_example, serve, tree_of):
+    lake = tree_of("gaps")
     sim = serve(devices=(STREET, SILENT))
-    run_example("late_data")
-    days = [f"2026-01-{day}" for day in (10, 11, 12, 13)]
-    assert [name.split("/")[1] for name in files_in(lake)] == [f"start_date={day}" for day in days[:3]]
-    # Late rows are there the next night, and no row twice.
-    sim = serve(devices=(STREET, SILENT), rows_per_day=300)
-    run_example("late_data", moment=NEXT_DAY + timedelta(days=1))
-    assert [name.split("/")[1] for name in files_in(lake)] == [f"start_date={day}" for day in days]
-    rows = [pq.read_metadata(lake / name).num_rows for name in files_in(lake)]
-    expected = [
-        len(sim.rows(STREET, DAY_START + day * DAY_MS, DAY_START + (day + 1) * DAY_MS - 1)) for day in (-2, -1, 0, 1)
+    planned = run_example("gaps").xcoms["plan"]
+    assert [one["start"][:10] for one in planned] == [f"2025-12-{day}" for day in (30, 31)] + [
+        f"2026-01-{day:02}" for day in range(1, 13)
     ]
-    assert rows[1:] == expected[1:]
-    assert rows[0] != expected[0]  # the oldest day is no longer replaced
+    assert {tuple(one["device_ids"]) for one in planned} == {(STREET, SILENT)}
+    rows = sum(pq.read_metadata(lake / name).num_rows for name in files_in(lake))
+    assert rows == len(sim.rows(STREET, DAY_END - 14 * DAY_MS, DAY_END - 1))
+    assert run_example("gaps").xcoms["plan"] == []
+    for manifest in (lake / "_manifest" / f"start_date={DAY_FOLDER}").iterdir():
+        manifest.unlink()
+    assert [one["start"][:10] for one in run_example("gaps").xcoms["plan"]] == [DAY_FOLDER]
 
 
 @pytest.mark.slow
@@ -253,7 +251,7 @@ def test_aggregate_counts_the_last_hour_by_class(run_example, sim):
 @pytest.mark.slow
 def test_hook_counts_the_rows_of_each_device_and_names_the_silent_ones(run_example, sim):
     run = run_example("hook")
-    assert run.xcoms["count_rows"] == rows_by_device(sim, DAY_START, DAY_END)
+    assert run.xcoms["count_rows"] == rows_by_device(sim, DAY_START, DAY_END - 1)
     assert run.xcoms["report_silent"] == [SILENT]
 
 

@@ -16,7 +16,11 @@ import pytest
 from airflow_provider_unleash.core.moments import format_ms, parse_moment
 from airflow_provider_unleash.core.planning import MINUTE_MS
 from airflow_provider_unleash.exceptions import InvalidArgumentError, NotFoundError, WindowError
-from airflow_provider_unleash.operators import UnleashPlanWindowsOperator, UnleashToObjectStorageOperator
+from airflow_provider_unleash.operators import (
+    UnleashAccountToObjectStorageOperator,
+    UnleashPlanWindowsOperator,
+    UnleashToObjectStorageOperator,
+)
 from airflow_provider_unleash.simulator import Fault, Simulator
 from tests.support.dag_runs import run_dag
 from tests.support.expected_rows import contents_in
@@ -278,3 +282,70 @@ def test_a_run_plans_the_devices_of_mapped_tasks(airflow_home: Path) -> None:
         """,
     )
     assert [one["device_id"] for one in run.xcoms["plan"]] == ["W1", "W1", "W2", "W2"]
+
+
+# ---- gaps ----------------------------------------------------------------------------------------
+
+
+def run_account(lake: Path, plan: Plan, **arguments: Any) -> None:
+    for window in plan:
+        task = UnleashAccountToObjectStorageOperator(task_id="extract", dst=str(lake), **arguments, **window)
+        task.execute(make_context(None))
+
+
+@pytest.mark.parametrize("split_by_device", [True, False])
+def test_a_plan_of_an_account_without_gaps_is_empty(
+    serve: Callable[..., Simulator], tmp_path: Path, split_by_device: bool
+) -> None:
+    sim = serve(devices=(STREET, CROWD, SILENT))
+    gaps: dict[str, Any] = {"device_ids": None, "missing_in": str(tmp_path), "every": "hour"}
+    planned = plan(**gaps)
+    assert len(planned) == 24
+    assert all(sorted(one["device_ids"]) == sorted(sim.devices) for one in planned)
+    whole = [{key: one[key] for key in ("start", "end")} for one in planned]
+    run_account(tmp_path, whole[:20], split_by_device=split_by_device)
+    rest = plan(**gaps)
+    assert [one["start"] for one in rest] == [one["start"] for one in planned[20:]]
+    assert all(("device_ids" in one) is split_by_device for one in rest)
+    run_account(tmp_path, rest, split_by_device=split_by_device)
+    assert plan(**gaps) == []
+    rows = sum(len(content.splitlines()) for content in contents_in(tmp_path).values())
+    assert rows == sum(len(sim.rows(device, DAY_START, DAY_END - 1)) for device in sim.devices)
+
+
+def test_a_plan_of_the_gaps_of_devices_names_each_device(serve: Callable[..., Simulator], tmp_path: Path) -> None:
+    serve()
+    day = {"start": DAY.isoformat(), "end": (DAY + timedelta(days=1)).isoformat()}
+    gaps: dict[str, Any] = {"device_ids": [STREET, CROWD], "missing_in": str(tmp_path), "every": "day"}
+    assert plan(**gaps) == [{"device_id": device, **day} for device in (STREET, CROWD)]
+    UnleashToObjectStorageOperator(task_id="extract", device_id=CROWD, dst=str(tmp_path), **day).execute(make_context())
+    assert plan(**gaps) == [{"device_id": STREET, **day}]
+
+
+def test_a_manual_run_plans_whole_days_only(serve: Callable[..., Simulator], tmp_path: Path) -> None:
+    serve()
+    noon = make_context(None, run_after=DAY + timedelta(hours=12))
+    planned = plan(noon, missing_in=str(tmp_path), every="day", window=timedelta(days=2))
+    assert [one["start"] for one in planned] == [(DAY - timedelta(days=n)).isoformat() for n in (2, 1)]
+
+
+def test_a_plan_for_the_account_has_each_window_once(serve: Callable[..., Simulator]) -> None:
+    sim = serve()
+    planned = plan(device_ids=None, every="hour")
+    assert len(planned) == 24
+    assert set(planned[0]) == {"start", "end"}
+    assert sim.requests == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"device_ids": None, "max_pages": 3}, {"missing_in": "/lake", "every": "day", "max_pages": 3}]
+)
+def test_windows_of_an_account_or_of_gaps_cannot_be_cut_by_size(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match="max_pages cuts the windows of single devices"):
+        plan(**arguments)
+
+
+def test_more_gaps_than_allowed_are_an_error(serve: Callable[..., Simulator], tmp_path: Path) -> None:
+    serve()
+    with pytest.raises(InvalidArgumentError, match="24 windows are missing, more than max_windows=23"):
+        plan(missing_in=str(tmp_path), every="hour", max_windows=23)

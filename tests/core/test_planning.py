@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Sequence
-from datetime import timezone
+from datetime import datetime, timedelta, timezone
 from functools import partial
+from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from upath import UPath
 
-from airflow_provider_unleash.core.planning import MINUTE_MS, DeviceWindow, plan_steps, split_by_size
+from airflow_provider_unleash.core.coverage import Coverage, read_coverage
+from airflow_provider_unleash.core.manifest import Entry, publish_manifest
+from airflow_provider_unleash.core.moments import format_ms
+from airflow_provider_unleash.core.names import object_name
+from airflow_provider_unleash.core.planning import (
+    MINUTE_MS,
+    AccountWindow,
+    DeviceWindow,
+    cut_to_grid,
+    plan_account_gaps,
+    plan_device_gaps,
+    plan_steps,
+    split_by_size,
+)
 from airflow_provider_unleash.core.windows import STEPS, parse_step
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.window import Window, plan_windows
@@ -142,3 +158,79 @@ def test_halves_are_equal_parts_of_the_window_cut_at_a_whole_minute(offset: int,
     assert start < first.end_ms == last.start_ms < start + length
     assert first.end_ms % MINUTE_MS == 0
     assert 0 <= (last.end_ms - last.start_ms) - (first.end_ms - first.start_ms) <= 2 * MINUTE_MS
+
+
+# ---- gaps ----------------------------------------------------------------------------------------
+
+FOUR_DAYS = [Window(DAY_START + n * DAY_MS, DAY_START + (n + 1) * DAY_MS) for n in range(4)]
+
+
+def write_manifest(
+    dst: Any, window: Window, devices: Sequence[str], *, days_later: float = 10, rows: int = 5, is_split: bool = True
+) -> None:
+    extracted_at = format_ms(int(window.end_ms + days_later * DAY_MS))
+    bounds = (format_ms(window.start_ms), format_ms(window.end_ms))
+    entries = {
+        device: Entry(
+            device, *bounds, rows, 1, 9, object_name(device if is_split else None, window, "jsonl"), extracted_at
+        )
+        for device in devices
+    }
+    publish_manifest(dst, devices, window, entries)
+
+
+def coverage_of(dst: Any, settle: timedelta = timedelta(0)) -> Coverage:
+    end = FOUR_DAYS[-1].end_ms
+    return read_coverage(dst, device_ids=["W1", "W2"], start=DAY_START, end=end, every="day", settle=settle)
+
+
+def test_gaps_are_the_windows_that_are_missing_or_unsettled(tmp_path: Path) -> None:
+    dst = UPath(tmp_path)
+    write_manifest(dst, FOUR_DAYS[0], ["W1", "W2"])
+    write_manifest(dst, FOUR_DAYS[1], ["W1"])
+    write_manifest(dst, FOUR_DAYS[2], ["W1", "W2"], days_later=1)
+    coverage = coverage_of(dst, settle=timedelta(days=2))
+    assert plan_account_gaps(coverage) == [
+        AccountWindow(["W2"], FOUR_DAYS[1]),
+        AccountWindow(["W1", "W2"], FOUR_DAYS[2]),
+        AccountWindow(["W1", "W2"], FOUR_DAYS[3]),
+    ]
+    assert [(one.device_id, FOUR_DAYS.index(one.window)) for one in plan_device_gaps(coverage)] == [
+        *(("W1", 2), ("W1", 3)),
+        *(("W2", 1), ("W2", 2), ("W2", 3)),
+    ]
+
+
+def test_an_empty_window_is_no_gap_and_a_second_plan_is_empty(tmp_path: Path) -> None:
+    dst = UPath(tmp_path)
+    for window in FOUR_DAYS:
+        write_manifest(dst, window, ["W1", "W2"], rows=0)
+    assert plan_account_gaps(coverage_of(dst)) == plan_device_gaps(coverage_of(dst)) == []
+
+
+def test_a_gap_in_one_object_of_all_devices_is_the_whole_window(tmp_path: Path) -> None:
+    dst = UPath(tmp_path)
+    for window in FOUR_DAYS[:3]:
+        write_manifest(dst, window, ["W1", "W2"] if window != FOUR_DAYS[1] else ["W1"], is_split=False)
+    assert plan_account_gaps(coverage_of(dst)) == [AccountWindow(None, FOUR_DAYS[1]), AccountWindow(None, FOUR_DAYS[3])]
+
+
+@pytest.mark.parametrize(
+    ("every", "start", "end"),
+    [
+        ("hour", "2026-03-29T12:00+02:00", "2026-05-15T14:00+02:00"),
+        ("day", "2026-03-29T00:00+01:00", "2026-05-15T00:00+02:00"),
+        ("week", "2026-03-23T00:00+01:00", "2026-05-11T00:00+02:00"),
+        ("month", "2026-03-01T00:00+01:00", "2026-05-01T00:00+02:00"),
+        ("quarter", "2026-01-01T00:00+01:00", "2026-04-01T00:00+02:00"),
+        ("year", "2026-01-01T00:00+01:00", "2026-01-01T00:00+01:00"),
+        ("PT90M", "2026-03-29T12:34+02:00", "2026-05-15T14:05+02:00"),
+    ],
+)
+def test_a_span_of_gaps_has_whole_windows_of_the_calendar(every: str, start: str, end: str) -> None:
+    given = [datetime.fromisoformat(text) for text in ("2026-03-29T12:34+02:00", "2026-05-15T14:05+02:00")]
+    span = Window(*(int(moment.timestamp() * 1000) for moment in given))
+    step = parse_step(every)
+    assert step is not None
+    cut = cut_to_grid(span, step, ZoneInfo("Europe/Berlin"))
+    assert (cut.start, cut.end) == (datetime.fromisoformat(start), datetime.fromisoformat(end))
