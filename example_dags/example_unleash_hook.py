@@ -24,10 +24,10 @@ with DAG(
         """Return the number of rows per device in the window of the run, as the operators would extract it."""
         hook = UnleashHook()
         window = hook.window_of(context, window=timedelta(days=1))
-        return {
-            device: sum(len(page.rows) for page in hook.iter_pages(device, window=window))
-            for device in hook.list_devices()
-        }
+        rows = {}
+        for device in hook.list_devices():
+            rows[device] = sum(len(page.rows) for page in hook.iter_pages(device, window=window))
+        return rows
 
     @task
     def report_silent(rows) -> list[str]:
