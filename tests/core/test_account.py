@@ -63,11 +63,11 @@ pytestmark = [pytest.mark.usefixtures("quick_retries", "no_threads_left"), pytes
 
 @pytest.fixture
 def no_threads_left() -> Iterator[None]:
+    """Check that all threads end; an executor does not wait for one whose start an exception interrupted."""
     yield
-    ends_at = time.monotonic() + 1
     for thread in threading.enumerate():
-        if thread.name.startswith("unleash-"):
-            thread.join(ends_at - time.monotonic())
+        if thread.name.startswith("unleash-") and thread.ident is not None:
+            thread.join(1)
             assert not thread.is_alive(), thread.name
 
 
