@@ -517,6 +517,17 @@ def test_a_store_that_cannot_be_written_ends_the_extraction_at_once(
     assert not dst.fs.find(dst.path)
 
 
+@LAYOUTS
+@pytest.mark.parametrize("place", ["file", "file/lake"])
+def test_a_file_in_the_place_of_the_tree_is_not_tried_for_every_device(tmp_path: Path, split: bool, place: str) -> None:
+    (tmp_path / "file").write_text("a file")
+    with serve(many(300)) as sim:
+        with pytest.raises((PermanentPartialExtractionError, OSError)):
+            land_from(sim, tmp_path / place, split=split)
+        assert len(sim.requests) <= (100 if split else 1)
+    assert files_in(tmp_path) == ["file"]
+
+
 # ---- retries -------------------------------------------------------------------------------------
 
 
