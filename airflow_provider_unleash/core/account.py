@@ -65,7 +65,7 @@ T = TypeVar("T")
 
 # An error names this many devices.
 _NAMED_DEVICES = 20
-# So many failures in a row, without a success between them, are those of the API rather than of single devices.
+# So many failures in a row, without a success between them, are those of the API or the store, not of single devices.
 _MAX_FAILURES_IN_A_ROW = 50
 _NO_ROWS = "No device has"
 # Errors of a store about the name of one object; all others concern the store.
@@ -505,7 +505,7 @@ class _Failures:
         self.errors[device_id] = error.with_traceback(None)
         if len(self.errors) <= _NAMED_DEVICES:
             log.warning("Device %s failed: %s", device_id, _describe(error))
-        self._in_a_row += isinstance(error, (ServerError, TransportError))
+        self._in_a_row += isinstance(error, (ServerError, TransportError, OSError))
         if self._in_a_row >= _MAX_FAILURES_IN_A_ROW:
             note = f"{self._in_a_row} devices failed one after the other, so the other {self._untried} were not tried. "
             raise self._error(note)

@@ -137,7 +137,8 @@ def open_tree(dst: FolderPath, window: Window, layout: Layout) -> Tree:
     folders = {name for name in list_names(root) if name.startswith("start_date=")}
     near = sorted(folders & {f"start_date={day}" for day in iter_days_near(window)})
     names = [f"{folder}/{name}" for folder in near for name in list_manifests(root / folder)]
-    windows = {found for name in names if (found := parse_window(name))}
+    # Each window once: a tree with a task per device has thousands of manifests of the same window.
+    windows = {found for name in {name.rpartition("Z")[0] + "Z" for name in names} if (found := parse_window(name))}
     overlapping = sorted({window_name(other) for other in windows if overlap(other, window)} - {window_name(window)})
     if overlapping:
         log.warning(
