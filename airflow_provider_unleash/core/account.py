@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from itertools import chain, islice
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
+from weakref import finalize
 
 from airflow_provider_unleash.core.extract import (
     PROGRESS_SECONDS,
@@ -35,8 +36,15 @@ from airflow_provider_unleash.core.formats import (
     open_object,
 )
 from airflow_provider_unleash.core.journal import Journal, Record
-from airflow_provider_unleash.core.manifest import Entry, Layout, Tree, format_now, open_tree, publish_manifest
-from airflow_provider_unleash.core.moments import format_ms
+from airflow_provider_unleash.core.manifest import (
+    Entry,
+    Layout,
+    Tree,
+    format_now,
+    new_entry,
+    open_tree,
+    publish_manifest,
+)
 from airflow_provider_unleash.core.names import manifest_name, object_name
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.protocol import Endpoint, Page
@@ -159,8 +167,8 @@ def land_account(
         client.open_budget() as budget,
     ):
         source = _Source(client, budget, listed)
-        crew = _Crew(workers, 4 * client.page_concurrency, devices)
-        result = (_land_objects if split_by_device else _land_one_object)(job, source, crew, tree)
+        runner = _DeviceRunner(workers, 4 * client.page_concurrency, devices)
+        result = (_land_objects if split_by_device else _land_one_object)(job, source, runner, tree)
     counts = sum((record.counts for record in result.records.values()), RowCounts())
     counts.warn_if_window_ignored(window)
     if not counts.rows:
@@ -200,11 +208,8 @@ class _Job:
     run_id: str | None
 
     def record(self, device_id: str, counts: RowCounts, size: int, path: str | None, extracted_at: str) -> Record:
-        start, end = format_ms(self.window.start_ms), format_ms(self.window.end_ms)
-        entry = Entry(
-            *(device_id, start, end, counts.rows, counts.pages, size, path, extracted_at),
-            dag_id=self.dag_id,
-            run_id=self.run_id,
+        entry = new_entry(
+            *(device_id, self.window, counts, size, path, extracted_at), dag_id=self.dag_id, run_id=self.run_id
         )
         return Record(entry, counts)
 
@@ -244,7 +249,7 @@ class _Source:
 # ---- one object per device -----------------------------------------------------------------------
 
 
-def _land_objects(job: _Job, source: _Source, crew: _Crew, tree: Tree) -> _Result:
+def _land_objects(job: _Job, source: _Source, runner: _DeviceRunner, tree: Tree) -> _Result:
     reported_keys: set[str] = set()
 
     def land_device(device_id: str) -> Record:
@@ -272,9 +277,9 @@ def _land_objects(job: _Job, source: _Source, crew: _Crew, tree: Tree) -> _Resul
     resumed = len(records)
     if resumed:
         log.info("Resuming: an earlier try has landed %d devices", resumed)
-    failures = _Failures(crew, "The others have landed, and a retry extracts only the failed ones")
+    failures = _Failures(runner, "The others have landed, and a retry extracts only the failed ones")
     try:
-        for device_id, future in crew.iter_completed(land_device, skip=records):
+        for device_id, future in runner.iter_completed(land_device, skip=records):
             try:
                 records[device_id] = record = future.result()
             except Exception as error:
@@ -284,7 +289,7 @@ def _land_objects(job: _Job, source: _Source, crew: _Crew, tree: Tree) -> _Resul
                 # With "fail", a retry asks for empty windows again, because their data may be late.
                 if record.counts.rows or job.on_empty != "fail":
                     journal.add(record)
-                crew.log_progress(record.counts.rows)
+                runner.log_progress(record.counts.rows)
     finally:
         journal.save()
     failures.check()
@@ -313,11 +318,11 @@ class _NoObjectError(Exception):
     """There are no rows, and no object to replace."""
 
 
-def _land_one_object(job: _Job, source: _Source, crew: _Crew, tree: Tree) -> _Result:
+def _land_one_object(job: _Job, source: _Source, runner: _DeviceRunner, tree: Tree) -> _Result:
     name = object_name(None, job.window, job.extension)
     path = job.dst / name
     reads: dict[str, _Read] = {}
-    failures = _Failures(crew, "Nothing is published, because one object has the rows of all devices")
+    failures = _Failures(runner, "Nothing is published, because one object has the rows of all devices")
 
     def read_device(device_id: str) -> _Read:
         return restart_on_change(lambda: _read_device(job, source, device_id, f"{name} {device_id}"))
@@ -325,7 +330,7 @@ def _land_one_object(job: _Job, source: _Source, crew: _Crew, tree: Tree) -> _Re
     size, objects = 0, 1
     try:
         with open_object(path, job.file_format, compression=job.compression, column_types=job.column_types) as writer:
-            for device_id, future in crew.iter_in_order(read_device):
+            for device_id, future in runner.iter_in_order(read_device):
                 try:
                     read = future.result()
                     for page in () if failures.errors else read.pages:
@@ -335,7 +340,7 @@ def _land_one_object(job: _Job, source: _Source, crew: _Crew, tree: Tree) -> _Re
                 else:
                     failures.add_success()
                     reads[device_id] = replace(read, pages=())
-                    crew.log_progress(read.counts.rows)
+                    runner.log_progress(read.counts.rows)
             failures.check()
             _check_replacement(job, tree, path, {device_id for device_id, read in reads.items() if read.counts.rows})
         size = writer.size
@@ -380,7 +385,8 @@ class _Spool:
     """Pages in a temporary file. Iterate once."""
 
     def __init__(self, pages: Iterable[Page]) -> None:
-        self._file = tempfile.TemporaryFile(prefix="unleash-")  # noqa: SIM115  # closed after the last page
+        self._file = tempfile.TemporaryFile(prefix="unleash-")  # noqa: SIM115  # closed after the last page, or here:
+        finalize(self, self._file.close)
         try:
             for page in pages:
                 pickle.dump(replace(page), self._file)  # without cached columns
@@ -423,9 +429,9 @@ def _devices_with_rows(entries: Mapping[str, Entry]) -> set[str]:
 # ---- the devices at work -------------------------------------------------------------------------
 
 
-class _Crew:
+class _DeviceRunner:
     """
-    The threads that work on devices, and the progress.
+    Runs a function for each device in threads, and logs the progress.
 
     :param max_ahead: devices that are at work, or done and not yet consumed.
     """
@@ -488,9 +494,9 @@ class _Failures:
     :param consequence: what an error says about the other devices.
     """
 
-    def __init__(self, crew: _Crew, consequence: str) -> None:
+    def __init__(self, runner: _DeviceRunner, consequence: str) -> None:
         self.errors: dict[str, Exception] = {}
-        self._crew = crew
+        self._runner = runner
         self._consequence = consequence
         self._in_a_row = 0
 
@@ -517,13 +523,13 @@ class _Failures:
 
     @property
     def _untried(self) -> int:
-        return self._crew.total - self._crew.done - len(self.errors)
+        return self._runner.total - self._runner.done - len(self.errors)
 
     def _error(self, note: str = "") -> UnleashError:
         named = "".join(f"\n{device_id}: {_describe(error)}" for device_id, error in self._first())
         more = len(self.errors) - _NAMED_DEVICES
         message = (
-            f"{len(self.errors)} of {len(self._crew.devices)} devices failed. {note}{self._consequence}.{named}"
+            f"{len(self.errors)} of {len(self._runner.devices)} devices failed. {note}{self._consequence}.{named}"
             f"{f'{chr(10)}and {more} more' if more > 0 else ''}"
         )
         facts = {"errors": self.errors, "untried": self._untried}

@@ -19,8 +19,7 @@ from airflow_provider_unleash.core.formats import (
     has_rows,
     open_object,
 )
-from airflow_provider_unleash.core.manifest import Entry, Layout, format_now, open_tree, publish_manifest
-from airflow_provider_unleash.core.moments import format_ms
+from airflow_provider_unleash.core.manifest import Layout, format_now, open_tree, publish_manifest
 from airflow_provider_unleash.core.names import manifest_name, object_name
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.protocol import Endpoint, Page
@@ -133,7 +132,7 @@ def land(
     """
     check_file_format(file_format, compression, column_types)
     extension = extension_of(file_format, compression)
-    tree = open_tree(dst, window, Layout(True, extension))
+    tree = open_tree(dst, window, Layout(True, extension), same_day=True)
     extracted_at = format_now()
     landed = land_object(
         client,
@@ -153,9 +152,8 @@ def land(
     # If an older object has rows, it stays, and so does its line in the manifest.
     if not (landed.is_skipped and has_rows(landed.path, file_format, compression)):
         path = None if landed.is_skipped else object_name(device_id, window, extension)
-        entry = Entry(
-            *(device_id, format_ms(window.start_ms), format_ms(window.end_ms), landed.counts.rows, landed.counts.pages),
-            *(landed.size, path, extracted_at, dag_id, run_id),
+        entry = new_entry(
+            *(device_id, window, landed.counts, landed.size, path, extracted_at), dag_id=dag_id, run_id=run_id
         )
         publish_manifest(dst, [device_id], window, {device_id: entry})
     manifest = dst / manifest_name([device_id], window)

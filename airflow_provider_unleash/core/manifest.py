@@ -15,7 +15,7 @@ import msgspec
 from airflow_provider_unleash.core.moments import format_ms
 from airflow_provider_unleash.core.names import MANIFESTS, manifest_name, parse_window, window_name
 from airflow_provider_unleash.core.stores import FolderPath, publish
-from airflow_provider_unleash.core.windows import Window
+from airflow_provider_unleash.core.windows import RowCounts, Window
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,22 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     extracted_at: str
     dag_id: str | None = None
     run_id: str | None = None
+
+
+def new_entry(
+    device_id: str,
+    window: Window,
+    counts: RowCounts,
+    size: int,
+    path: str | None,
+    extracted_at: str,
+    *,
+    dag_id: str | None,
+    run_id: str | None,
+) -> Entry:
+    """Return the entry of a device in a window."""
+    start, end = format_ms(window.start_ms), format_ms(window.end_ms)
+    return Entry(device_id, start, end, counts.rows, counts.pages, size, path, extracted_at, dag_id, run_id)
 
 
 _LINE = msgspec.json.Decoder(Entry)
@@ -125,17 +141,20 @@ class Tree:
         return {entry.device_id: entry for entry in sorted(entries, key=lambda entry: entry.extracted_at)}
 
 
-def open_tree(dst: FolderPath, window: Window, layout: Layout) -> Tree:
+def open_tree(dst: FolderPath, window: Window, layout: Layout, *, same_day: bool = False) -> Tree:
     """
     Check that a tree fits the objects to write, and warn if it has other windows of the same time.
 
-    Other windows are found if they are hours, days, weeks, months, quarters or years.
+    Other windows are found if they are hours, days, weeks, months, quarters or years; with ``same_day``, only those
+    that start on the days of the window. Then thousands of mapped tasks do not each list a week of manifests.
 
     :raises InvalidArgumentError: if the tree has objects of another layout or format.
     """
     root = dst / MANIFESTS
     folders = {name for name in list_names(root) if name.startswith("start_date=")}
-    near = sorted(folders & {f"start_date={day}" for day in iter_days_near(window)})
+    first = window.start.date()
+    days = (day for day in iter_days_near(window) if day >= first or not same_day)
+    near = sorted(folders & {f"start_date={day}" for day in days})
     names = [f"{folder}/{name}" for folder in near for name in list_manifests(root / folder)]
     # Each window once: a tree with a task per device has thousands of manifests of the same window.
     windows = {found for name in {name.rpartition("Z")[0] + "Z" for name in names} if (found := parse_window(name))}

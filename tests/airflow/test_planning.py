@@ -158,7 +158,6 @@ def test_a_plan_by_size_survives_transient_errors_and_fails_for_an_unknown_devic
 # Invalid arguments, and the one that the error names.
 INVALID: list[tuple[dict[str, Any], str]] = [
     ({"device_ids": "W1"}, "device_ids"),
-    ({"device_ids": None}, "device_ids"),
     ({"device_ids": {"W1": 1}}, "device_ids"),
     ({"device_ids": ["W1", "a/b"]}, "device_id"),
     ({"device_ids": ["W1", 2]}, "device_id"),
