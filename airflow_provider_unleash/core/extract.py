@@ -19,7 +19,7 @@ from airflow_provider_unleash.core.formats import (
     has_rows,
     open_object,
 )
-from airflow_provider_unleash.core.manifest import Layout, format_now, open_tree, publish_manifest
+from airflow_provider_unleash.core.manifest import Layout, format_now, new_entry, open_tree, publish_manifest
 from airflow_provider_unleash.core.names import manifest_name, object_name
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.protocol import Endpoint, Page
