@@ -32,7 +32,10 @@ PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "performance.svg"
 # Each part of the page keeps its text if a run does not measure it.
 PARTS = ("account", "device")
-HEADINGS = {"account": "# Performance\n\n## A whole account\n\n", "device": "## One device of many pages\n\n"}
+HEADINGS = {
+    "account": "# Performance\n\n`make bench ARGS=--page` writes this page.\n\n## A whole account\n\n",
+    "device": "## One device of many pages\n\n",
+}
 
 ROWS_A_PAGE = 2000
 CONCURRENCY = 8
