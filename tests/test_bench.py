@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_unleash.simulator import DEFAULT_KEYS, Simulator
-from tools import bench
-from tools.bench_contenders import CONTENDERS, Cost, Job, measure
+from tools import bench, bench_account
+from tools.bench_account import CONCURRENCY, AccountFigures, AccountSize, account_text, draw_accounts
+from tools.bench_contenders import ACCOUNT_CONTENDERS, CONTENDERS, Cost, Job, device_ids, measure
 from tools.bench_waiting import Waiting, wait
 
 NEEDS = {"http": "airflow.providers.http", "dlt": "dlt"}
@@ -42,6 +43,20 @@ def test_each_contender_reads_every_row_of_every_page(name: str, airflow_home: P
     assert set(pages) == {"1", "2", "3"}
     assert cost.wall > 0
     assert cost.peak >= cost.before > 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize("name", ACCOUNT_CONTENDERS)
+def test_each_contender_reads_the_page_of_every_device(name: str, airflow_home: Path, monkeypatch) -> None:
+    if name == "account-dlt" and not is_installed("dlt"):
+        pytest.skip("dlt is not installed")
+    for variable in ("AIRFLOW_CONN_UNLEASH_DEFAULT", "RUNTIME__DLTHUB_TELEMETRY", "DLT_DATA_DIR"):
+        monkeypatch.setenv(variable, "")
+    with Simulator(devices=tuple(device_ids(3)), fixed_pages=1, page_size=7) as sim:
+        cost = measure(ACCOUNT_CONTENDERS[name], Job(sim.base_url, page_concurrency=2, devices=3))
+        read = [request.path for request in sim.requests if request.path.endswith("/1")]
+    assert cost.rows == 21
+    assert len(read) == len(set(read)) == 3
 
 
 def test_sensors_that_wait_share_their_polls_and_leave_the_loop_free(connect) -> None:
@@ -104,3 +119,35 @@ def test_the_page_has_every_contender_and_concurrency(figures: bench.Figures, mo
     assert all(f"| {concurrency} | " in page for concurrency in bench.CONCURRENCIES)
     bench.draw(figures, tmp_path / "picture.svg")
     assert "</svg>" in (tmp_path / "picture.svg").read_text()
+
+
+def test_the_section_of_accounts_shows_which_goals_are_missed(tmp_path: Path) -> None:
+    found = AccountFigures(AccountSize())
+    for name, devices, concurrency, _ in bench_account._runs(found.size):
+        wall = devices * 0.05 / concurrency * 1.2
+        cpu = devices * (0.002 if name == "account-floor" else 0.003)
+        found.costs[name, devices, concurrency].append(Cost(240 * devices, wall, cpu, 50, 40))
+    found.store_requests = {"split-jsonl": 1.2, "one-jsonl": 0.2}
+    found.slot_seconds = {"mapped": 5.0, "account": 0.2}
+    text = account_text(found, bench._goal)
+    assert all(f"| {name} |" in text for key, name in bench_account.NAMES.items() if key != "mapped")
+    assert text.count("| met |") == 13
+    found.costs["one-jsonl", 1000, CONCURRENCY][:] = [Cost(1, 9.0, 9.0, 50, 40)]
+    missed = [line for line in account_text(found, bench._goal).splitlines() if line.endswith("| **missed** |")]
+    assert [line.split("|")[1].strip() for line in missed] == [
+        "1000 devices, one-jsonl: time ÷ ideal",
+        "1000 devices, one-jsonl: CPU time ÷ floor",
+    ]
+    draw_accounts(found, tmp_path / "picture.svg")
+    assert "</svg>" in (tmp_path / "picture.svg").read_text()
+
+
+def test_a_part_that_was_not_measured_keeps_its_section(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("")
+    bench.write_page(page, {"account": "old accounts", "device": "old device"})
+    bench.write_page(page, {"device": "new device"})
+    text = page.read_text()
+    assert "old accounts" in text
+    assert "new device" in text
+    assert "old device" not in text
