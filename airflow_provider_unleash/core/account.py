@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain, islice
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 from weakref import finalize
 
@@ -75,6 +75,7 @@ T = TypeVar("T")
 _NAMED_DEVICES = 20
 # So many failures in a row, without a success between them, are those of the API or the store, not of single devices.
 _MAX_FAILURES_IN_A_ROW = 50
+_IDLE_SECONDS = 1.0
 _NO_ROWS = "No device has"
 # Errors of a store about the name of one object; all others concern the store.
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ)
@@ -279,7 +280,7 @@ def _land_objects(job: _Job, source: _Source, runner: _DeviceRunner, tree: Tree)
         log.info("Resuming: an earlier try has landed %d devices", resumed)
     failures = _Failures(runner, "The others have landed, and a retry extracts only the failed ones")
     try:
-        for device_id, future in runner.iter_completed(land_device, skip=records):
+        for device_id, future in runner.iter_completed(land_device, skip=records, when_idle=journal.save_if_due):
             try:
                 records[device_id] = record = future.result()
             except Exception as error:
@@ -444,8 +445,10 @@ class _DeviceRunner:
         self.total = len(devices)
         self.done = self._rows = 0
 
-    def iter_completed(self, work: Callable[[str], T], skip: Container[str]) -> Iterator[tuple[str, Future[T]]]:
-        """Yield each device with its result as soon as there is one."""
+    def iter_completed(
+        self, work: Callable[[str], T], skip: Container[str], when_idle: Callable[[], None]
+    ) -> Iterator[tuple[str, Future[T]]]:
+        """Yield each device with its result as soon as there is one; call ``when_idle`` each second without any."""
         finished: SimpleQueue[tuple[str, Future[T]]] = SimpleQueue()
         remaining = [device_id for device_id in self.devices if device_id not in skip]
         self.total = len(remaining)
@@ -458,8 +461,13 @@ class _DeviceRunner:
                 running += 1
             if not running:
                 return
-            yield finished.get()
-            running -= 1
+            try:
+                completed = finished.get(timeout=_IDLE_SECONDS)
+            except Empty:
+                when_idle()
+            else:
+                yield completed
+                running -= 1
 
     def iter_in_order(self, work: Callable[[str], T]) -> Iterator[tuple[str, Future[T]]]:
         """Yield each device with its result, in the order of the devices."""

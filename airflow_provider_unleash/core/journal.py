@@ -98,6 +98,10 @@ class Journal:
     def add(self, record: Record) -> None:
         """Keep a record; save all that are not saved yet, every few seconds."""
         self._unsaved.append(record)
+        self.save_if_due()
+
+    def save_if_due(self) -> None:
+        """Save if the last time was long enough ago; called also while no device lands."""
         if time.monotonic() - self._saved_at >= SAVE_SECONDS:
             self.save()
 

@@ -652,6 +652,22 @@ def test_after_kill_9_another_worker_extracts_only_what_has_not_landed(tmp_path:
     assert not (tmp_path / "lake/_staging").exists()
 
 
+def test_a_journal_is_saved_while_one_device_takes_long(tmp_path: Path) -> None:
+    slow = Fault("slow", path="/W019/", seconds=50)
+
+    def saved() -> str:
+        return "".join(path.read_text() for path in tmp_path.glob("lake/_staging/*/*.landed"))
+
+    with serve(many(20), faults=[slow]) as sim:
+        with start_extraction(sim, tmp_path / "lake", True) as process:
+            ends_at = time.monotonic() + 30
+            while not all(device in saved() for device in many(19)) and time.monotonic() < ends_at:
+                time.sleep(0.05)
+            process.kill()
+        sim.clear_faults()
+        assert land_from(sim, tmp_path / "lake").resumed_devices == 19
+
+
 @LAYOUTS
 def test_kill_9_at_any_moment_leaves_whole_objects_and_the_old_or_the_new_manifest(tmp_path: Path, split: bool) -> None:
     names = many(40)
