@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain, islice
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import finalize
 
 from airflow_provider_unleash.core.extract import (
@@ -240,6 +240,10 @@ class _Source:
     ) -> PageReader:
         return self._client.open_pages(device_id, start, end, endpoint=endpoint, budget=self._budget)
 
+    def cancel(self) -> None:
+        """Send no more requests and end those in flight."""
+        self._budget.group.cancel()
+
     def list_devices(self) -> Collection[str]:
         with self._lock:
             if self._listed is None:
@@ -279,6 +283,12 @@ def _land_objects(job: _Job, source: _Source, runner: _DeviceRunner, tree: Tree)
     if resumed:
         log.info("Resuming: an earlier try has landed %d devices", resumed)
     failures = _Failures(runner, "The others have landed, and a retry extracts only the failed ones")
+
+    def keep(record: Record) -> None:
+        # With "fail", a retry asks for empty windows again, because their data may be late.
+        if record.counts.rows or job.on_empty != "fail":
+            journal.add(record)
+
     try:
         for device_id, future in runner.iter_completed(land_device, skip=records, when_idle=journal.save_if_due):
             try:
@@ -287,11 +297,13 @@ def _land_objects(job: _Job, source: _Source, runner: _DeviceRunner, tree: Tree)
                 failures.add(device_id, error)
             else:
                 failures.add_success()
-                # With "fail", a retry asks for empty windows again, because their data may be late.
-                if record.counts.rows or job.on_empty != "fail":
-                    journal.add(record)
+                keep(record)
                 runner.log_progress(record.counts.rows)
     finally:
+        source.cancel()
+        for future in runner.finish():  # objects that were being published when an error ended the extraction
+            if not future.cancelled() and not future.exception():
+                keep(future.result())
         journal.save()
     failures.check()
     sizes = [record.entry.bytes for record in records.values() if record.entry.path]
@@ -444,12 +456,12 @@ class _DeviceRunner:
         self._began = self._logged = time.monotonic()
         self.total = len(devices)
         self.done = self._rows = 0
+        self._finished: SimpleQueue[tuple[str, Future[Any]]] = SimpleQueue()
 
     def iter_completed(
         self, work: Callable[[str], T], skip: Container[str], when_idle: Callable[[], None]
     ) -> Iterator[tuple[str, Future[T]]]:
         """Yield each device with its result as soon as there is one; call ``when_idle`` each second without any."""
-        finished: SimpleQueue[tuple[str, Future[T]]] = SimpleQueue()
         remaining = [device_id for device_id in self.devices if device_id not in skip]
         self.total = len(remaining)
         rest = iter(remaining)
@@ -457,17 +469,23 @@ class _DeviceRunner:
         while True:
             for device_id in islice(rest, self._max_ahead - running):
                 future = self._workers.submit(work, device_id)
-                future.add_done_callback(lambda future, device_id=device_id: finished.put((device_id, future)))  # type: ignore[misc]
+                future.add_done_callback(lambda future, device_id=device_id: self._finished.put((device_id, future)))  # type: ignore[misc]
                 running += 1
             if not running:
                 return
             try:
-                completed = finished.get(timeout=_IDLE_SECONDS)
+                completed = self._finished.get(timeout=_IDLE_SECONDS)
             except Empty:
                 when_idle()
             else:
                 yield completed
                 running -= 1
+
+    def finish(self) -> Iterator[Future[Any]]:
+        """Start no more devices, wait for those at work, and yield the results that nobody has consumed."""
+        self._workers.shutdown(cancel_futures=True)
+        while not self._finished.empty():
+            yield self._finished.get()[1]
 
     def iter_in_order(self, work: Callable[[str], T]) -> Iterator[tuple[str, Future[T]]]:
         """Yield each device with its result, in the order of the devices."""

@@ -652,6 +652,31 @@ def test_after_kill_9_another_worker_extracts_only_what_has_not_landed(tmp_path:
     assert not (tmp_path / "lake/_staging").exists()
 
 
+def test_a_journal_has_what_was_being_published_when_an_error_ended_the_extraction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dst = UPath("memory://test-journal/lake")
+    put_file = type(dst.fs).put_file
+
+    with serve(many(5), faults=[Fault("401", "/W004/")]) as sim, open_client(sim) as client:
+
+        def put_after_the_error(*args: Any) -> None:
+            while "W004" not in requested(sim):
+                time.sleep(0.01)
+            time.sleep(0.5)
+            put_file(*args)
+
+        monkeypatch.setattr(type(dst.fs), "put_file", put_after_the_error)
+        try:
+            with pytest.raises(AuthenticationError):
+                land_account(client, None, DAY, dst)
+            landed = [name for name in dst.fs.find(dst.path) if name.endswith(".jsonl")]
+            assert landed
+            assert land_account(client, None, DAY, dst).resumed_devices == len(landed)
+        finally:
+            dst.fs.store.clear()
+
+
 def test_a_journal_is_saved_while_one_device_takes_long(tmp_path: Path) -> None:
     slow = Fault("slow", path="/W019/", seconds=50)
 
