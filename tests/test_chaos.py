@@ -13,12 +13,12 @@ from tests.support.paths import ROOT
 
 pytest.importorskip("s3fs", reason="the extra s3 is not installed")
 
-# Of these, one kills the store; some are duels, reruns, and so large that an upload has several parts.
+# Of these, one kills the store; some are of an account in either layout, duels or reruns.
 EXTRACTIONS = 14
 
 
 @pytest.mark.slow
-def test_whatever_goes_wrong_the_lake_has_each_object_as_it_was_or_as_it_shall_be() -> None:
+def test_each_object_and_manifest_is_the_old_or_the_new_one_whatever_fails() -> None:
     command = [sys.executable, "-m", "tools.chaos", "--extractions", str(EXTRACTIONS), "--lanes", "2", "--tamper"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=600)
     report, _, tampering = done.stdout.partition("found after tampering:")
@@ -29,6 +29,15 @@ def test_whatever_goes_wrong_the_lake_has_each_object_as_it_was_or_as_it_shall_b
     assert counts["rows checked"] > 10_000
     assert counts["workers killed"] > 2
     assert counts["stores killed"] == 1
-    # The same look finds what is wrong where something is.
-    for found in ("stray objects", "open uploads", "differs from its last extraction", "temporary files"):
+    assert counts["layout split"] > 1
+    assert counts["layout one"] > 1
+    assert counts["manifests"] >= EXTRACTIONS
+    # The same checks find what is wrong.
+    for found in (
+        "stray objects",
+        "open uploads",
+        "differs from its last extraction",
+        "the manifest of",
+        "temporary files",
+    ):
         assert found in tampering

@@ -1,17 +1,19 @@
 """
-Run extractions under random faults, kills, reruns, duels (two tries at once) and late rows, and check each object.
+Run extractions under random faults, kills, reruns, duels (two tries at once) and late rows, and check what they leave.
 
-``make chaos`` runs this for minutes, tests/test_chaos.py for half a minute. The lake is a real S3-compatible store and
-a folder, the API is a simulator, and each try of an extraction is a process. The seed determines the plan; what happens
-also depends on timing.
+An extraction is one of a device, or of an account in either layout. ``make chaos`` runs this for minutes,
+tests/test_chaos.py for a minute. The lake is a real S3-compatible store and a folder, the API is a simulator, and each
+try of an extraction is a process. The seed determines the plan; what happens also depends on timing.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -25,35 +27,38 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
-from itertools import count
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from airflow_provider_unleash.simulator import FAULT_KINDS, Fault, Simulator
 from tests.support.s3_lake import S3Lake, connection_to
 from tests.support.seaweedfs import SeaweedFS
-from tools.chaos_worker import Job, Report, run_try
+from tools.chaos_worker import CHECKPOINT_PAGES, JOURNAL_SECONDS, Job, Report, run_try
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 DAY = datetime(2026, 1, 12, tzinfo=timezone.utc)
-ROWS_A_DAY, PAGE_SIZE, CHECKPOINT_PAGES = 4000, 200, 6
+ROWS_A_DAY, PAGE_SIZE = 4000, 200
 SILENT = "W7d2e90b4c6a1f58"
 DEVICES = ("Wb8fabc31378ce07", "W022abc5be35bb72", "Weea288bc1faaddd", "W9d3f1bcad8e8abd", SILENT)
-# Two pages, about twenty, and so many that the upload of the object has several parts.
+ACCOUNT = tuple(sorted((*DEVICES, *(f"W{index:015x}" for index in range(7)))))
+# One page, about twenty, and so many that the upload of the object has several parts.
 LENGTHS = (timedelta(hours=2), timedelta(days=1), timedelta(days=11))
 FORMATS = ("parquet", "jsonl", "csv")
 STATUSES = ("400", "401", "403", "404", "408", "500", "502", "503", "504")
 KINDS = (*FAULT_KINDS, *STATUSES)
 # Tries with faults and kills. After them, a try has to succeed.
 TRIES = 3
-TARGETS_OF_A_LANE = 12
+TARGETS_OF_A_LANE, ACCOUNTS_OF_A_LANE = 12, 8
 # Added to the number of a generation: the same rows, and one that arrives between two tries or during the first.
-LATE = 100
-ARRIVING = 200
+LATE = 10_000
+ARRIVING = 20_000
 # What delays the first usable response of a page.
 DELAYS = ("slow", "slow", "reset", "500", "garbage", "half_body")
 SECONDS_OF_A_TRY = 90.0
+# A try that is killed so long after a device has landed has saved it in its journal, even on a busy machine.
+SECONDS_TO_REMEMBER = JOURNAL_SECONDS + 4.0
 
 Row = tuple[Any, ...]
 
@@ -67,10 +72,16 @@ class ViolationError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """An object that extractions write."""
+    """
+    The objects that extractions write.
+
+    :param layout: the object of one device, one object per device of the account, or one for all devices.
+    """
 
     store: str
-    device: str
+    layout: Literal["device", "split", "one"]
+    lane: int
+    devices: tuple[str, ...]
     length: timedelta
     day: int
     file_format: str
@@ -81,15 +92,36 @@ class Target:
         return start, start + self.length
 
     @property
-    def name(self) -> str:
-        start, end = self.window
-        folder = f"device={self.device}/start_date={start:%Y-%m-%d}"
-        return f"{folder}/{start:%Y%m%dT%H%M%SZ}_{end:%Y%m%dT%H%M%SZ}.{self.file_format}"
-
-    @property
     def window_ms(self) -> tuple[int, int]:
         start, end = (int(moment.timestamp() * 1000) for moment in self.window)
         return start, end
+
+    @property
+    def tree(self) -> str:
+        return f"{self.layout}-{self.file_format}-{self.lane}"
+
+    @property
+    def window_name(self) -> str:
+        start, end = self.window
+        return f"start_date={start:%Y-%m-%d}/{start:%Y%m%dT%H%M%SZ}_{end:%Y%m%dT%H%M%SZ}"
+
+    @property
+    def objects(self) -> dict[str, tuple[str, ...]]:
+        """Return the devices of each object, by its name in the tree."""
+        name = f"{self.window_name}.{self.file_format}"
+        if self.layout == "one":
+            return {name: self.devices}
+        return {f"device={device}/{name}": (device,) for device in self.devices}
+
+    @property
+    def manifest(self) -> str:
+        ids = f".{hashlib.sha256(self.devices[0].encode()).hexdigest()[:8]}" if self.layout == "device" else ""
+        return f"_manifest/{self.window_name}{ids}.manifest"
+
+    @property
+    def late_device(self) -> str:
+        """The device whose rows may arrive late."""
+        return next((device for device in self.devices if device != SILENT), SILENT)
 
 
 @dataclass(frozen=True)
@@ -97,7 +129,7 @@ class Plan:
     """
     The plan for one extraction: faults and kill of each try, two tries at once or not, and how the rows change.
 
-    :param arrives_at: the number of the page response from which on the API has another row; 0 if it never has.
+    :param arrives_at: number of the late device's response from which on it has another row; 0 if it never has.
     """
 
     target: Target
@@ -122,26 +154,32 @@ class Kill:
 def make_plan(seed: int, lane: int, number: int) -> Plan:
     """Return the plan of an extraction. Lanes share no objects."""
     rng = random.Random(f"{seed}/{number}")
-    target = _make_target(lane, rng.randrange(TARGETS_OF_A_LANE))
+    is_account = rng.random() < 0.6
+    index = TARGETS_OF_A_LANE + rng.randrange(ACCOUNTS_OF_A_LANE) if is_account else rng.randrange(TARGETS_OF_A_LANE)
+    target = _make_target(lane, index)
     kills = [_make_kill(rng) for _ in range(TRIES)]
     if number % 12 == 7:
         target = replace(target, store="s3")
         kills[0] = Kill("store", rng.choice((rng.random(), 1.0)), rng.uniform(0, 0.08))
     plan = Plan(
         target,
-        generation=rng.randrange(3),
+        # Each extraction of an account has other rows, so the objects tell which devices have landed.
+        generation=number if is_account else rng.randrange(3),
         faults=tuple(_make_faults(rng, target) for _ in range(TRIES)),
         kills=tuple(kills),
         is_duel=rng.random() < 0.1,
-        # With one page, there is nothing to grow during the extraction.
+        # With one page, there is nothing to grow while it is extracted.
         grows=(fate := rng.random()) < 0.1 and target.length > LENGTHS[0],
         is_late=fate > 0.85,
     )
-    if target.device == SILENT or target.length == LENGTHS[0] or rng.random() > 0.6:
+    if target.late_device == SILENT or target.length == LENGTHS[0] or rng.random() > (0.2 if is_account else 0.6):
         return plan
-    pages = -(-len(_api_rows(target, plan.generation + ARRIVING, *target.window_ms)) // PAGE_SIZE)
+    pages = -(-len(_api_rows(target, target.late_device, plan.generation + ARRIVING)) // PAGE_SIZE)
     late = Fault(
-        rng.choice(DELAYS), page=rng.choice((1, rng.randint(2, pages), pages, pages)), seconds=rng.choice((0.5, 1.5))
+        rng.choice(DELAYS),
+        path=f"/{target.late_device}/",
+        page=rng.choice((1, rng.randint(2, pages), pages, pages)),
+        seconds=rng.choice((0.5, 1.5)),
     )
     return replace(
         plan,
@@ -155,12 +193,19 @@ def make_plan(seed: int, lane: int, number: int) -> Plan:
 
 
 def _make_target(lane: int, index: int) -> Target:
+    day = 20 * lane + index % 3
+    if index >= TARGETS_OF_A_LANE:
+        layout: Literal["split", "one"] = "one" if index % 2 else "split"
+        store = "file" if index in (15, 16) else "s3"
+        return Target(store, layout, lane, ACCOUNT, LENGTHS[index // 2 % 2], day, FORMATS[index % len(FORMATS)])
     length = LENGTHS[(0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2)[index]]
     return Target(
         store="file" if index % 4 == 1 else "s3",
-        device=DEVICES[(index + lane) % len(DEVICES)],
+        layout="device",
+        lane=lane,
+        devices=(DEVICES[(index + lane) % len(DEVICES)],),
         length=length,
-        day=20 * lane + index % 3,
+        day=day,
         file_format="jsonl" if length == LENGTHS[2] else FORMATS[index % len(FORMATS)],
     )
 
@@ -172,11 +217,16 @@ def _make_faults(rng: random.Random, target: Target) -> tuple[Fault, ...]:
 def _make_fault(rng: random.Random, target: Target) -> Fault:
     kind = rng.choice(KINDS)
     pages = max(1, int(target.length / timedelta(days=1) * ROWS_A_DAY / PAGE_SIZE))
+    is_silent = target.devices == (SILENT,)
+    paths = [""]
+    if is_silent or target.layout != "device":  # the devices are listed for an account, or if there are no rows
+        paths.append("/devices")
+    if target.layout != "device":
+        paths += [f"/{device}/" for device in rng.sample(ACCOUNT, 6)]
     return Fault(
         kind,
-        # The devices are listed only if there are no rows.
-        path=rng.choice(("", "/devices")) if target.device == SILENT else "",
-        page=rng.choice((None, None, 1, 2, rng.randint(1, pages), pages)) if target.device != SILENT else None,
+        path=rng.choice(paths),
+        page=None if is_silent else rng.choice((None, None, 1, 2, rng.randint(1, pages), pages)),
         times=rng.choice((1, 1, 2, 3, None)),
         after=rng.choice((0, 0, 1, rng.randint(1, pages))),
         probability=rng.choice((1.0, 1.0, 0.2)),
@@ -203,28 +253,51 @@ class Lake:
         self._s3 = S3Lake(store)
         self.uploads = self._s3.uploads
 
-    def url(self, store: str) -> str:
-        return "s3://lake_conn@lake/tree" if store == "s3" else f"file://{self._folder}/tree"
+    def url(self, target: Target) -> str:
+        root = "s3://lake_conn@lake" if target.store == "s3" else f"file://{self._folder}"
+        return f"{root}/tree/{target.tree}"
 
-    def read(self, target: Target) -> bytes | None:
+    def read(self, target: Target, name: str) -> bytes | None:
         if target.store == "file":
             with suppress(FileNotFoundError):
-                return (self._folder / "tree" / target.name).read_bytes()
+                return self._path(target, name).read_bytes()
             return None
-        return self._s3.read(target.name)
+        return self._s3.read(f"{target.tree}/{name}")
 
-    def names(self) -> set[tuple[str, str]]:
-        """Return the store and the name of each object."""
-        found = {("s3", name) for name in self._s3.names()}
+    def modified(self, target: Target, name: str) -> float:
+        """Return when an object was written, in seconds since the epoch."""
+        if target.store == "file":
+            return self._path(target, name).stat().st_mtime
+        key = f"{self._s3.prefix}{target.tree}/{name}"
+        return float(self._s3.client.head_object(Bucket="lake", Key=key)["LastModified"].timestamp())
+
+    def names(self, target: Target) -> set[str]:
+        """Return the names of everything in the tree of a target."""
+        tree = self._path(target, "")
+        if target.store == "file":
+            return {str(path.relative_to(tree)) for path in _files(tree)}
+        return {name.removeprefix(f"{target.tree}/") for name in self._s3.names() if name.startswith(f"{target.tree}/")}
+
+    def all_names(self) -> set[tuple[str, str]]:
+        """Return the store and the name of everything in the lake."""
         tree = self._folder / "tree"
-        return found | {("file", str(path.relative_to(tree))) for path in tree.rglob("*") if path.is_file()}
+        found = {("file", str(path.relative_to(tree))) for path in _files(tree)}
+        return found | {("s3", name) for name in self._s3.names()}
 
     def tamper(self, target: Target) -> None:
-        """Remove the last row of a JSON lines object in S3, and add another object and an open upload."""
-        lines = (self.read(target) or b"").splitlines(keepends=True)
-        self._s3.client.put_object(Bucket="lake", Key=f"tree/{target.name}", Body=b"".join(lines[:-1]))
+        """Remove the last row of a JSON lines object and of a manifest in S3; add another object and an open upload."""
+        for name in (next(iter(target.objects)), target.manifest):
+            lines = (self.read(target, name) or b"").splitlines(keepends=True)
+            self._s3.client.put_object(Bucket="lake", Key=f"tree/{target.tree}/{name}", Body=b"".join(lines[:-1]))
         self._s3.client.put_object(Bucket="lake", Key="tree/stray", Body=b"")
         self._s3.client.create_multipart_upload(Bucket="lake", Key="tree/upload")
+
+    def _path(self, target: Target, name: str) -> Path:
+        return self._folder / "tree" / target.tree / name
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
 
 
 def rows_in(content: bytes, file_format: str) -> list[Row]:
@@ -267,6 +340,19 @@ class Counts:
             counter.update(names)
 
 
+@dataclass
+class Progress:
+    """
+    What the tries of one extraction have reached so far.
+
+    :param landed: the generation of each device whose object is new.
+    :param remembered: devices that the next try must not request, because the journal must have them.
+    """
+
+    landed: dict[str, int] = field(default_factory=dict)
+    remembered: set[str] = field(default_factory=set)
+
+
 class Chaos:
     """Runs plans in lanes. Each extraction starts from the state that the one before left."""
 
@@ -276,9 +362,9 @@ class Chaos:
         self._seed = seed
         self.lake = Lake(store, folder)
         self.counts = Counts()
-        self._old: dict[Target, int] = {}  # the generation of each object
+        self._old: dict[Target, dict[str, int]] = {}  # the generation of each device's rows in the lake
+        self._manifests: dict[Target, bytes] = {}
         self._restarting = threading.Lock()
-        self._expected: dict[tuple[int, str, datetime, datetime], list[Row]] = {}
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tools.chaos_worker"])
 
@@ -298,7 +384,8 @@ class Chaos:
 
     def _extract(self, plan: Plan) -> None:
         self.counts.add(extractions=1, reruns=plan.target in self._old, duels=plan.is_duel, growing=plan.grows)
-        self.counts.add(**{"late rows during a try": plan.arrives_at > 0})
+        self.counts.add(**{"late rows during a try": plan.arrives_at > 0, f"layout {plan.target.layout}": 1})
+        progress = Progress()
         with ExitStack() as stack:
             api = stack.enter_context(self._open_api(plan))
             for number, (faults, kill) in enumerate(zip(plan.faults, plan.kills, strict=True)):
@@ -310,71 +397,105 @@ class Chaos:
                     self.counts.add(**{"late rows between tries": 1})
                 for fault in faults:
                     api.add_fault(fault)
-                reports = self._try(plan, api, kill)
+                succeeded = self._try(plan, api, progress, kill)
                 self._count_faults(api)
                 api.clear_faults()
-                if self._check_object(plan, reports):
+                if succeeded:
                     break
             else:
                 # No more faults in this extraction, but other lanes may still kill the store.
                 for _ in range(3):
-                    if self._check_object(plan, self._try(plan, api, None, alone=True)):
+                    if self._try(plan, api, progress, None, alone=True):
                         break
                 else:
                     raise ViolationError("no success without faults")
             # The loser of a duel may have checkpointed pages after the winner cleaned up.
-            if plan.is_duel and not self._check_object(plan, self._try(plan, api, None, alone=True)):
+            if plan.is_duel and not self._try(plan, api, progress, None, alone=True):
                 raise ViolationError("the rerun after a duel did not succeed")
 
     def _open_api(self, plan: Plan, port: int = 0) -> Simulator:
-        options: dict[str, Any] = {"page_size": PAGE_SIZE, "devices": DEVICES}
+        target = plan.target
+        options: dict[str, Any] = {"page_size": PAGE_SIZE, "devices": ACCOUNT}
         if plan.generation >= LATE:
-            start, end = plan.target.window_ms
-            options["rows"] = {plan.target.device: _api_rows(plan.target, plan.generation, start, end)}
+            options["rows"] = {device: _api_rows(target, device, plan.generation) for device in target.devices}
         if plan.arrives_at:
-            served = count(1)
+            has_arrived = threading.Event()
 
-            def clock() -> float:  # the simulator asks for the time once for each page that it serves
-                return (plan.target.window_ms[1] - (2 if next(served) < plan.arrives_at else 0) + 0.5) / 1000
+            def clock() -> float:  # the simulator asks for the time for each page that it serves
+                if sum(f"/{target.late_device}/" in request.path for request in api.requests) + 1 >= plan.arrives_at:
+                    has_arrived.set()
+                return (target.window_ms[1] - (0 if has_arrived.is_set() else 2) + 0.5) / 1000
 
-            options |= {"clock": clock, "sessions_from": plan.target.window_ms[0]}
+            options |= {"clock": clock, "sessions_from": target.window_ms[0]}
         if plan.grows:
-            options["growing"] = 400 * max(1, plan.target.length.days)
-        return Simulator(port, seed=plan.generation % LATE, rows_per_day=ROWS_A_DAY, **options)
+            options["growing"] = 400 * max(1, target.length.days)
+        api = Simulator(port, seed=plan.generation % LATE, rows_per_day=ROWS_A_DAY, **options)
+        return api
 
     # ---- one try ----
 
-    def _try(self, plan: Plan, api: Simulator, kill: Kill | None, alone: bool = False) -> list[Report | None]:
-        """Run one process, or two at once, and return their reports; None if killed."""
+    def _try(self, plan: Plan, api: Simulator, progress: Progress, kill: Kill | None, alone: bool = False) -> bool:
+        """Run one process, or two at once, check what they leave, and return whether one succeeded."""
         api.clear_requests()
         job = self._job(plan, api)
+        with self._restarting:
+            stores_killed = self.counts.happened["stores killed"]
+        began_at = time.time()
         tries = [_Try(self._context, job) for _ in range(2 if plan.is_duel and not alone else 1)]
         self.counts.add(tries=len(tries))
         killed = kill is not None and self._kill(plan, api, kill, tries[0])
+        ended_at = time.time()
         reports = [one.finish() for one in tries]
         for report in reports:
             self._count_report(report)
         if not killed and None in reports:
             raise ViolationError("a try that was not killed ended without a report")
-        return reports
+        requested = {device for device in plan.target.devices if any(f"/{device}/" in one.path for one in api.requests)}
+        with self._restarting:  # the store is unavailable while it restarts
+            store_was_up = self.counts.happened["stores killed"] == stores_killed
+            if store_was_up and (again := requested & progress.remembered):
+                raise ViolationError(f"a retry requested devices that had landed: {sorted(again)}")
+            self.counts.add(**{"devices remembered": len(progress.remembered)})
+            succeeded = self._check_lake(plan, progress, reports, requested, store_was_up)
+            has_journal = plan.target.layout == "split" and not plan.arrives_at
+            if not has_journal or not store_was_up or len(tries) > 1:
+                progress.remembered.clear()
+            else:
+                deadline = ended_at - SECONDS_TO_REMEMBER if killed else math.inf
+                progress.remembered |= self._landed_between(plan.target, progress, began_at, deadline)
+        return succeeded
+
+    def _landed_between(self, target: Target, progress: Progress, began_at: float, deadline: float) -> set[str]:
+        """Return the devices whose new object was certainly written between two times."""
+        found = set()
+        for name, (device,) in target.objects.items():
+            if device in progress.landed and device != SILENT:
+                modified = self.lake.modified(target, name)  # S3 has whole seconds
+                if began_at <= modified and modified + 1 < deadline:
+                    found.add(device)
+        return found
 
     def _job(self, plan: Plan, api: Simulator) -> Job:
         extra = {"timeout": 1, "max_attempts": 3, "mask_stream_tokens": False}
         unleash = {"conn_type": "unleash", "host": api.base_url, "password": api.api_key, "extra": extra}
         lake = connection_to(self._store.url)
         target = plan.target
-        arguments = {
-            "device_id": target.device,
-            "dst": self.lake.url(target.store),
-            "file_format": target.file_format,
+        arguments: dict[str, Any] = {"dst": self.lake.url(target), "file_format": target.file_format}
+        if target.layout == "device":
+            arguments |= {"device_id": target.devices[0], "checkpoint_pages": CHECKPOINT_PAGES}
+        else:
+            arguments["split_by_device"] = target.layout == "split"
+        if plan.arrives_at:
             # With staging, a try may wait for the digest of the last page, which hides a late one.
-            "checkpoint_pages": None if plan.arrives_at else CHECKPOINT_PAGES,
-        }
+            arguments["resume_within"] = None
         return Job(str(self._folder), {"unleash_default": unleash, "lake_conn": lake}, target.window, arguments)
 
     def _kill(self, plan: Plan, api: Simulator, kill: Kill, victim: _Try) -> bool:
         """Kill the worker or the store at the planned time, and return whether the worker was killed."""
-        requests = len(self._rows(plan.target, plan.generation)) // PAGE_SIZE + 2
+        target = plan.target
+        requests = sum(len(_rows(target, device, plan.generation)) // PAGE_SIZE + 1 for device in target.devices) + (
+            1 if target.layout == "device" else 2
+        )
         due = int(kill.share * requests)
         while len(api.requests) < due and victim.is_alive():
             time.sleep(0.002)
@@ -386,74 +507,117 @@ class Chaos:
             self.counts.add(**{"workers killed": 1, f"workers killed {_phase(kill.share)}": 1})
             return True
         with self._restarting:
+            self.counts.add(**{"stores killed": 1})
             self._store.kill()
             time.sleep(random.Random(due).uniform(0, 0.5))
             self._store.start()
-            self.counts.add(**{"stores killed": 1})
         return False
 
     # ---- checks ----
 
-    def _check_object(self, plan: Plan, reports: list[Report | None]) -> bool:
-        """Check that the object is the old or the new one, and return whether a try succeeded."""
+    def _check_lake(
+        self, plan: Plan, progress: Progress, reports: list[Report | None], requested: set[str], store_was_up: bool
+    ) -> bool:
+        """Check that each object is the old or the new one, as is the manifest; return whether a try succeeded."""
         target = plan.target
-        with self._restarting:  # the store is unavailable while it restarts
-            content = self.lake.read(target)
-        found = None if content is None else rows_in(content, target.file_format)
-        old = self._rows(target, self._old[target]) if target in self._old else None
-        new = self._rows(target, plan.generation)
         succeeded = any(report is not None and report.summary is not None for report in reports)
-        self.counts.add(**{"objects checked": 1, "rows checked": len(found or ())})
-        if found != new and (succeeded or found != old):
-            state = "is missing" if found is None else f"has {len(found)} rows"
-            before = "no object" if old is None else f"the old {len(old)} rows"
-            raise ViolationError(
-                f"the object {state}; expected the new {len(new)} rows or {before}; success: {succeeded}"
-            )
-        if found == new:
-            self._old[target] = plan.generation
+        old = self._old.get(target, {})
+        # What an earlier try has landed is not requested again, even if rows have arrived since.
+        earlier = {device: number for device, number in progress.landed.items() if device not in requested}
+        new = dict.fromkeys(target.devices, plan.generation) | earlier
+        must_have_landed = set(target.devices) if succeeded else _landed_by_name(target, reports)
+        found = {name: self.lake.read(target, name) for name in target.objects}
+        rows = {
+            name: None if content is None else rows_in(content, target.file_format) for name, content in found.items()
+        }
+        self.counts.add(**{"objects checked": len(found), "rows checked": sum(len(one or ()) for one in rows.values())})
+        for name, devices in target.objects.items():
+            if rows[name] == _object_rows(target, devices, new):
+                self._old.setdefault(target, {}).update((device, new[device]) for device in devices)
+                progress.landed.update((device, new[device]) for device in devices)
+            elif must_have_landed.issuperset(devices) or rows[name] != _object_rows(target, devices, old):
+                state = "is missing" if (content := rows[name]) is None else f"has {len(content)} rows"
+                raise ViolationError(f"{name} {state}: expected new rows, or old ones; success: {succeeded}")
+        is_new = self._check_manifest(target, found, rows)
+        if succeeded and not is_new:
+            raise ViolationError("a success left the old manifest")
+        if is_new and not succeeded and store_was_up and None not in reports:
+            raise ViolationError("a failed try published a manifest")
         if not succeeded:
             return False
-        if not plan.is_duel and (uploads := self.lake.uploads(target.name)):
-            raise ViolationError(f"open uploads after a success: {uploads}")
+        if len(reports) == 1:
+            if uploads := self.lake.uploads(target.tree):
+                raise ViolationError(f"open uploads after a success: {uploads}")
+            if staged := [name for name in self.lake.names(target) if name.startswith("_staging")]:
+                raise ViolationError(f"staged files after a success: {staged}")
+        total = sum(len(_rows(target, device, new[device])) for device in target.devices)
         for report in reports:
-            if report is not None and report.summary is not None and report.summary["rows"] != len(new):
-                raise ViolationError(f"the summary counts {report.summary['rows']} rows, not {len(new)}")
+            if report is not None and report.summary is not None and report.summary["rows"] != total:
+                raise ViolationError(f"the summary counts {report.summary['rows']} rows, not {total}")
         return True
 
-    def _rows(self, target: Target, generation: int) -> list[Row]:
-        key = (generation, target.device, *target.window)
-        if key not in self._expected:
-            start, end = target.window_ms
-            self._expected[key] = [_canonical(row) for row in _api_rows(target, generation, start, end - 1)]
-        return self._expected[key]
+    def _check_manifest(
+        self, target: Target, found: dict[str, bytes | None], rows: dict[str, list[Row] | None]
+    ) -> bool:
+        """Return whether there is a new manifest, and check that it describes the objects."""
+        content = self.lake.read(target, target.manifest)
+        if content == self._manifests.get(target):
+            return False
+        if content is None:
+            raise ViolationError("the manifest is gone")
+        self._manifests[target] = content
+        self.counts.add(manifests=1)
+        expected = []
+        for device in target.devices:
+            name = next(name for name, devices in target.objects.items() if device in devices)
+            number = sum(row[1] == device for row in rows[name] or ())
+            path = name if number or target.layout == "device" else None
+            size = len(found[name] or b"") if path else 0
+            expected.append((device, *target.window, number, size, path))
+        lines = [json.loads(line) for line in content.splitlines()]
+        described = [
+            (
+                *(line["device_id"], *(datetime.fromisoformat(line[key]) for key in ("start", "end"))),
+                *(line[key] for key in ("rows", "bytes", "path")),
+            )
+            for line in lines
+        ]
+        if described != expected:
+            wrong = [one for one in described if one not in expected] or f"{len(lines)} lines"
+            raise ViolationError(f"the manifest does not describe the objects: {wrong}")
+        return True
 
     def tamper(self) -> None:
-        """Create violations: remove a row of an object, add another object, an upload and a temporary file."""
+        """Create violations: remove a row of an object, a line of a manifest; add an object, an upload and a file."""
         harmed = next(
             target
-            for target, generation in self._old.items()
-            if (target.store, target.file_format) == ("s3", "jsonl") and self._rows(target, generation)
+            for target in self._manifests
+            if (target.store, target.file_format) == ("s3", "jsonl") and target.late_device != SILENT
         )
         self.lake.tamper(harmed)
         (self._folder / "tmp" / "stray").touch()
 
     def check_leftovers(self) -> None:
-        """Look for stray objects, uploads and temporary files, and compare every object again."""
-        names = self.lake.names()
-        expected = {(target.store, target.name) for target in self._old}
+        """Look for stray objects, uploads and temporary files, and compare every object and manifest again."""
+        names = self.lake.all_names()
+        expected = {(target.store, f"{target.tree}/{target.manifest}") for target in self._manifests}
+        for target, generations in self._old.items():
+            if self.lake.read(target, target.manifest) != self._manifests.get(target):
+                self.counts.violations.append(f"the manifest of {target} differs from its last extraction")
+            for name, devices in target.objects.items():
+                rows = _object_rows(target, devices, generations)
+                if rows is not None:
+                    expected.add((target.store, f"{target.tree}/{name}"))
+                    self.counts.add(**{"objects checked": 1, "rows checked": len(rows)})
+                found = self.lake.read(target, name)
+                if (None if found is None else rows_in(found, target.file_format)) != rows:
+                    self.counts.violations.append(f"{name} of {target} differs from its last extraction")
         if strays := names - expected:
             self.counts.violations.append(f"stray objects: {sorted(strays)}")
         if missing := expected - names:
             self.counts.violations.append(f"missing objects: {sorted(missing)}")
         if uploads := self.lake.uploads():
             self.counts.violations.append(f"open uploads: {uploads}")
-        for target, generation in self._old.items():
-            content = self.lake.read(target)
-            rows = self._rows(target, generation)
-            self.counts.add(**{"objects checked": 1, "rows checked": len(rows)})
-            if content is None or rows_in(content, target.file_format) != rows:
-                self.counts.violations.append(f"{target} differs from its last extraction")
         if temporary := [path.name for path in (self._folder / "tmp").iterdir()]:
             self.counts.violations.append(f"temporary files: {temporary}")
         self.counts.add(objects=len(expected))
@@ -469,7 +633,8 @@ class Chaos:
             raise ViolationError(f"threads still run: {threads}")
         self.counts.add_to(self.counts.endings, [report.error or "success"])
         if report.summary is not None:
-            self.counts.add(**{"pages": report.summary["pages"], "pages resumed": report.summary["resumed_pages"]})
+            resumed = {f"{what} resumed": report.summary.get(f"resumed_{what}", 0) for what in ("pages", "devices")}
+            self.counts.add(**{"pages": report.summary["pages"]}, **resumed)
 
     def _count_faults(self, api: Simulator) -> None:
         kinds = [request.fault for request in api.requests if request.fault]
@@ -477,11 +642,12 @@ class Chaos:
         self.counts.add(requests=len(api.requests))
 
 
-def _api_rows(target: Target, generation: int, start: int, end: int) -> list[dict[str, Any]]:
+def _api_rows(target: Target, device: str, generation: int, excluded_ms: int = 0) -> list[dict[str, Any]]:
     """Return the API's rows of a window. A late generation has another row, which may be the one stamped last."""
-    source = Simulator(seed=generation % LATE, rows_per_day=ROWS_A_DAY, page_size=PAGE_SIZE, devices=DEVICES)
-    rows = source.rows(target.device, start, end)
-    if generation < LATE or not rows:
+    start, end = target.window_ms
+    source = Simulator(seed=generation % LATE, rows_per_day=ROWS_A_DAY, page_size=PAGE_SIZE, devices=ACCOUNT)
+    rows = source.rows(device, start, end - excluded_ms)
+    if generation < LATE or device != target.late_device or not rows:
         return rows
     # Early in the window, so that an arriving row is in a page that most tries have read already.
     index = len(rows) // (3 if generation < ARRIVING else 10)
@@ -490,6 +656,30 @@ def _api_rows(target: Target, generation: int, start: int, end: int) -> list[dic
         last = target.window[1] - timedelta(milliseconds=1)
         late["timestamp"] = last.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return [*rows[:index], late, *rows[index:]]
+
+
+@lru_cache(maxsize=512)
+def _rows(target: Target, device: str, generation: int) -> list[Row]:
+    """Return the rows of a device that an extraction must write."""
+    return [_canonical(row) for row in _api_rows(target, device, generation, excluded_ms=1)]
+
+
+def _object_rows(target: Target, devices: tuple[str, ...], generations: dict[str, int]) -> list[Row] | None:
+    """Return the rows of an object, or None if there is none."""
+    if not generations.keys() >= set(devices):
+        return None
+    rows = [row for device in devices for row in _rows(target, device, generations[device])]
+    # The operator for one device also writes an object without rows.
+    return rows if rows or target.layout == "device" else None
+
+
+def _landed_by_name(target: Target, reports: list[Report | None]) -> set[str]:
+    """Return the devices that a failed try must have landed, because its error names only others."""
+    landed = set()
+    for report in reports:
+        if report is not None and report.error.endswith("PartialExtractionError") and target.layout == "split":
+            landed |= {device for device in target.devices if f"\n{device}:" not in report.message}
+    return landed
 
 
 def _phase(share: float) -> str:
@@ -582,7 +772,8 @@ def write_page(counts: Counts, seed: int) -> None:
     errors = ", ".join(f"`{name}` {number}" for name, number in endings.most_common() if name.endswith("Error"))
     rows = {
         f"extractions (seed {seed})": f"{happened['extractions']:,}, "
-        f"{happened['reruns']} of them over an existing object",
+        f"{happened['layout split']} of an account with one object per device, {happened['layout one']} with one for "
+        f"all devices; {happened['reruns']} over existing objects",
         "tries": f"{happened['tries']:,}; {happened['duels']} extractions with two tries at once, "
         f"{happened['late rows between tries']} with a row that arrived between two tries, "
         f"{happened['late rows during a try']} with one that arrived while a page was late",
@@ -592,7 +783,9 @@ def write_page(counts: Counts, seed: int) -> None:
         "faults of the API": f"{counts.faults.total():,}: {faults}",
         "the store was killed": f"{happened['stores killed']} times",
         "pages read": f"{happened['pages']:,}, {happened['pages resumed']:,} of them staged by an earlier try",
+        "devices not requested again": f"{happened['devices remembered']:,}",
         "objects compared": f"{happened['objects checked']:,}, with {happened['rows checked']:,} rows",
+        "manifests compared": f"{happened['manifests']:,}",
         "**violations**": f"**{len(counts.violations)}**",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

@@ -18,8 +18,11 @@ import airflow.providers.amazon.aws.fs.s3  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 import s3fs  # noqa: F401
 
-from airflow_provider_unleash.core import throttle
-from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
+from airflow_provider_unleash.core import account, journal, throttle
+from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator, UnleashToObjectStorageOperator
+
+CHECKPOINT_PAGES = 6
+JOURNAL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,12 @@ def run_try(job: Job, supervisor: Connection) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     throttle.MIN_BACKOFF = throttle.MAX_BACKOFF = 0.01
+    account.CHECKPOINT_PAGES = CHECKPOINT_PAGES  # type: ignore[attr-defined]
+    journal.SAVE_SECONDS = JOURNAL_SECONDS
     for conn_id, connection in job.connections.items():
         os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"] = json.dumps(connection)
-    operator = UnleashToObjectStorageOperator(task_id="extract", **job.arguments)
+    kind = UnleashToObjectStorageOperator if "device_id" in job.arguments else UnleashAccountToObjectStorageOperator
+    operator = kind(task_id="extract", **job.arguments)
     start, end = job.window
     context: Any = {"dag_run": SimpleNamespace(run_type="scheduled")}
     context |= {"data_interval_start": start, "data_interval_end": end}
