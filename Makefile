@@ -88,7 +88,7 @@ test-recipes: ## Test the recipes for Spark, Tableau, Salesforce and BigQuery, 2
 	@$(MAKE) --silent ENV=.matrix/recipes .matrix/recipes/.recipes
 	@.matrix/recipes/bin/python -m pytest tests/recipes $(ARGS)
 
-test-cluster: .venv/.cluster ## Extract 40 devices x 7 days on a cluster, killing workers, 20 minutes; writes docs/scale.md
+test-cluster: .venv/.cluster ## Extract 2 000 devices in batches and 24 mapped, killing workers, 20 minutes; writes docs/scale.md
 	@.venv/bin/python -m pytest tests/cluster $(ARGS)
 
 chaos: $(ENV)/.all ## Run hundreds of extractions under faults and kills, 10 minutes; ARGS="--seed 1 --extractions 50"

@@ -25,7 +25,8 @@ from tests.support.services import PostgreSQL, Redis
 from tools.demo_ui import wait_for_the_end, wait_until_ready
 from tools.stage import ROOT, Stage, ask, kill_processes_in, run, stopping
 
-DAG_ID = "cluster_backfill"
+# One mapped task per device and day, or per batch of devices and day.
+DAG_ID, BATCHES_DAG_ID = "cluster_backfill", "cluster_batches"
 POOL = "unleash_api"
 # The pool has four slots and the workers could run six tasks at once, so the pool limits the requests.
 POOL_SLOTS, PAGE_CONCURRENCY = 4, 2
@@ -109,7 +110,7 @@ class Cluster(Stage):
         # -s: otherwise they serve logs on all interfaces.
         self.start_airflow("scheduler", "-s")
         self.start_airflow("triggerer", "-s")
-        wait_until_ready(self, {DAG_ID})
+        wait_until_ready(self, {DAG_ID, BATCHES_DAG_ID})
 
     def start_celery_worker(self, name: str, concurrency: int = WORKER_CONCURRENCY) -> None:
         """Start a worker with that name. It needs several seconds before it accepts tasks."""
@@ -131,10 +132,10 @@ class Cluster(Stage):
             rows: list[tuple[Any, ...]] = database.execute(sql).fetchall()
         return rows
 
-    def trigger(self, run_id: str, **conf: Any) -> None:
-        """Trigger a run of the DAG."""
+    def trigger(self, run_id: str, dag_id: str = DAG_ID, **conf: Any) -> None:
+        """Trigger a run of a DAG."""
         body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
-        ask(f"{self.url}/api/v2/dags/{DAG_ID}/dagRuns", json.dumps(body))
+        ask(f"{self.url}/api/v2/dags/{dag_id}/dagRuns", json.dumps(body))
 
     def run_state(self, run_id: str) -> str:
         [(state,)] = self.query(f"SELECT state FROM dag_run WHERE run_id = '{run_id}'")

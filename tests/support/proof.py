@@ -1,4 +1,4 @@
-"""Extract a week of forty devices while workers are killed and the API refuses requests, and collect the results."""
+"""Extract days of many devices while workers are killed and the API refuses requests, and collect the results."""
 
 from __future__ import annotations
 
@@ -17,9 +17,19 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
-from airflow_provider_unleash.simulator import DEFAULT_KEYS, generate_rows
+from airflow_provider_unleash.simulator import DEFAULT_KEYS, PROFILES, generate_rows
+from airflow_provider_unleash.simulator.data import STREET
 from tests.support.secret_search import files_under, leaks
-from tools.cluster import DAG_ID, PAGE_CONCURRENCY, POOL_SLOTS, WORKERS, Cluster, device_ids, open_cluster
+from tools.cluster import (
+    BATCHES_DAG_ID,
+    DAG_ID,
+    PAGE_CONCURRENCY,
+    POOL_SLOTS,
+    WORKERS,
+    Cluster,
+    device_ids,
+    open_cluster,
+)
 from tools.stage import ask
 
 DAY = datetime(2026, 1, 12, tzinfo=timezone.utc)
@@ -43,17 +53,42 @@ class Size:
     How much is extracted.
 
     :param latency: seconds that the API takes for each page.
+    :param batch_size: devices of a mapped task; 0 for the operator of one device.
     """
 
-    devices: int = 40
-    days: int = 7
-    rows_a_day: int = 1500
-    page_size: int = 50
-    latency: float = 0.15
+    devices: int
+    days: int
+    rows_a_day: int
+    page_size: int
+    latency: float
+    batch_size: int = 0
+
+    @property
+    def windows(self) -> int:
+        return self.devices * self.days
 
     @property
     def extractions(self) -> int:
-        return self.devices * self.days
+        return -(-self.devices // self.batch_size) * self.days if self.batch_size else self.windows
+
+    @property
+    def dag_id(self) -> str:
+        return BATCHES_DAG_ID if self.batch_size else DAG_ID
+
+    @property
+    def resumed(self) -> str:
+        """What a retry does not request again."""
+        return "devices" if self.batch_size else "pages"
+
+    @property
+    def pages_at_kill(self) -> tuple[float, float]:
+        """Return between how many pages of a task its worker may be killed, so that the task has saved some."""
+        return (0.6 * self.batch_size, 0.9 * self.batch_size) if self.batch_size else (8, 20)
+
+
+MAPPED = Size(24, 5, rows_a_day=1500, page_size=50, latency=0.15)
+# One page per device and day.
+BATCHES = Size(2000, 2, rows_a_day=60, page_size=1000, latency=0.15, batch_size=250)
 
 
 @dataclass(frozen=True)
@@ -77,7 +112,9 @@ class Proof:
     :param killed: map index and number of the tries that killed workers were running.
     :param max_running: maximum number of extractions that ran at the same time.
     :param summaries: what each extraction returned, by map index.
-    :param names: names of all objects in the bucket.
+    :param names: names of all objects in the bucket, without manifests.
+    :param entries: lines of all manifests.
+    :param manifests: number of manifests.
     :param uploads: open multipart uploads.
     :param answered: number of successful responses for each page, by path.
     :param refused: number of requests with response 429.
@@ -100,6 +137,8 @@ class Proof:
     bursts: int = 0
     summaries: dict[int, dict[str, Any]] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
+    manifests: int = 0
+    entries: list[dict[str, Any]] = field(default_factory=list)
     uploads: list[str] = field(default_factory=list)
     answered: Counter[str] = field(default_factory=Counter)
     refused: int = 0
@@ -124,7 +163,9 @@ class Proof:
 
     @property
     def twice(self) -> dict[str, int]:
-        """Extra responses for each page, by path, without the first and last pages."""
+        """Extra responses for each page, by path; in windows of several pages, without the first and last."""
+        if self.size.batch_size:
+            return {path: times - 1 for path, times in self.answered.items() if times > 1}
         last = {(s["device_id"], s["start"]): s["pages"] for s in self.summaries.values()}
         found = {}
         for path, times in self.answered.items():
@@ -140,7 +181,7 @@ def prove(size: Size) -> Proof:
     proof = Proof(size)
     with open_cluster() as cluster:
         proof.folders = cluster.folders
-        cluster.environ["CHECKPOINT_PAGES"] = str(CHECKPOINT_PAGES)
+        cluster.environ |= {"CHECKPOINT_PAGES": str(CHECKPOINT_PAGES), "BATCH_SIZE": str(size.batch_size or 250)}
         cluster.start_simulator(
             *("--devices", ",".join(device_ids(size.devices)), "--rows-per-day", str(size.rows_a_day)),
             *("--page-size", str(size.page_size), "--latency", str(size.latency)),
@@ -151,13 +192,13 @@ def prove(size: Size) -> Proof:
         before = metadata_bytes(cluster)
         end = DAY + timedelta(days=size.days)
         began = time.monotonic()
-        cluster.trigger(RUN_ID, start=f"{DAY:%Y-%m-%d}", end=f"{end:%Y-%m-%d}")
+        cluster.trigger(RUN_ID, size.dag_id, start=f"{DAY:%Y-%m-%d}", end=f"{end:%Y-%m-%d}")
         _Disruptor(cluster, proof).run_to_the_end()
         proof.minutes = (time.monotonic() - began) / 60
         _read_tasks(cluster, proof)
         _read_requests(cluster, proof)
         _read_lake(cluster, proof)
-        proof.metadata = grown(before, metadata_bytes(cluster), size.extractions)
+        proof.metadata = grown(before, metadata_bytes(cluster), size.windows)
         texts: dict[str, str | bytes] = {**files_under(cluster.folder), **_database_texts(cluster)}
         proof.leaks = leaks(DEFAULT_KEYS[0], texts)
     return proof
@@ -173,7 +214,7 @@ class _Disruptor:
         self._to_start: list[tuple[float, str]] = []
         self._next_burst = time.monotonic() + SECONDS_BETWEEN_BURSTS
         self._burst_ends = math.inf
-        self._plan: list[dict[str, str]] = []
+        self._plan: list[dict[str, Any]] = []
 
     def run_to_the_end(self) -> None:
         while (state := self._cluster.run_state(RUN_ID)) not in ("success", "failed"):
@@ -206,9 +247,8 @@ class _Disruptor:
             self._plan = read_xcoms(self._cluster, "plan_windows")[-1]
         worker = self._cluster.workers[name].pid
         for map_index, pid in running:
-            if 2 * CHECKPOINT_PAGES < self._pages.of(self._plan[map_index]) < 5 * CHECKPOINT_PAGES and _is_below(
-                pid, worker
-            ):
+            least, most = self._proof.size.pages_at_kill
+            if least < self._pages.of(self._plan[map_index]) < most and _is_below(pid, worker):
                 killed = [process.pid for process in psutil.Process(worker).children(recursive=True)]
                 self._cluster.kill_celery_worker(name)
                 self._proof.victims.append((name, map_index))
@@ -248,9 +288,9 @@ class _PagesOfTries:
                 if request["status"] == 200 and len(parts) == 7:
                     self._seen[parts[3], int(parts[4])].add(parts[6])
 
-    def of(self, window: dict[str, str]) -> int:
+    def of(self, window: dict[str, Any]) -> int:
         start = int(datetime.fromisoformat(window["start"]).timestamp() * 1000)
-        return len(self._seen[window["device_id"], start])
+        return sum(len(self._seen[device, start]) for device in window.get("device_ids") or [window["device_id"]])
 
 
 def _is_below(pid: int, ancestor: int) -> bool:
@@ -279,7 +319,11 @@ def _read_tasks(cluster: Cluster, proof: Proof) -> None:
     )
     for index, (number, _) in proof.tries.items():
         for one in range(1, number):
-            cause = "worker killed" if (index, one) in proof.killed else _cause(cluster, index, one, timeouts)
+            cause = (
+                "worker killed"
+                if (index, one) in proof.killed
+                else _cause(cluster, proof.size.dag_id, index, one, timeouts)
+            )
             proof.lost.append(Try(index, one, cause))
     proof.summaries = read_xcoms(cluster, "extract")
     [(size,)] = cluster.query("SELECT sum(octet_length(value::text)) FROM xcom WHERE task_id = 'extract'")
@@ -290,10 +334,10 @@ def _read_tasks(cluster: Cluster, proof: Proof) -> None:
     proof.refused_messages = len(re.findall("Task execute_workload.* raised unexpected", log))
 
 
-def _cause(cluster: Cluster, map_index: int, number: int, timeouts: list[tuple[int, int]]) -> str:
+def _cause(cluster: Cluster, dag_id: str, map_index: int, number: int, timeouts: list[tuple[int, int]]) -> str:
     if (map_index, number) in timeouts:
         return "heartbeat too late"
-    folder = cluster.home / "logs" / f"dag_id={DAG_ID}" / f"run_id={RUN_ID}" / "task_id=extract"
+    folder = cluster.home / "logs" / f"dag_id={dag_id}" / f"run_id={RUN_ID}" / "task_id=extract"
     with suppress(FileNotFoundError):
         lines = (folder / f"map_index={map_index}" / f"attempt={number}.log").read_text().splitlines()
         errors = [error["exc_type"] for line in lines for error in json.loads(line).get("error_detail") or ()]
@@ -312,7 +356,11 @@ def _read_requests(cluster: Cluster, proof: Proof) -> None:
 
 
 def _read_lake(cluster: Cluster, proof: Proof) -> None:
-    proof.names, proof.uploads = cluster.lake.names(), cluster.lake.uploads()
+    names, proof.uploads = cluster.lake.names(), cluster.lake.uploads()
+    manifests = {name for name in names if name.startswith("_manifest/")}
+    proof.names, proof.manifests = names - manifests, len(manifests)
+    lines = [line for name in manifests for line in (cluster.lake.read(name) or b"").splitlines()]
+    proof.entries = list(map(json.loads, lines))
     expected = expected_rows(proof.size)
     found = lake_rows(cluster)
     proof.rows, proof.expected_rows = found.num_rows, expected.num_rows
@@ -378,12 +426,13 @@ def difference(one: pa.Table, other: pa.Table) -> int:
 
 
 def expected_names(size: Size) -> set[str]:
-    """Return the names of exactly the objects that must exist."""
+    """Return the names of exactly the objects that must exist; batches write none without rows."""
     days = [(DAY + timedelta(days=day), DAY + timedelta(days=day + 1)) for day in range(size.days)]
     return {
         f"device={device}/start_date={start:%Y-%m-%d}/{start:%Y%m%dT%H%M%SZ}_{end:%Y%m%dT%H%M%SZ}.parquet"
         for device in device_ids(size.devices)
         for start, end in days
+        if PROFILES.get(device, STREET).classes or not size.batch_size
     }
 
 
@@ -425,21 +474,25 @@ def _database_texts(cluster: Cluster) -> dict[str, str]:
 
 def table(proof: Proof) -> list[tuple[str, str]]:
     """Return the results for the page."""
-    size, resumed = proof.size, [s["resumed_pages"] for s in proof.summaries.values() if s["resumed_pages"]]
+    size, what = proof.size, f"resumed_{proof.size.resumed}"
+    resumed = [summary[what] for summary in proof.summaries.values() if summary[what]]
+    batches = f" in batches of {size.batch_size}" if size.batch_size else ""
+    ends = "" if size.batch_size else ", not counting the first and last page"
     pages = sum(s["pages"] for s in proof.summaries.values())
     states = ", ".join(f"{state} {number}" for state, number in proof.states.items())
     lost = ", ".join(f"{cause} {number}" for cause, number in proof.causes.most_common())
     return [
-        ("mapped tasks", f"{size.extractions}: {size.devices} devices × {size.days} days; {states}"),
+        ("mapped tasks", f"{size.extractions:,}: {size.devices:,} devices × {size.days} days{batches}; {states}"),
         ("minutes", f"{proof.minutes:.1f}"),
         ("workers killed with all their tasks", f"{len(proof.victims)}"),
         ("lost tries by cause", f"{len(proof.lost)}: {lost}"),
         ("maximum tries of a task", f"{max(number for number, _ in proof.tries.values())}"),
         ("throttled requests (429)", f"{proof.refused:,} in {proof.bursts} bursts"),
         ("rows", f"{proof.rows:,}; missing {proof.missing}, duplicate or unexpected {proof.extra}"),
-        ("objects", f"{len(proof.names)}; open uploads {len(proof.uploads)}"),
-        ("resumed extractions", f"{len(resumed)}, with {sum(resumed)} pages not requested again"),
-        ("pages", f"{pages:,}; requested twice, not counting the first and last page: {sum(proof.twice.values())}"),
+        ("objects", f"{len(proof.names):,}; open uploads {len(proof.uploads)}"),
+        ("manifests", f"{proof.manifests:,}, with {len(proof.entries):,} lines"),
+        ("resumed extractions", f"{len(resumed)}, with {sum(resumed)} {size.resumed} not requested again"),
+        ("pages", f"{pages:,}; requested twice{ends}: {sum(proof.twice.values())}"),
         ("redelivered messages, refused", f"{proof.redelivered + proof.refused_messages}"),
         (
             "maximum requests in flight",
@@ -452,8 +505,9 @@ def bytes_table(proof: Proof) -> list[tuple[str, str]]:
     """Return the bytes that an extraction adds to the metadata database, for the page."""
     most = ", ".join(f"`{name}` {size:,}" for name, size in list(proof.metadata.items())[:6])
     total = sum(proof.metadata.values())
+    xcom = proof.xcom_bytes * proof.size.extractions / proof.size.windows
     return [
-        ("XCom", f"{proof.xcom_bytes:,}"),
-        ("whole metadata database", f"{total:,}: {most}, …"),
-        ("a million extractions", f"{total / 1000:.1f} GB, of which {proof.xcom_bytes / 1000:.1f} GB XCom text"),
+        ("XCom of a task", f"{proof.xcom_bytes:,}"),
+        ("whole metadata database, per device and day", f"{total:,}: {most}, …"),
+        ("a million devices and days", f"{total / 1000:.2f} GB, of which {xcom / 1000:.2f} GB XCom text"),
     ]
