@@ -290,7 +290,7 @@ def test_bounds_are_floored_to_milliseconds_in_request_summary_and_name(serve, l
         (make_context(partition_date=DAY - timedelta(days=9)), "data_interval"),
         (make_context(None, partition_date=DAY), "partition_date"),
         (make_context((NEXT_DAY, NEXT_DAY), partition_date=DAY), "partition_date"),
-        (make_context((NEXT_DAY, NEXT_DAY), logical_date=DAY, run_after=DAY), "window"),
+        (make_context((DAY, DAY), logical_date=NEXT_DAY, run_after=DAY), "window"),
         (make_context(None, logical_date=NEXT_DAY, run_after=DAY), "window"),
         (make_context(None, run_after=NEXT_DAY), "window"),
     ],

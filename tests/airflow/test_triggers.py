@@ -462,7 +462,8 @@ def test_there_are_no_polls_while_no_trigger_waits(sim: Simulator, clock: Clock)
         task = asyncio.create_task(
             collect(UnleashNewSessionsTrigger(since=clock.now_ms + 1, poke_interval=INTERVAL).run())
         )
-        await asyncio.sleep(0.35)
+        while not polls(sim):
+            await asyncio.sleep(0.02)
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

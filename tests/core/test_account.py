@@ -922,8 +922,10 @@ def test_an_exception_in_the_main_thread_ends_the_extraction_at_once(
         with serve(SLOW, page_size=1, latency=0.02, faults=[Fault("slow", "/W04", times=None, seconds=30)]) as sim:
             began = time.monotonic()
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            with pytest.raises(TaskTimeoutError):
+            with pytest.raises((TaskTimeoutError, RuntimeError)) as caught:
                 land_from(sim, tmp_path, split=split)
+            # If it comes while the interpreter handles a lock, that raises another error.
+            assert isinstance(caught.value, TaskTimeoutError) or isinstance(caught.value.__context__, TaskTimeoutError)
             assert time.monotonic() - began < seconds + 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
