@@ -13,7 +13,7 @@ from airflow_provider_unleash.core.moments import parse_duration, parse_timezone
 from airflow_provider_unleash.core.planning import (
     AccountWindow,
     DeviceWindow,
-    check_number,
+    check_max_windows,
     cut_to_grid,
     plan_account_gaps,
     plan_device_gaps,
@@ -120,7 +120,8 @@ class UnleashPlanWindowsOperator(UnleashOperator):
     With ``missing_in``, only windows that have not landed there, or that were extracted earlier than ``settle`` after
     their end, are planned; a second plan after they have landed is empty. Without ``device_ids``, an item then is
     ``{"device_ids": [...], "start": ..., "end": ...}`` with the devices to extract; there are no ``device_ids`` if the
-    tree has one object for all devices. The span is cut to whole hours, days, weeks, months, quarters or years.
+    tree has one object for all devices. The span is cut to whole hours, days, weeks, months,
+    quarters or years; weeks begin on Monday.
 
     With calendar steps (``every``), the same span always gives the same windows. By size (``max_pages``), the windows
     depend on the data that the API has when the task runs, so a later plan may cut elsewhere and give other objects.
@@ -222,7 +223,7 @@ class UnleashPlanWindowsOperator(UnleashOperator):
         planned: Sequence[DeviceWindow | AccountWindow]
         if self.missing_in is not None:
             planned = self._plan_gaps(self.missing_in, span, step, zone)
-            check_number(planned, max_windows)
+            check_max_windows(planned, max_windows)
         elif self.device_ids is None:
             # An account counts as one device.
             windows = [one.window for one in plan_steps([""], span, step, zone, max_windows=max_windows)]
@@ -251,6 +252,12 @@ class UnleashPlanWindowsOperator(UnleashOperator):
             timezone=zone,
             settle=parse_duration(self.settle, "settle") or timedelta(0),
         )
+        if coverage.other_windows and coverage.counts()["missing"] == len(coverage):
+            raise InvalidArgumentError(
+                f"{dst} has windows of another grid, such as {coverage.other_windows[0]}, and none of this one. "
+                "Extracting these windows would duplicate their rows: set every and timezone to those of the tree",
+                argument="every",
+            )
         return plan_account_gaps(coverage) if self.device_ids is None else plan_device_gaps(coverage)
 
     def _split(self, planned: list[DeviceWindow], max_pages: int, max_windows: int) -> list[DeviceWindow]:

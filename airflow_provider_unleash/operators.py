@@ -117,7 +117,9 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
             check_device_ids(self.device_ids)
 
     def _execute(self, context: Context) -> Any:
-        if self.device_ids is not None and not self.split_by_device and is_mapped(context):
+        # With a start of their own, mapped tasks have windows, and so objects, of their own.
+        shares_object = self.device_ids is not None and not self.split_by_device and not self.start
+        if shares_object and is_mapped(context):
             raise InvalidArgumentError(
                 "Mapped tasks with device_ids would replace each other's object of all devices: use "
                 "split_by_device=True, or one task without device_ids",
@@ -132,6 +134,8 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
             client, self.device_ids, window, split_by_device=self.split_by_device, **self._land_arguments(context)
         )
         self._extraction.device_ids = landed.device_ids
+        if landed.is_skipped:
+            raise AirflowSkipException("The devices have no rows in the window")
         devices = len(landed.device_ids)
         what = f"Wrote {landed.counts.rows} rows to {self.dst}. Devices: {devices}, objects: {landed.objects}"
         statistics = self._report(what, landed.counts, landed.size, client, began)
@@ -145,8 +149,6 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
             devices_with_rows=landed.devices_with_rows,
             objects=landed.objects,
         )
-        if landed.is_skipped:
-            raise AirflowSkipException("No device has rows in the window")
         return {
             **summary,
             "bytes": landed.size,

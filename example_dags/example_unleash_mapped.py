@@ -1,5 +1,5 @@
 """
-Write the day of every device with a mapped task per device, for devices that need their own retries or priorities.
+Write the day of every device with a mapped task per device, for devices that need their own retries or clearing.
 
 For most accounts, one task for all devices is better: see ``example_unleash_daily.py``.
 """

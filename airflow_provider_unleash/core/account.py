@@ -76,7 +76,7 @@ _NAMED_DEVICES = 20
 # So many failures in a row, without a success between them, are those of the API or the store, not of single devices.
 _MAX_FAILURES_IN_A_ROW = 50
 _IDLE_SECONDS = 1.0
-_NO_ROWS = "No device has"
+_NO_ROWS = "The devices have"
 # Errors of a store about the name of one object; all others concern the store.
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ)
 
@@ -268,7 +268,8 @@ def _land_objects(job: _Job, source: _Source, runner: _DeviceRunner, tree: Tree)
             compression=job.compression,
             column_types=job.column_types,
             endpoint=job.endpoint,
-            replace_with_empty=job.replace_with_empty,
+            # With "fail", an account without rows must not replace any.
+            replace_with_empty=job.replace_with_empty and job.on_empty != "fail",
             resume_within=job.resume_within,
             reported_keys=reported_keys,
         )
@@ -278,7 +279,7 @@ def _land_objects(job: _Job, source: _Source, runner: _DeviceRunner, tree: Tree)
     settings = (source.base_url, job.endpoint, source.mask_stream_tokens is True, dict(job.column_types or {}))
     name = f"{manifest_name(job.manifest_ids, job.window)} {job.extension}"
     journal = Journal(job.dst, name, settings, job.resume_within)
-    records = journal.load(tree.entries().values())
+    records = journal.load(tree.entries)
     resumed = len(records)
     if resumed:
         log.info("Resuming: an earlier try has landed %d devices", resumed)
@@ -365,7 +366,14 @@ def _land_one_object(job: _Job, source: _Source, runner: _DeviceRunner, tree: Tr
         records[device_id] = job.record(
             device_id, read.counts, size if is_in else 0, name if is_in else None, read.extracted_at
         )
-    for device_id in _devices_with_rows(tree.entries()) - reads.keys():  # replace_with_empty is set
+    lost = _devices_with_rows(tree.entries()) - reads.keys()
+    if lost and not job.replace_with_empty:
+        raise EmptyReplacementError(
+            f"Another task wrote rows of {_enumerate(sorted(lost))} to {path} at the same time, so one object replaced "
+            "the other. Use split_by_device=True if several tasks share a window",
+            path=str(path),
+        )
+    for device_id in lost:
         records[device_id] = job.record(device_id, RowCounts(), 0, None, format_now())
 
     def remove_staged_pages() -> None:

@@ -42,17 +42,17 @@ class Cell(msgspec.Struct, frozen=True, gc=False):
     """
     A device in a window.
 
-    :param start: start of the window, in the calendar's time zone.
-    :param end: end of the window, exclusive.
-    :param state: ``landed`` (with rows), ``empty``, ``unsettled`` (extracted earlier than ``settle`` after the end of
+    :ivar start: start of the window, in the calendar's time zone.
+    :ivar end: end of the window, exclusive.
+    :ivar state: ``landed`` (with rows), ``empty``, ``unsettled`` (extracted earlier than ``settle`` after the end of
         the window) or ``missing``.
-    :param rows: number of rows; 0 unless there are some.
-    :param bytes: size of the object at ``path``; an object of many devices counts for each.
-    :param path: object with the rows, relative to ``dst``; None if there is none.
-    :param extracted_at: when it was last extracted, in UTC; None if it is missing.
-    :param first_extracted_at: when it was first extracted, as far as the manifests still say.
-    :param dag_id: DAG that extracted it last; None if it is missing or was extracted without Airflow.
-    :param run_id: its run.
+    :ivar rows: number of rows; 0 unless there are some.
+    :ivar bytes: size of the object at ``path``; an object of many devices counts for each.
+    :ivar path: object with the rows, relative to ``dst``; None if there is none.
+    :ivar extracted_at: when it was last extracted, in UTC; None if it is missing.
+    :ivar first_extracted_at: when it was first extracted, as far as the manifests still say.
+    :ivar dag_id: DAG that extracted it last; None if it is missing or was extracted without Airflow.
+    :ivar run_id: its run.
     """
 
     device_id: str
@@ -204,7 +204,7 @@ def read_coverage(
     :param dst: folder of the tree: a path that has a file system, such as ``ObjectStoragePath`` or ``UPath``, or a URL
         or path, which is read with the credentials of the environment.
     :param device_ids: the devices that should be there.
-    :param start: start of the span, like that of :func:`.plan_windows`; it must be a bound of the tree's grid.
+    :param start: start of the span, like that of ``window.plan_windows``; it must be a bound of the tree's grid.
     :param end: end of the span, exclusive.
     :param every: length of the windows: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, ``timedelta`` or
         ISO 8601 duration.

@@ -75,7 +75,7 @@ class Landed(LandedObject):
     """
     The result of an extraction to a store.
 
-    :param manifest: the manifest with a line about it.
+    :param manifest: the manifest of the window; it has no line about it if an older object with rows stays.
     :param overlapping: names of windows in the same tree that share time with this one.
     """
 
@@ -318,7 +318,7 @@ def check_device(client: PageSource, device_id: str, counts: RowCounts) -> None:
 
 
 def check_empty(who_has: str, on_empty: OnEmpty) -> None:
-    """Check that a window may be without rows, and log that it is; ``who_has`` is such as "Device W1 has"."""
+    """Check that a window may be without rows, and log that it is; ``who_has`` is for example "Device W1 has"."""
     message = f"{who_has} no rows in the window"
     if on_empty == "fail":
         raise EmptyResultError(f"{message}. The data may be late, so Airflow retries the task")

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -57,12 +57,12 @@ class Journal:
         self._saved_at = time.monotonic()
         self._files = 0
 
-    def load(self, completed: Iterable[Entry]) -> dict[str, Record]:
+    def load(self, read_completed: Callable[[], Mapping[str, Entry]]) -> dict[str, Record]:
         """
         Return what failed tries have landed, by device.
 
-        ``completed`` are the entries of the window's manifests. A record that is not newer than these belongs to a task
-        that succeeded, but could not remove its journal.
+        ``read_completed`` returns the entries of the window's manifests; it is called only if there is a journal. A
+        record that is not newer than its entry belongs to a task that succeeded, but could not remove its journal.
         """
         if not self._resume_within:
             return {}
@@ -75,11 +75,11 @@ class Journal:
                 continue
             if file.source == self._source and time.time() - file.saved_at <= self._resume_within:
                 records |= {record.entry.device_id: record for record in file.records}
-        completed_at = {entry.device_id: entry.extracted_at for entry in completed}
+        completed = read_completed() if records else {}
         return {
             device_id: record
             for device_id, record in records.items()
-            if record.entry.extracted_at > completed_at.get(device_id, "")
+            if device_id not in completed or record.entry.extracted_at > completed[device_id].extracted_at
         }
 
     def _list_files(self) -> list[FolderPath]:
@@ -109,6 +109,7 @@ class Journal:
         """Write the records that are not saved yet."""
         if not self._unsaved or not self._resume_within:
             return
+        self._saved_at = time.monotonic()  # also if it fails, so that a store that refuses is not asked for each device
         file = _File(self._source, time.time(), self._unsaved)
         try:
             with publish(self._folder / f"{self._files:05}.landed") as stream:
@@ -118,7 +119,6 @@ class Journal:
             return
         self._files += 1
         self._unsaved = []
-        self._saved_at = time.monotonic()
 
     def remove(self) -> None:
         """Remove all files, once the manifest has their content."""

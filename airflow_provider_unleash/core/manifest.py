@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # The layout of a tree can be seen from one line about an object; a manifest may have ten thousand.
 _HEAD_BYTES = 1 << 16
-_MAX_HEADS = 5
+_MAX_HEADS = 20
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -167,7 +167,7 @@ def open_tree(dst: FolderPath, window: Window, layout: Layout, *, same_day: bool
     if not names and folders:
         last = max(folders)
         names = [f"{last}/{name}" for name in list_manifests(root / last)]
-    _check_layout(dst, reversed(names), layout)
+    _check_layout(dst, sorted(names, reverse=True), layout)
     return Tree(dst, window, tuple(overlapping))
 
 
@@ -216,9 +216,15 @@ def _check_layout(dst: FolderPath, names: Iterable[str], layout: Layout) -> None
 
 
 def _object_in_head(path: FolderPath) -> str | None:
-    """Return the name of the first object in a manifest, if its first lines have one."""
+    """Return the name of the first object in a manifest; most have one in their first lines."""
     with suppress(FileNotFoundError):  # removed meanwhile
         head = path.fs.cat_file(path.path, start=0, end=_HEAD_BYTES)
-        complete = head[: head.rfind(b"\n") + 1] if len(head) == _HEAD_BYTES else head
-        return next((entry.path for entry in parse_manifest(path, complete) if entry.path), None)
+        if len(head) < _HEAD_BYTES:
+            return _first_object(parse_manifest(path, head))
+        complete = head[: head.rfind(b"\n") + 1]
+        return _first_object(parse_manifest(path, complete)) or _first_object(read_manifest(path))
     return None
+
+
+def _first_object(entries: Iterable[Entry]) -> str | None:
+    return next((entry.path for entry in entries if entry.path), None)

@@ -136,11 +136,12 @@ def _floor(moment: datetime, unit: str, zone: tzinfo) -> int:
     return to_ms(local.first_of("quarter") if unit == "quarter" else local.start_of(unit))
 
 
-def check_number(planned: Sequence[object], max_windows: int) -> None:
-    """Check that there are not too many gaps to plan."""
+def check_max_windows(planned: Sequence[object], max_windows: int) -> None:
+    """Check that there are at most ``max_windows`` gaps."""
     if len(planned) > max_windows:
         raise InvalidArgumentError(
-            f"{_count(len(planned), 'window')} are missing, more than max_windows={max_windows}: {_OTHER_OPTIONS}",
+            f"{_count(len(planned), 'window')} are missing or unsettled, more than max_windows={max_windows}: "
+            f"{_OTHER_OPTIONS}",
             argument="max_windows",
         )
 

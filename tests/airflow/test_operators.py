@@ -9,6 +9,7 @@ import re
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pendulum
@@ -875,3 +876,19 @@ def test_a_run_without_a_window_fails_on_its_first_try(airflow_home, serve, lake
         assert (run.states["extract"], run.tries["extract"]) == ("failed", 1)
     assert sim.requests == []
     assert not lake.exists()
+
+
+@pytest.mark.parametrize("start", [None, DAY])
+def test_mapped_tasks_that_would_share_one_object_are_refused(serve, lake, start):
+    sim = serve()
+    end = start and NEXT_DAY
+    task = UnleashAccountToObjectStorageOperator(
+        task_id="extract", dst=str(lake), device_ids=[STREET], split_by_device=False, start=start, end=end
+    )
+    context = {**make_context(), "ti": SimpleNamespace(map_index=0)}
+    if start is None:
+        with not_retried(errors.InvalidArgumentError, "would replace each other's object"):
+            task.execute(context)
+        assert sim.requests == []
+    else:
+        assert task.execute(context)["objects"] == 1

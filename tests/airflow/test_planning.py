@@ -328,6 +328,13 @@ def test_a_manual_run_plans_whole_days_only(serve: Callable[..., Simulator], tmp
     assert [one["start"] for one in planned] == [(DAY - timedelta(days=n)).isoformat() for n in (2, 1)]
 
 
+def test_gaps_are_not_looked_for_in_a_tree_of_another_grid(serve: Callable[..., Simulator], tmp_path: Path) -> None:
+    serve()
+    UnleashToObjectStorageOperator(task_id="extract", device_id=STREET, dst=str(tmp_path)).execute(make_context())
+    with pytest.raises(InvalidArgumentError, match="has windows of another grid, such as start_date=2026-01-12/"):
+        plan(missing_in=str(tmp_path), every="hour")
+
+
 def test_a_plan_for_the_account_has_each_window_once(serve: Callable[..., Simulator]) -> None:
     sim = serve()
     planned = plan(device_ids=None, every="hour")
@@ -346,5 +353,5 @@ def test_windows_of_an_account_or_of_gaps_cannot_be_cut_by_size(arguments: dict[
 
 def test_more_gaps_than_allowed_are_an_error(serve: Callable[..., Simulator], tmp_path: Path) -> None:
     serve()
-    with pytest.raises(InvalidArgumentError, match="24 windows are missing, more than max_windows=23"):
+    with pytest.raises(InvalidArgumentError, match="24 windows are missing or unsettled, more than max_windows=23"):
         plan(missing_in=str(tmp_path), every="hour", max_windows=23)

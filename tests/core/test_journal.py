@@ -28,7 +28,7 @@ def journal_in(lake: Path, *, source: tuple[Any, ...] = (1,), resume_within: tim
 
 def save(lake: Path, *records: Record, **options: Any) -> None:
     journal = journal_in(lake, **options)
-    journal.load([])
+    journal.load(dict)
     for added in records:
         journal.add(added)
     journal.save()
@@ -37,36 +37,36 @@ def save(lake: Path, *records: Record, **options: Any) -> None:
 def test_another_try_loads_what_earlier_ones_saved(tmp_path: Path) -> None:
     save(tmp_path, record("A"), record("B"))
     save(tmp_path, record("B", 1), record("C"))
-    assert journal_in(tmp_path).load([]) == {"A": record("A"), "B": record("B", 1), "C": record("C")}
+    assert journal_in(tmp_path).load(dict) == {"A": record("A"), "B": record("B", 1), "C": record("C")}
 
 
 @pytest.mark.parametrize("options", [{"source": (2,)}, {"resume_within": timedelta(microseconds=1)}])
 def test_records_of_other_settings_and_old_ones_are_ignored(tmp_path: Path, options: dict[str, Any]) -> None:
     save(tmp_path, record("A"))
-    assert journal_in(tmp_path, **options).load([]) == {}
+    assert journal_in(tmp_path, **options).load(dict) == {}
 
 
 def test_without_resuming_nothing_is_saved_or_loaded(tmp_path: Path) -> None:
     save(tmp_path, record("A"), resume_within=timedelta(0))
     assert list(tmp_path.iterdir()) == []
     save(tmp_path, record("A"))
-    assert journal_in(tmp_path, resume_within=timedelta(0)).load([]) == {}
+    assert journal_in(tmp_path, resume_within=timedelta(0)).load(dict) == {}
 
 
 def test_records_are_saved_every_few_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = journal_in(tmp_path)
     journal.add(record("A"))
-    assert journal_in(tmp_path).load([]) == {}
+    assert journal_in(tmp_path).load(dict) == {}
     monkeypatch.setattr(module, "SAVE_SECONDS", 0)
     journal.add(record("B"))
-    assert set(journal_in(tmp_path).load([])) == {"A", "B"}
+    assert set(journal_in(tmp_path).load(dict)) == {"A", "B"}
 
 
 def test_records_of_a_completed_task_are_ignored(tmp_path: Path) -> None:
     """A task that completed but could not remove its journal was cleared, perhaps more than once."""
     save(tmp_path, record("A", 1), record("B", 1), record("C", 1))
-    completed = [record("A", 1).entry, record("B", 2).entry, record("C", 0).entry]
-    assert set(journal_in(tmp_path).load(completed)) == {"C"}
+    completed = {one.entry.device_id: one.entry for one in (record("A", 1), record("B", 2), record("C", 0))}
+    assert set(journal_in(tmp_path).load(lambda: completed)) == {"C"}
 
 
 def test_other_files_in_its_folder_are_ignored(tmp_path: Path) -> None:
@@ -75,15 +75,15 @@ def test_other_files_in_its_folder_are_ignored(tmp_path: Path) -> None:
     [saved] = tmp_path.rglob("*.landed")
     for name in (f".{saved.name}.0123.tmp", "notes.txt", "00001.landed"):
         saved.with_name(name).write_bytes(saved.read_bytes()[:50])
-    assert set(journal_in(tmp_path).load([])) == {"A"}
+    assert set(journal_in(tmp_path).load(dict)) == {"A"}
     save(tmp_path, record("B"))
-    assert set(journal_in(tmp_path).load([])) == {"A", "B"}
+    assert set(journal_in(tmp_path).load(dict)) == {"A", "B"}
 
 
 def test_a_removed_journal_leaves_nothing(tmp_path: Path) -> None:
     save(tmp_path, record("A"))
     journal = journal_in(tmp_path)
-    journal.load([])
+    journal.load(dict)
     journal.add(record("B"))
     journal.remove()
     journal.save()
@@ -105,5 +105,5 @@ def test_a_store_that_refuses_costs_requests_only(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(type(UPath(tmp_path).fs), {"load": "find", "save": "find", "remove": "rm"}[step], refuse)
-    {"load": lambda: journal.load([]), "save": journal.save, "remove": journal.remove}[step]()
+    {"load": lambda: journal.load(dict), "save": journal.save, "remove": journal.remove}[step]()
     assert "Cannot" in caplog.text
