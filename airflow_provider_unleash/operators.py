@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_unleash.core.account import land_account
 from airflow_provider_unleash.core.extract import fetch_records, land
+from airflow_provider_unleash.core.formats import FileFormat
 from airflow_provider_unleash.core.protocol import check_device_id
 from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, check_checkpoint_pages
 from airflow_provider_unleash.core.windows import Window
@@ -29,7 +30,7 @@ from airflow_provider_unleash.tasks import (
 )
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, XComArg
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath, XComArg
 
     from airflow_provider_unleash.client import UnleashClient
 
@@ -94,16 +95,19 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
 
     template_fields: Sequence[str] = (*StorageOperator.template_fields, "device_ids")
 
+    # The base class has dst and file_format too; here, type checkers see them.
     def __init__(
         self,
         *,
+        dst: str | ObjectStoragePath,
         device_ids: Sequence[str] | XComArg | None = None,
+        file_format: FileFormat = "jsonl",
         split_by_device: bool = True,
         **kwargs: Any,
     ) -> None:
         self.device_ids: Any = device_ids  # the output of a task becomes a list when this task runs
         self.split_by_device = split_by_device
-        super().__init__(**kwargs)
+        super().__init__(dst=dst, file_format=file_format, **kwargs)
 
     def _name_if_mapped(self) -> str:
         if not self.device_ids:
@@ -201,10 +205,18 @@ class UnleashToObjectStorageOperator(StorageOperator):
 
     template_fields: Sequence[str] = (*StorageOperator.template_fields, "device_id")
 
-    def __init__(self, *, device_id: str, checkpoint_pages: int | None = CHECKPOINT_PAGES, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        device_id: str,
+        dst: str | ObjectStoragePath,
+        file_format: FileFormat = "jsonl",
+        checkpoint_pages: int | None = CHECKPOINT_PAGES,
+        **kwargs: Any,
+    ) -> None:
         self.device_id = device_id
         self.checkpoint_pages = checkpoint_pages
-        super().__init__(**kwargs)
+        super().__init__(dst=dst, file_format=file_format, **kwargs)
 
     def _name_if_mapped(self) -> str:
         return "{{ task.device_id }}"

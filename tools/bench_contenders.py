@@ -142,7 +142,7 @@ def run_account(file_format: str, split_by_device: bool, job: Job, folder: Path)
     operator = UnleashAccountToObjectStorageOperator(
         task_id="extract",
         dst=job.dst or f"file://{folder}",
-        file_format=file_format,
+        file_format=file_format,  # type: ignore[arg-type]  # see CONTENDERS
         split_by_device=split_by_device,
         start=START,
         end=END,
@@ -239,7 +239,7 @@ def run_ours(file_format: str, job: Job, folder: Path) -> int:
         task_id="extract",
         device_id=DEVICE,
         dst=f"file://{folder}",
-        file_format=file_format,
+        file_format=file_format,  # type: ignore[arg-type]  # see CONTENDERS
         start=START,
         end=END,
     )
