@@ -406,8 +406,8 @@ class _Spool:
     """Pages in a temporary file. Iterate once."""
 
     def __init__(self, pages: Iterable[Page]) -> None:
-        self._file = tempfile.TemporaryFile(prefix="unleash-")  # noqa: SIM115  # closed after the last page, or here:
-        finalize(self, self._file.close)
+        self._file = tempfile.TemporaryFile(prefix="unleash-")  # noqa: SIM115  # __iter__ closes it
+        finalize(self, self._file.close)  # pages are not read if another device has failed
         try:
             for page in pages:
                 pickle.dump(replace(page), self._file)  # without cached columns

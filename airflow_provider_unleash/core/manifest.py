@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from itertools import islice
 
 import msgspec
 
-from airflow_provider_unleash.core.moments import format_ms
+from airflow_provider_unleash.core.moments import format_ms, now_ms
 from airflow_provider_unleash.core.names import MANIFESTS, manifest_name, parse_window, window_name
 from airflow_provider_unleash.core.stores import FolderPath, publish
 from airflow_provider_unleash.core.windows import RowCounts, Window
@@ -71,7 +70,7 @@ _LINE = msgspec.json.Decoder(Entry)
 
 def format_now() -> str:
     """Return the time as ``extracted_at`` has it."""
-    return format_ms(time.time_ns() // 1_000_000)
+    return format_ms(now_ms())
 
 
 def publish_manifest(
