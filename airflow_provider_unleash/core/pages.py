@@ -105,11 +105,12 @@ class PageReader:
         self._close = close
         self._ahead = ahead
         self.first = Page(1, 0, (), [])
-        self.last = self.first
+        self.last = self._previous = self.first
 
     def __enter__(self) -> PageReader:
         self.first = self.last = self._parse(1, self._fetch(1))
         if self.first.total_pages > 1:
+            self._check_has_rows(self.first)
             number = self.first.total_pages
             self.last = self._parse(number, self._fetch(number))
             self._check_total(self.last)
@@ -133,9 +134,9 @@ class PageReader:
             yield self.first
         for page in self._read_ahead(range(max(2, number), total)):
             self._check_total(page)
-            if not page.rows:
-                raise UnexpectedResponseError(f"Page {page.number} of {total} has no rows", page=page.number)
+            self._check_has_rows(page)
             self._check_not_repeated(page, by_digest=page.number == 2)
+            self._previous = page
             yield page
         if total > 1:
             if number <= total:
@@ -154,16 +155,27 @@ class PageReader:
         if page.total_pages != total:
             raise _changed(f"total_num_pages was {total}, but page {page.number} says {page.total_pages}")
 
+    def _check_has_rows(self, page: Page) -> None:
+        """Check that a page has rows; only the last one may be empty."""
+        if not page.rows:
+            raise UnexpectedResponseError(
+                f"Page {page.number} of {self.first.total_pages} has no rows", page=page.number
+            )
+
     def _check_not_repeated(self, page: Page, *, by_digest: bool) -> None:
-        """Compare a page with both ends; by digest only some, because that takes longer than parsing them."""
-        for end in (self.first, self.last):
+        """
+        Compare a page with both ends and the page before it.
+
+        By digest only some, because that takes longer than parsing them.
+        """
+        for other in (self.first, self.last, self._previous):
             if (
-                page.number != end.number
+                page.number != other.number
                 and page.rows
-                and (page.digest == end.digest if by_digest else page.rows == end.rows)
+                and (page.digest == other.digest if by_digest else page.rows == other.rows)
             ):
                 raise UnexpectedResponseError(
-                    f"Pages {end.number} and {page.number} have the same rows: the API, or a cache in front of it, "
+                    f"Pages {other.number} and {page.number} have the same rows: the API, or a cache in front of it, "
                     "ignores the page number",
                     page=page.number,
                 )

@@ -195,17 +195,20 @@ def test_new_tokens_another_row_order_or_another_spelling_of_timestamps_are_not_
 
 
 @pytest.mark.parametrize(
-    ("original", "repeated", "total"), [(1, 2, 6), (1, 6, 6), (1, 2, 2), (1, 4, 6), (6, 2, 6), (6, 3, 6)]
+    ("original", "repeated", "total"),
+    [(1, 2, 6), (1, 6, 6), (1, 2, 2), (1, 4, 6), (6, 2, 6), (6, 3, 6), (2, 3, 6), (4, 5, 6)],
 )
-def test_a_page_that_repeats_the_first_or_last_one_is_unexpected(original: int, repeated: int, total: int) -> None:
+def test_a_page_that_repeats_an_end_or_the_page_before_it_is_unexpected(
+    original: int, repeated: int, total: int
+) -> None:
     api = Api(lambda number, before: page(number, total, page(original).rows if number == repeated else None))
     with pytest.raises(UnexpectedResponseError, match=f"Pages {original} and {repeated} have the same rows") as caught:
         api.read()
     assert caught.value.page == repeated
 
 
-@pytest.mark.parametrize("number", [2, 5])
-def test_an_empty_page_between_the_ends_is_unexpected(number: int) -> None:
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_an_empty_page_before_the_last_one_is_unexpected(number: int) -> None:
     api = Api(lambda fetched, before: page(fetched, rows=[] if fetched == number else None))
     with pytest.raises(UnexpectedResponseError, match=f"Page {number} of 6 has no rows") as caught:
         api.read()
