@@ -302,8 +302,12 @@ class UnleashClient(RecordSource):
 
 def _iter_all(reader: PageReader, window: Window | None) -> Generator[Page, None, None]:
     with reader:
-        pages = reader.iter_from(1)
-        yield from pages if window is None else HalfOpenPages(window, pages)
+        if window is None:
+            yield from reader.iter_from(1)
+        else:
+            pages = HalfOpenPages(window, reader.iter_from(1))
+            yield from pages
+            pages.counts.warn_if_window_ignored(window)
 
 
 def _check_positive(value: float, argument: str, minimum: float = 0.0, maximum: float = math.inf) -> float:

@@ -14,6 +14,8 @@ import pytest
 from airflow_provider_unleash.client import UnleashClient
 from airflow_provider_unleash.exceptions import AuthenticationError, InvalidArgumentError, RateLimitError
 from airflow_provider_unleash.simulator import Fault, Simulator
+from airflow_provider_unleash.window import Window
+from tests.support.answering import answering
 
 DEVICE = "Wb8fabc31378ce07"
 START, HOUR_MS = 1_597_644_000_000, 3_600_000
@@ -68,6 +70,13 @@ def test_the_api_is_asked_for_exactly_the_given_window_with_the_id_percent_encod
     with Simulator(rows={"a b%?#ü": []}) as sim, connect(sim) as client:
         assert client.get_records("a b%?#ü", start, END) == []
     assert [request.path for request in sim.requests] == [f"/v1/analytics/a%20b%25%3F%23%C3%BC/{START}/{END}/1"]
+
+
+def test_an_api_that_ignores_the_window_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    body = b'{"keys": ["timestamp"], "total_num_pages": 1, "data": [["2020-08-16T00:00:00.000Z"]]}'
+    with answering(body) as url, UnleashClient("any-key", url) as client:
+        assert len(client.get_records(DEVICE, window=Window(START, END))) == 1
+    assert "Most rows are stamped outside the window" in caplog.text
 
 
 @pytest.mark.parametrize("empty_total", [0, 1])
