@@ -48,7 +48,7 @@ from airflow_provider_unleash.core.manifest import (
 from airflow_provider_unleash.core.names import manifest_name, object_name
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.protocol import Endpoint, Page
-from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging
+from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, is_disk_full, remove_all_staged
 from airflow_provider_unleash.core.stores import FolderPath
 from airflow_provider_unleash.core.throttle import MAX_PAUSE
 from airflow_provider_unleash.core.windows import RowCounts, Window
@@ -62,6 +62,7 @@ from airflow_provider_unleash.exceptions import (
     ServerError,
     TransientError,
     TransportError,
+    UnexpectedResponseError,
     UnleashError,
 )
 
@@ -162,14 +163,25 @@ def land_account(
         dag_id=dag_id,
         run_id=run_id,
     )
-    with (
-        # Twice as many as requests, so that publishing one device's object overlaps with requesting others.
-        ThreadPoolExecutor(2 * client.page_concurrency, "unleash-device") as workers,
-        client.open_budget() as budget,
-    ):
-        source = _Source(client, budget, listed)
-        runner = _DeviceRunner(workers, 4 * client.page_concurrency, devices)
-        result = (_land_objects if split_by_device else _land_one_object)(job, source, runner, tree)
+
+    def attempt(job: _Job) -> _Result:
+        with (
+            # Twice as many as requests, so that publishing one device's object overlaps with requesting others.
+            ThreadPoolExecutor(2 * client.page_concurrency, "unleash-device") as workers,
+            client.open_budget() as budget,
+        ):
+            source = _Source(client, budget, listed)
+            runner = _DeviceRunner(workers, 4 * client.page_concurrency, devices)
+            return (_land_objects if split_by_device else _land_one_object)(job, source, runner, tree)
+
+    try:
+        result = attempt(job)
+    except OSError as error:
+        # Only one object for all devices keeps staged pages until it is published.
+        if split_by_device or not (is_disk_full(error) and job.resume_within and remove_all_staged(dst)):
+            raise
+        log.warning("No space left, so staged pages were removed. Reading the window again without: %s", error)
+        result = attempt(replace(job, resume_within=timedelta(0)))
     counts = sum((record.counts for record in result.records.values()), RowCounts())
     counts.warn_if_window_ignored(window)
     if not counts.rows:
@@ -410,10 +422,18 @@ class _Spool:
         finalize(self, self._file.close)  # pages are not read if another device has failed
         try:
             for page in pages:
-                pickle.dump(replace(page), self._file)  # without cached columns
+                self._write(page)
         except BaseException:
             self._file.close()
             raise
+
+    def _write(self, page: Page) -> None:
+        try:
+            pickle.dump(replace(page), self._file)  # without cached columns
+        except RecursionError:
+            raise UnexpectedResponseError(
+                f"Page {page.number} has a value that is nested too deeply", page=page.number
+            ) from None
 
     def __iter__(self) -> Iterator[Page]:
         with self._file as file:

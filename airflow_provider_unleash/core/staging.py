@@ -233,6 +233,14 @@ def is_disk_full(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def remove_all_staged(dst: FolderPath) -> bool:
+    """Remove the staged pages of all extractions to a full disk; return whether there were any."""
+    folder = dst / STAGING
+    has_files = bool(folder.fs.find(folder.path))
+    _remove_logged(folder)
+    return has_files
+
+
 def _file_name(index: int) -> str:
     return f"{index:05}.pages"
 

@@ -518,6 +518,38 @@ def test_a_store_that_cannot_be_written_ends_the_extraction_at_once(
     assert not dst.fs.find(dst.path)
 
 
+def test_staging_fails_no_object_of_all_devices_that_fits_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store has room for the object and its manifest, but not for staged pages too."""
+    monkeypatch.setattr("airflow_provider_unleash.core.account.CHECKPOINT_PAGES", 3)
+    dst = UPath("memory://test-account/lake")
+    put_file, stored = type(dst.fs).put_file, dst.fs.store
+
+    def put(fs: Any, source: Any, target: str) -> None:
+        if "_staging" not in target and any("_staging" in name for name in stored):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put_file(fs, source, target)
+
+    monkeypatch.setattr(type(dst.fs), "put_file", put)
+    with Simulator(fixed_pages=12, page_size=10) as sim, open_client(sim) as client:
+        try:
+            landed = land_account(client, sim.devices[:2], DAY, dst, split_by_device=False)
+            assert landed.counts.rows == 240
+            assert sorted(stored) == [landed.manifest.path, f"{dst.path}/{NAME}.jsonl"]
+        finally:
+            stored.clear()
+
+
+def test_a_value_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(900):
+        deep = [deep]
+    rows = {"W1": [{"count": number, "deep": deep} for number in range(2)]}
+    with Simulator(rows=rows, page_size=1) as sim:
+        error = fail_from(sim, tmp_path, split=False).errors["W1"]
+    assert isinstance(error, UnexpectedResponseError)
+    assert "Page 1 has a value that is nested too deeply" in str(error)
+
+
 @LAYOUTS
 @pytest.mark.parametrize("place", ["file", "file/lake"])
 def test_a_file_in_the_place_of_the_tree_is_not_tried_for_every_device(tmp_path: Path, split: bool, place: str) -> None:
