@@ -400,16 +400,21 @@ def parse_ids(response: Response) -> list[str]:
 def parse_page(response: Response, number: int, endpoint: Endpoint = "compact") -> Page:
     """Parse a page; errors name its number, and row and field if known."""
     try:
-        page = _compact_page(response, number) if endpoint == "compact" else _tableau_page(response, number)
-        if page.total_pages == 0 and page.rows:
-            message = f"{response.url} returned total_num_pages 0, but {len(page.rows)} rows"
-            raise UnexpectedResponseError(message, field="total_num_pages", value=0, url=response.url)
-        if len(page.keys) > MAX_KEYS:
-            message = f"{response.url} returned rows with {len(page.keys)} keys; at most {MAX_KEYS} are supported"
-            raise UnexpectedResponseError(message, field="keys", url=response.url)
+        return _parse_page(response, number, endpoint)
     except UnexpectedResponseError as error:
         error.page = number
-        raise
+        # Without traceback: its frames hold rows, which may echo the key, and some log handlers print their variables.
+        raise error.with_traceback(None) from None
+
+
+def _parse_page(response: Response, number: int, endpoint: Endpoint) -> Page:
+    page = _compact_page(response, number) if endpoint == "compact" else _tableau_page(response, number)
+    if page.total_pages == 0 and page.rows:
+        message = f"{response.url} returned total_num_pages 0, but {len(page.rows)} rows"
+        raise UnexpectedResponseError(message, field="total_num_pages", value=0, url=response.url)
+    if len(page.keys) > MAX_KEYS:
+        message = f"{response.url} returned rows with {len(page.keys)} keys; at most {MAX_KEYS} are supported"
+        raise UnexpectedResponseError(message, field="keys", url=response.url)
     return page
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from http.cookiejar import DefaultCookiePolicy
 from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
@@ -23,7 +23,9 @@ from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HeaderParsingError
 from urllib3.exceptions import TimeoutError as PoolTimeoutError
+from urllib3.util.response import assert_header_parsing
 
 from airflow_provider_unleash import __version__
 from airflow_provider_unleash.core.protocol import Auth, Response, auth_headers, is_loopback, raise_for_status, redact
@@ -347,6 +349,13 @@ class _FinalResponse(HTTPResponse):
         if flight is not None:
             self.fp = io.BufferedReader(_TimedReader(sock, self.fp.detach(), flight.deadline))
 
+    def begin(self) -> None:
+        super().begin()
+        try:
+            assert_header_parsing(self.msg)
+        except HeaderParsingError:  # urllib3 would log what it cannot parse, which may echo the key, and continue
+            raise HTTPException("The headers cannot be parsed") from None
+
     def _read_status(self) -> tuple[str, int, str]:
         version, status, reason = super()._read_status()  # type: ignore[misc]  # typeshed lacks private methods
         while 102 <= status < 200:
@@ -438,6 +447,15 @@ def _cause_of(error: Exception) -> object:
     return cause or type(error).__name__
 
 
+def _is_malformed(error: Exception) -> bool:
+    """Return whether what arrived is not HTTP; requests wraps an error of urllib3, which wraps one of http.client."""
+    cause = error
+    while cause.args and isinstance(cause.args[-1], Exception):
+        cause = cause.args[-1]
+    # A connection that is closed before a response is both.
+    return isinstance(cause, HTTPException) and not isinstance(cause, ConnectionError)
+
+
 def _own_error(url: str, error: Exception, cause: str, *, was_sent: bool) -> UnleashError:
     """Convert a library's error into one of this package, by what happened to the request."""
     message = f"No usable response from {url}: {cause}"
@@ -457,7 +475,7 @@ def _own_error(url: str, error: Exception, cause: str, *, was_sent: bool) -> Unl
             argument="host",
             url=url,
         )
-    if was_sent and not isinstance(error, requests.ConnectionError):
+    if was_sent and (_is_malformed(error) or not isinstance(error, requests.ConnectionError)):
         return TransportError(f"{message}. The response was truncated or damaged", reason="truncated", url=url)
     if was_sent:
         return TransportError(f"{message}. The connection was closed before a response", reason="reset", url=url)

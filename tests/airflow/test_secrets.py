@@ -209,6 +209,8 @@ ODD_RESPONSES = {
     "key as status": b"HTTP/1.1 KEY OK\r\n\r\n",
     "key as chunk size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nKEY\r\n",
     "key as encoding": b"HTTP/1.1 200 OK\r\nContent-Encoding: KEY\r\nContent-Length: 2\r\n\r\n[]",
+    "key as header": b"HTTP/1.1 200 OK\r\nKEY\r\nContent-Length: 2\r\n\r\n[]",
+    "key as folded header": b"HTTP/1.1 200 OK\r\n KEY\r\nContent-Length: 2\r\n\r\n[]",
     "key as length": b"HTTP/1.1 200 OK\r\nContent-Length: KEY\r\n\r\n[]",
 }
 

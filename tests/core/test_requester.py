@@ -432,6 +432,25 @@ def test_a_broken_response_is_an_error_that_may_pass_or_a_redirect(raw: bytes) -
 
 
 @pytest.mark.parametrize(
+    ("raw", "reason", "message"),
+    [
+        (b"SSH-2.0-OpenSSH\r\n", "truncated", "truncated or damaged"),
+        (b"HTTP/1.1 200 OK\r\nX: y\r\nno header\r\nContent-Length: 7\r\n\r\n[]", "truncated", "truncated or damaged"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "truncated", "truncated or damaged"),
+        (b"", "reset", "closed before a response"),
+    ],
+)
+def test_a_malformed_response_is_told_from_none(raw: bytes, reason: str, message: str) -> None:
+    with (
+        respond_with(raw) as port,
+        UnleashClient("key", f"http://127.0.0.1:{port}", max_attempts=1) as client,
+        pytest.raises(TransportError, match=message) as caught,
+    ):
+        client.list_devices()
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
     ("body", "headers", "named"),
     [
         *(('["W1"]'.encode(encoding), b"", "UTF-16") for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")),
