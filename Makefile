@@ -80,7 +80,7 @@ clean: ## Remove everything that the other targets created
 test-live: .venv/.browser ## Test a live Airflow and its web interface, 9 minutes; writes docs/windows-runs.md and images
 	@.venv/bin/python -m pytest tests/live $(ARGS)
 
-test-stores: ## Test Azure and GCS stores against emulators, and killed uploads to S3, 4 minutes
+test-stores: ## Test Azure and GCS stores against emulators, 4 minutes
 	@$(MAKE) --silent ENV=.matrix/stores .matrix/stores/.stores $(AZURITE)
 	@.matrix/stores/bin/python -m pytest tests/stores $(ARGS)
 
@@ -100,7 +100,7 @@ bench: $(ENV)/.bench ## Compare speed and memory with other tools, 30 minutes; A
 bench-cluster: .venv/.cluster ## Time a backfill with 1, 2 and 4 Celery workers, 10 minutes; ARGS=--page writes docs/scale.md
 	@.venv/bin/python -m tools.scaling $(ARGS)
 
-matrix: ## Run all tests on every Airflow, write docs/compatibility.md; TARGETS="2.11.2 3.3.2@3.13 lowest": only fast tests
+matrix: ## Run all tests on every Airflow, write docs/compatibility.md; TARGETS="2.11.2 lowest": only tests that depend on Airflow
 	@$(FIND_PYTHON); "$$python" -m tools.matrix $(or $(TARGETS),--page $(MATRIX)) $(if $(ARGS),--pytest "$(ARGS)")
 
 # The lowest versions of all dependencies but Airflow and its providers, which the core does not import.

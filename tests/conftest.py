@@ -21,6 +21,8 @@ from tests.support import airflow_home as home
 from tests.support.answering import answering
 
 home.choose_home()
+# Explain failed asserts of the shared cases.
+pytest.register_assert_rewrite("tests.support.store_cases")
 
 
 # Seconds. Only the tests in these folders start a live Airflow, a cluster, Spark or emulators of stores.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import re
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,8 @@ import pytest
 import airflow_provider_unleash
 from airflow_provider_unleash import exceptions
 from airflow_provider_unleash.client import UnleashClient
-from airflow_provider_unleash.hooks import UnleashHook, open_client
-from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator, UnleashToObjectStorageOperator
 from tests.support.paths import ROOT, TESTS
-from tests.support.sample_day import STREET, make_context
-from tools.docs_snippets import CODE, Block, documents, find_faults, read_blocks, read_commands
+from tools.docs_snippets import CODE, Block, documents, find_faults, read_blocks
 
 DOCUMENTS = documents()
 BLOCKS = [block for document in DOCUMENTS for block in read_blocks(document)]
@@ -38,7 +33,7 @@ def page(name: str) -> str:
     return (ROOT / "docs" / f"{name}.md").read_text()
 
 
-# ---- snippets: all -----------------------------------------------------------------------------
+# ---- snippets ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
@@ -112,113 +107,6 @@ def test_every_sql_file_is_used_by_a_test_or_an_example(path: Path) -> None:
     tests = [test for test in TESTS.glob("**/*.py") if test != Path(__file__)]
     runners = [*(test.read_text() for test in tests), *EXAMPLES.values()]
     assert any(re.search(rf"""["'/]{re.escape(path.name)}["']""", runner) for runner in runners)
-
-
-# ---- snippets: what asks Airflow ---------------------------------------------------------------
-
-
-def commands_of(program: str) -> list[Any]:
-    return [
-        pytest.param(words[1:], id=f"{name_of(block.path)}:{block.line}-{' '.join(words[1:3])[:40]}")
-        for block in BLOCKS
-        # tests/airflow/test_recipes.py tests those of recipes, some of which are for another Airflow.
-        if block.language in ("shell", "bash") and "recipes" not in block.path.parts
-        for words in read_commands(block.text)
-        if words[0] == program
-    ]
-
-
-def with_key(text: str) -> str:
-    """Return the text with a key in place of the placeholder that the documents use."""
-    return text.replace("ul_pat_…", "ul_pat_0123456789abcdef")
-
-
-def check_client(connection: Any) -> None:
-    """Check that the hook creates a client from a connection, and knows all of its extras."""
-    assert connection.conn_type == "unleash"
-    assert set(connection.extra_dejson) <= set(FIELDS)
-    with open_client(connection) as client:
-        assert client.base_url.startswith("http")
-
-
-def try_airflow(words: list[str]) -> None:
-    """Parse a command with Airflow's own command line, and run it if it adds a connection."""
-    from airflow.cli.cli_parser import get_parser
-    from airflow.models import Connection
-    from airflow.utils.session import create_session
-
-    parser = get_parser()
-    arguments = parser.parse_args([with_key(word) for word in words])
-    if words[:2] == ["connections", "add"]:
-        arguments.func(arguments)
-        with create_session() as session:
-            connection = session.query(Connection).filter(Connection.conn_id == words[2]).one()
-            session.delete(connection)
-        check_client(connection)
-
-
-@pytest.mark.parametrize("words", commands_of("airflow"))
-def test_airflow_accepts_its_commands_and_the_hook_their_connections(airflow_home: Path, words) -> None:
-    try_airflow(words)
-
-
-def try_export(assignment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check that something reads a variable, or that the hook can use its connection."""
-    from airflow.configuration import conf
-
-    name, _, value = assignment.partition("=")
-    assert re.fullmatch(r"[A-Z][A-Z0-9_]*", name)
-    if name.startswith("AIRFLOW_CONN_"):
-        monkeypatch.setenv(name, with_key(value))
-        check_client(UnleashHook.get_connection(name.removeprefix("AIRFLOW_CONN_").lower()))
-    elif name.startswith("AIRFLOW__"):
-        _, section, option = name.lower().split("__")
-        assert option in conf.configuration_description[section]["options"]
-    else:
-        assert any(f'"{name}"' in example for example in EXAMPLES.values())
-
-
-@pytest.mark.parametrize("words", commands_of("export"))
-def test_every_exported_variable_is_read(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for word in words:
-        try_export(word, monkeypatch)
-
-
-@pytest.fixture
-def try_json(serve, tmp_path: Path) -> Callable[[str], None]:
-    """Return a function that checks that JSON is extras that the hook accepts, or the summary of an extraction."""
-
-    def try_json(text: str) -> None:
-        from airflow.models import Connection
-
-        shown = json.loads(with_key(text))
-        if shown.keys() <= FIELDS.keys():
-            check_client(Connection(conn_id="x", conn_type="unleash", password="key", extra=json.dumps(shown)))
-            return
-        serve()
-        arguments: dict[str, Any] = {"task_id": "t", "dst": f"file://{tmp_path}", "file_format": "parquet"}
-        operator = (
-            UnleashToObjectStorageOperator(device_id=STREET, **arguments)
-            if "device_id" in shown
-            else UnleashAccountToObjectStorageOperator(**arguments)
-        )
-        summary = operator.execute(make_context())
-        varying = ("seconds", "requests", "bytes", "path", "url", "files", "manifest")
-        [place], [written] = ([*facts.get("files", ()), facts.get("manifest")][:1] for facts in (shown, summary))
-        for one, other in ((shown, summary), (place, written)):
-            assert {name: type(value) for name, value in one.items()} == {n: type(v) for n, v in other.items()}
-            assert [*one] == [*other]
-            assert {n: v for n, v in one.items() if n not in varying} == {
-                n: v for n, v in other.items() if n not in varying
-            }
-        assert all(place[name].endswith(written[name].removeprefix(f"file://{tmp_path}/")) for name in ("path", "url"))
-
-    return try_json
-
-
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "json"], ids=str)
-def test_json_is_extras_that_the_hook_accepts_or_the_summary_of_an_extraction(block: Block, try_json) -> None:
-    try_json(block.text)
 
 
 # ---- the readme --------------------------------------------------------------------------------

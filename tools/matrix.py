@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="how many at once (default: the number of cores)"
     )
-    parser.add_argument("--page", action="store_true", help="run the slow tests too, and write docs/compatibility.md")
+    parser.add_argument("--page", action="store_true", help="run all tests, and write docs/compatibility.md")
     options = parser.parse_args()
     # Not a version of Airflow: the core tests, with the lowest versions that pyproject.toml allows.
     lowest = LOWEST in options.targets
@@ -114,7 +114,8 @@ def main() -> int:
     targets = [Target(*name.split("@")) for name in options.targets if name != LOWEST]
     RESULTS.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool:
-        arguments = f"-m '' {options.pytest}" if options.page else options.pytest
+        selected = "-m ''" if options.page else "-m 'not slow and not one_airflow' tests/airflow"
+        arguments = f"{selected} {options.pytest}"
         results = list(pool.map(lambda target: run_tests(target, arguments), targets))
     ran = [target for target, has_run in zip(targets, results, strict=True) if has_run]
     skipped = [target for target in targets if target not in ran]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,32 +12,38 @@ import pytest
 
 from airflow_provider_unleash.simulator import Fault, Simulator
 from tests.support.answering import trickling
-from tests.support.killed_task import TASKS
-from tests.support.python_processes import import_root, module_command
+from tests.support.killed_task import TASKS, run_task
 
 IN_FLIGHT = 4
 FOR_A_RETRY = {"staging": {".pages"}, "account": {".landed"}}
+# Each task has its own process, forked from one that has imported Airflow, which takes seconds.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["airflow_provider_unleash.operators", "airflow_provider_unleash.sensors"])
 
 
 def kill(name: str, lake: Path, is_busy: Callable[[], bool]) -> tuple[float, str]:
-    """Send SIGTERM to a process that executes a task; return how long the task took to end, and the output."""
-    command = module_command("killed_task", name, f"file://{lake}")
-    with subprocess.Popen(
-        command, env=import_root({**os.environ}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while not is_busy() and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
-            assert is_busy()
-            process.send_signal(signal.SIGTERM)
-            output, _ = process.communicate(timeout=20)
-            assert "TransportError" in output or "ServerError" in output or "RateLimitError" in output
-            return float(output.splitlines()[-1]), output
-        finally:
-            process.kill()
+    """Send SIGTERM to a process that executes a task; return how long the task took to end, and its error."""
+    received, report = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=run_task, args=(name, f"file://{lake}", dict(os.environ), report))
+    process.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not is_busy() and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert is_busy()
+        process.terminate()
+        assert received.poll(20)
+        error, seconds = received.recv()
+        process.join(20)
+        assert process.exitcode == 0
+        assert error.partition("(")[0] in ("TransportError", "ServerError", "RateLimitError")
+        return seconds, error
+    finally:
+        process.kill()
+        process.join()
 
 
+@pytest.mark.one_airflow
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in ("devices", "sensor")])
 def test_a_killed_task_sends_no_more_requests_and_leaves_files_only_for_a_retry(
     serve: Callable[..., Simulator], lake: Path, name: str
@@ -50,8 +55,8 @@ def test_a_killed_task_sends_no_more_requests_and_leaves_files_only_for_a_retry(
         sent[:] = [len(sim.requests)]
         return sent[0] >= 12
 
-    seconds, output = kill(name, lake, is_busy)
-    assert seconds < 2, output
+    seconds, error = kill(name, lake, is_busy)
+    assert seconds < 2, error
     assert len(sim.requests) <= sent[0] + 2 * IN_FLIGHT  # those in flight, and those logged since it was counted
     left = [path for path in lake.rglob("*") if path.is_file()]
     assert {path.suffix for path in left} <= FOR_A_RETRY.get(name, set())
@@ -62,16 +67,17 @@ def test_a_killed_task_sends_no_more_requests_and_leaves_files_only_for_a_retry(
 def test_a_killed_task_does_not_wait_for_a_response(connect: Callable[..., None], lake: Path, name: str) -> None:
     with trickling() as (url, events):
         connect(host=url, password="any-key")
-        seconds, output = kill(name, lake, lambda: "request" in events)
-        assert seconds < 2, output
+        seconds, error = kill(name, lake, lambda: "request" in events)
+        assert seconds < 2, error
     assert not lake.exists()
 
 
+@pytest.mark.one_airflow
 @pytest.mark.parametrize("kind", ["429", "503"])
 def test_a_killed_task_does_not_wait_for_a_retry(serve: Callable[..., Simulator], lake: Path, kind: str) -> None:
     sim = serve(faults=[Fault(kind, times=None, retry_after=50)])
-    seconds, output = kill("jsonl", lake, lambda: len(sim.requests) > 0)
-    assert seconds < 2, output
+    seconds, error = kill("jsonl", lake, lambda: len(sim.requests) > 0)
+    assert seconds < 2, error
     assert len(sim.requests) == 1
 
 

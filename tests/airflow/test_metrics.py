@@ -40,7 +40,11 @@ KINDS: dict[str, dict[str, str]] = {
     "datadog": {"STATSD_DATADOG_ENABLED": "True", "STATSD_DATADOG_METRICS_TAGS": "True"},
 }
 # The one with a DAG run of everything is slow.
-REPORTS = [pytest.param("influxdb", marks=pytest.mark.slow), "plain", "datadog"]
+REPORTS = [
+    pytest.param("influxdb", marks=pytest.mark.slow),
+    pytest.param("plain", marks=pytest.mark.one_airflow),
+    "datadog",
+]
 METRIC = re.compile(r"airflow\.unleash\.([a-z_.]+)((?:,\w+=[^,:]*)*):([\d.]+)\|(c|ms)(?:\|#(\S*))?")
 
 

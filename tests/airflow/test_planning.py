@@ -292,6 +292,7 @@ def run_account(lake: Path, plan: Plan, **arguments: Any) -> None:
         task.execute(make_context(None))
 
 
+@pytest.mark.one_airflow
 @pytest.mark.parametrize("split_by_device", [True, False])
 def test_a_plan_of_an_account_without_gaps_is_empty(
     serve: Callable[..., Simulator], tmp_path: Path, split_by_device: bool

@@ -401,6 +401,7 @@ def faults_of(sql: str, dialect: str) -> list[str]:
     return [violation.desc() for violation in parsed.violations]
 
 
+@pytest.mark.one_airflow
 @pytest.mark.parametrize("warehouse", ["snowflake", "bigquery"])
 def test_the_sql_of_a_warehouse_parses_in_its_dialect(warehouse):
     for sql in statements_of(warehouse):

@@ -34,6 +34,7 @@ from tests.support.sample_day import DAY, NEXT_DAY, SILENT, STREET, make_context
 from tests.support.secret_search import FAULTS, KEYS, files_under, leaks
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
+one_airflow = pytest.mark.one_airflow
 
 
 def texts_of_error(error: BaseException | None) -> Iterator[tuple[str, str]]:
@@ -120,7 +121,11 @@ def outcome(action: Callable[[Path], object], lake: Path) -> tuple[object, BaseE
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize(
-    ("fault", "key"), [*((fault, KEYS[0]) for fault in FAULTS), ("nothing", KEYS[1]), ("echo 401", KEYS[1])]
+    ("fault", "key"),
+    [
+        *(pytest.param(fault, KEYS[0], marks=one_airflow) for fault in FAULTS),
+        *(("nothing", KEYS[1]), ("echo 401", KEYS[1])),
+    ],
 )
 def test_no_output_contains_the_key_whatever_the_api_returns(serve, output, lake, action, fault, key):
     serve(
@@ -215,6 +220,7 @@ ODD_RESPONSES = {
 }
 
 
+@one_airflow
 @pytest.mark.parametrize("response", ODD_RESPONSES)
 @pytest.mark.parametrize(("key", "header"), zip(KEYS, ("x-api-key", "authorization"), strict=True))
 def test_no_output_contains_the_key_if_http_itself_is_broken(connect, output, lake, response, key, header):
@@ -225,6 +231,7 @@ def test_no_output_contains_the_key_if_http_itself_is_broken(connect, output, la
         assert error is not None or response in ("key as encoding", "key as length")
 
 
+@one_airflow
 @pytest.mark.parametrize("action", ["devices", "storage", "sensor"])
 @pytest.mark.parametrize("is_answering", [True, False])
 def test_no_output_contains_the_key_if_a_timeout_of_the_task_ends_a_request(

@@ -36,6 +36,7 @@ from tests.support.python_processes import import_root, module_command, run_code
 from tests.support.sample_day import DAY_END, DAY_START, HOUR_MS, make_context
 
 INTERVAL = 0.1
+one_airflow = pytest.mark.one_airflow
 
 
 class Clock:
@@ -64,10 +65,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triggers, "MAX_BACKOFF", 0.2)
 
 
-async def collect(stream: AsyncIterator[Any], most: int = 1, seconds: float = 20.0) -> list[Any]:
-    """Return the payloads of the first events."""
-    found: list[Any] = []
-    with suppress(asyncio.TimeoutError):
+async def collect(
+    stream: AsyncIterator[Any], most: int = 1, seconds: float = 20.0, found: list[Any] | None = None
+) -> list[Any]:
+    """Return the payloads of the first events; of fewer if the time is up, or if the task is cancelled."""
+    found = [] if found is None else found
+    with suppress(asyncio.TimeoutError, asyncio.CancelledError):
         async with aclosing(stream):  # type: ignore[type-var]
 
             async def read() -> None:
@@ -91,6 +94,26 @@ def polls(sim: Simulator) -> int:
     return sum(request.path.endswith("/sessions") for request in sim.requests)
 
 
+async def wait_for_polls(sim: Simulator, number: int) -> None:
+    """Wait until this many more polls have been sent."""
+    until = polls(sim) + number
+    while polls(sim) < until:
+        await asyncio.sleep(0.01)
+
+
+def fire_during(sim: Simulator, number: int, *waiting: Any) -> list[list[Any]]:
+    """Return the events of triggers that wait at the same time, until this many polls have been sent."""
+
+    async def wait() -> list[list[Any]]:
+        tasks = [asyncio.create_task(collect(trigger.run(), 99)) for trigger in waiting]
+        await wait_for_polls(sim, number)
+        for task in tasks:
+            task.cancel()
+        return await asyncio.gather(*tasks)
+
+    return asyncio.run(wait())
+
+
 def defer(context: dict[str, Any] | None = None, **arguments: Any) -> TaskDeferred:
     sensor = UnleashNewSessionsSensor(task_id="wait", deferrable=True, poke_interval=INTERVAL, **arguments)
     with pytest.raises(TaskDeferred) as caught:
@@ -112,6 +135,7 @@ HISTORIES: dict[str, dict[str, Any]] = {
 }
 
 
+@one_airflow
 @pytest.mark.parametrize("hours", [1, 4, 9])
 @pytest.mark.parametrize("history", HISTORIES)
 def test_poke_and_trigger_return_the_same_sessions(sim: Simulator, clock: Clock, history: str, hours: int) -> None:
@@ -221,9 +245,9 @@ def test_a_deferred_sensor_in_a_dag_run_returns_the_sessions(
     airflow_home: Any, serve: Callable[..., Simulator], mapped: bool
 ) -> None:
     now = int(time.time() * 1000)
-    sim = serve(session_period=2.0, sessions_from=now)
+    sim = serve(session_period=0.5, sessions_from=now)
     bounds = f"until={now + 10**9}, min_sessions={len(sim.sessions()) + 1}"
-    deferred = f"task_id='wait', deferrable=True, poke_interval=0.5, {bounds}"
+    deferred = f"task_id='wait', deferrable=True, poke_interval=0.1, {bounds}"
     task = (
         f"UnleashNewSessionsSensor.partial({deferred}).expand(since=[{now}, {now + 1}])"
         if mapped
@@ -239,6 +263,7 @@ def test_a_deferred_sensor_in_a_dag_run_returns_the_sessions(
 # ---- polls that fail -----------------------------------------------------------------------------
 
 
+@one_airflow
 def test_a_poll_that_fails_is_repeated(sim: Simulator) -> None:
     sim.add_fault(Fault("503", times=2))
     sim.add_fault(Fault("html", times=1))
@@ -247,6 +272,7 @@ def test_a_poll_that_fails_is_repeated(sim: Simulator) -> None:
     assert polls(sim) == 5
 
 
+@one_airflow
 def test_a_deferred_task_gives_up_after_ten_failed_polls(sim: Simulator) -> None:
     sim.add_fault(Fault("503", times=None))
     event = fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL))
@@ -254,6 +280,7 @@ def test_a_deferred_task_gives_up_after_ten_failed_polls(sim: Simulator) -> None
     assert polls(sim) == triggers.MAX_FAILED_POLLS == 10
 
 
+@one_airflow
 def test_a_success_resets_the_count_of_failed_polls(
     sim: Simulator, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,21 +288,22 @@ def test_a_success_resets_the_count_of_failed_polls(
     for _ in range(2):
         sim.add_fault(Fault("503", times=2))
         sim.add_fault(Fault("slow", times=1, seconds=0.0))
-    assert fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL, since=clock.now_ms + 1), seconds=2.0) is None
+    assert fire_during(sim, 7, UnleashNewSessionsTrigger(poke_interval=INTERVAL, since=clock.now_ms + 1)) == [[]]
     assert [request.status for request in sim.requests][:6] == [503, 503, 200, 503, 503, 200]
 
 
+@one_airflow
 def test_the_pause_grows_with_each_failed_poll(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triggers, "MAX_BACKOFF", 0.4)
     sim.add_fault(Fault("503", times=None))
-    fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL), seconds=1.9)
+    fire_during(sim, 5, UnleashNewSessionsTrigger(poke_interval=0.1))
     times = [request.time for request in sim.requests]
     pauses = [after - before for before, after in pairwise(times)]
     # 0.1, 0.2, 0.4 and 0.4 seconds; a busy server may log a request late, so compare sums.
     assert sum(pauses[2:4]) > sum(pauses[:2])
-    assert len(times) <= 7
 
 
+@one_airflow
 def test_polls_obey_retry_after(sim: Simulator) -> None:
     sim.add_fault(Fault("429", retry_after=1, times=1))
     assert fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL))["status"] == "success"
@@ -293,7 +321,7 @@ def test_a_missing_connection_is_an_error_event_after_one_poll() -> None:
 
 def test_a_long_wait_warns_once_of_a_session_id_that_is_not_a_number(answer: Callable[..., None], caplog: Any) -> None:
     answer(b'["s-4711"]')
-    assert fire(UnleashNewSessionsTrigger(since=DAY_START, poke_interval=INTERVAL), seconds=1.5) is None
+    assert fire(UnleashNewSessionsTrigger(since=DAY_START, poke_interval=INTERVAL), seconds=0.5) is None
     assert caplog.text.count("'s-4711'") == 1
 
 
@@ -313,6 +341,7 @@ def hang(connect: Callable[..., None]) -> Iterator[Callable[[str], list[str]]]:
         yield hang
 
 
+@one_airflow
 def test_a_poll_ends_with_its_socket_at_its_time_limit(
     hang: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
@@ -326,6 +355,7 @@ def test_a_poll_ends_with_its_socket_at_its_time_limit(
     wait_until(lambda: events.count("end") == 2, 2.0)
 
 
+@one_airflow
 def test_hung_polls_block_neither_name_lookups_nor_polls_of_other_connections(
     sim: Simulator, hang: Callable[[str], list[str]]
 ) -> None:
@@ -340,7 +370,8 @@ def test_hung_polls_block_neither_name_lookups_nor_polls_of_other_connections(
             asyncio.create_task(collect(UnleashNewSessionsTrigger(unleash_conn_id=name, poke_interval=INTERVAL).run()))
             for name in names
         ]
-        await asyncio.sleep(1.0)
+        while not all(servers):
+            await asyncio.sleep(0.01)
         await asyncio.wait_for(loop.getaddrinfo("localhost", 80), 2.0)
         [payload] = await collect(UnleashNewSessionsTrigger(poke_interval=INTERVAL).run(), seconds=5.0)
         assert payload["status"] == "success"
@@ -401,23 +432,24 @@ def test_a_poll_does_not_disturb_the_triggerers_messages_to_its_supervisor(sim: 
 
 def test_the_first_poll_comes_after_one_interval(sim: Simulator) -> None:
     began = time.time()
-    assert fire(UnleashNewSessionsTrigger(poke_interval=0.5))["status"] == "success"
-    assert sim.requests[0].time - began >= 0.49
+    assert fire(UnleashNewSessionsTrigger(poke_interval=0.3))["status"] == "success"
+    assert sim.requests[0].time - began >= 0.29
 
 
-def fire_all(waiting: Sequence[UnleashNewSessionsTrigger], seconds: float = 20.0) -> list[list[Any]]:
-    """Return the events of triggers that wait at the same time."""
+def fire_all(waiting: Sequence[UnleashNewSessionsTrigger]) -> list[list[Any]]:
+    """Return the first events of triggers that wait at the same time."""
 
     async def wait() -> list[list[Any]]:
-        return await asyncio.gather(*(collect(trigger.run(), seconds=seconds) for trigger in waiting))
+        return await asyncio.gather(*(collect(trigger.run()) for trigger in waiting))
 
     return asyncio.run(wait())
 
 
+@one_airflow
 def test_triggers_with_the_same_connection_and_interval_share_their_polls(sim: Simulator, clock: Clock) -> None:
-    waiting = [UnleashNewSessionsTrigger(since=clock.now_ms + 1, poke_interval=0.5) for _ in range(300)]
-    assert fire_all(waiting, 2.9) == [[]] * 300
-    assert 4 <= polls(sim) <= 6
+    waiting = [UnleashNewSessionsTrigger(since=clock.now_ms + 1, poke_interval=0.2) for _ in range(300)]
+    assert fire_during(sim, 3, *waiting) == [[]] * 300
+    assert 3 <= polls(sim) <= 4
 
 
 def test_triggers_that_share_a_poll_select_by_their_own_arguments(sim: Simulator) -> None:
@@ -429,6 +461,7 @@ def test_triggers_that_share_a_poll_select_by_their_own_arguments(sim: Simulator
     assert polls(sim) == 1
 
 
+@one_airflow
 def test_another_interval_or_connection_has_its_own_polls(sim: Simulator, connect: Callable[..., None]) -> None:
     connect(conn_id="other", host=sim.base_url, password=sim.api_key)
     fire_all(
@@ -441,6 +474,7 @@ def test_another_interval_or_connection_has_its_own_polls(sim: Simulator, connec
     assert polls(sim) == 3
 
 
+@one_airflow
 def test_a_cancelled_trigger_does_not_cancel_the_poll_of_another(sim: Simulator) -> None:
     sim.add_fault(Fault("slow", seconds=0.5, times=1))
 
@@ -457,18 +491,17 @@ def test_a_cancelled_trigger_does_not_cancel_the_poll_of_another(sim: Simulator)
     assert polls(sim) == 1
 
 
+@one_airflow
 def test_there_are_no_polls_while_no_trigger_waits(sim: Simulator, clock: Clock) -> None:
     async def wait() -> None:
         task = asyncio.create_task(
             collect(UnleashNewSessionsTrigger(since=clock.now_ms + 1, poke_interval=INTERVAL).run())
         )
-        while not polls(sim):
-            await asyncio.sleep(0.02)
+        await wait_for_polls(sim, 1)
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await task
         before = polls(sim)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(6 * INTERVAL)
         assert polls(sim) == before > 0
         assert len(asyncio.all_tasks()) == 1
 
@@ -484,7 +517,7 @@ def test_a_changed_connection_is_used_from_the_next_poll_on(
         task = asyncio.create_task(
             collect(UnleashNewSessionsTrigger(since=clock.now_ms + 1, poke_interval=INTERVAL).run())
         )
-        await asyncio.sleep(0.5)
+        await wait_for_polls(sim, 2)
         connect(host=sim.base_url, password="wrong")
         return await task
 
@@ -506,21 +539,22 @@ def test_new_sessions_fire_one_event_and_no_other_while_they_stay_the_same(sim: 
     since = DAY_START + 9 * HOUR_MS
     expected = [session for session in sim.sessions() if int(session) >= since]
     trigger = UnleashNewSessionsEventTrigger(since=since, poke_interval=INTERVAL)
-    assert watch(trigger, 9, seconds=0.8) == [{"sessions": expected, "truncated": False}]
-    assert polls(sim) > 3
     idle = UnleashNewSessionsEventTrigger(since=clock.now_ms + 1, poke_interval=INTERVAL, reminder=0.0)
-    assert watch(idle, 9, seconds=0.8) == []
+    assert fire_during(sim, 8, trigger, idle) == [[{"sessions": expected, "truncated": False}], []]
 
 
+@one_airflow
 def test_each_change_fires_one_event(sim: Simulator, clock: Clock) -> None:
     since = clock.now_ms + 1
 
     async def wait() -> list[Any]:
         trigger = UnleashNewSessionsEventTrigger(since=since, poke_interval=INTERVAL)
-        task = asyncio.create_task(collect(trigger.run(), 9, 3.0))
+        task = asyncio.create_task(collect(trigger.run(), 9))
         for _ in range(3):
-            await asyncio.sleep(0.6)
+            await wait_for_polls(sim, 3)
             clock.now_ms += 2 * HOUR_MS
+        await wait_for_polls(sim, 3)
+        task.cancel()
         return await task
 
     sets = [set(payload["sessions"]) for payload in asyncio.run(wait())]
@@ -528,8 +562,9 @@ def test_each_change_fires_one_event(sim: Simulator, clock: Clock) -> None:
     assert sets[0] < sets[1] < sets[2] == {session for session in sim.sessions() if int(session) >= since}
 
 
+@one_airflow
 def test_sessions_that_stay_unhandled_fire_reminders(sim: Simulator) -> None:
-    trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL, reminder=0.5)
+    trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=0.1, reminder=0.5)
     events = watch(trigger, 3)
     assert events[0] == events[1] == events[2]
     assert 10 <= polls(sim) <= 16
@@ -543,13 +578,14 @@ def test_a_payload_has_only_the_latest_sessions_and_says_if_there_are_more(
     assert watch(trigger, 1) == [{"sessions": sim.sessions()[-3:], "truncated": True}]
 
 
+@one_airflow
 @pytest.mark.parametrize("kind", ["401", "503", "garbage", "wrong_shape", "redirect"])
 def test_an_error_does_not_end_the_events_and_slows_the_polls_down(sim: Simulator, kind: str, caplog: Any) -> None:
     sim.add_fault(Fault(kind, times=4))
     trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL)
     began = time.monotonic()
     assert len(watch(trigger, 1)) == 1
-    assert time.monotonic() - began >= 0.1 + 0.2 + 0.2 + 0.2
+    assert time.monotonic() - began >= INTERVAL + 3 * triggers.MAX_BACKOFF
     assert polls(sim) == 5
     assert "Poll failed (4 in a row)" in caplog.text
 
@@ -606,17 +642,23 @@ def test_sessions_that_every_consumer_has_handled_are_not_new(sim: Simulator) ->
 
 
 def test_reminders_end_when_all_sessions_are_handled(sim: Simulator) -> None:
-    trigger = UnleashNewSessionsEventTrigger(poke_interval=INTERVAL, reminder=0.2)
+    trigger = UnleashNewSessionsEventTrigger(poke_interval=INTERVAL, reminder=2 * INTERVAL)
     store = Store({})
     trigger.asset_state_store = store
+    events: list[Any] = []
 
-    async def wait() -> list[Any]:
-        task = asyncio.create_task(collect(trigger.run(), 99, 2.0))
-        await asyncio.sleep(1.0)
+    async def wait() -> None:
+        task = asyncio.create_task(collect(trigger.run(), 99, found=events))
+        while len(events) < 2:
+            await asyncio.sleep(0.01)
         store.rows |= {"unleash_consumers": ["a"], "unleash_cursor.a": {"floor": 0, "handled": sim.sessions()}}
-        return await task
+        await wait_for_polls(sim, 2)
+        before = len(events)
+        await wait_for_polls(sim, 8)
+        assert len(events) == before
+        task.cancel()
 
-    assert 2 <= len(asyncio.run(wait())) <= 6
+    asyncio.run(wait())
 
 
 def test_a_trigger_of_several_assets_works_without_their_stores(sim: Simulator) -> None:

@@ -1,14 +1,11 @@
-"""
-Execute a task as Airflow's task runner does, which calls ``on_kill`` in the handler of SIGTERM.
-
-The last line of the output is the seconds from the signal to the end of the task.
-"""
+"""Tasks to kill, executed as Airflow's task runner does, which calls ``on_kill`` in the handler of SIGTERM."""
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 from airflow_provider_unleash.operators import (
@@ -38,7 +35,9 @@ TASKS: dict[str, Any] = {
 }
 
 
-def main(name: str, dst: str) -> None:
+def run_task(name: str, dst: str, environment: dict[str, str], report: Connection) -> None:
+    """Execute a task, and report its error and the seconds from the signal to the end of the task."""
+    os.environ |= environment
     task = TASKS[name](dst)
     killed_at = 0.0
 
@@ -51,8 +50,4 @@ def main(name: str, dst: str) -> None:
     try:
         task.execute(make_context())
     except Exception as error:
-        sys.stdout.write(f"{error!r}\n{time.monotonic() - killed_at}\n")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        report.send((repr(error), time.monotonic() - killed_at))

@@ -34,6 +34,8 @@ from tests.support.pages import read_records
 from tests.support.python_processes import import_root
 from tests.support.sample_day import DAY_END, DAY_START, STREET, make_context
 
+one_airflow = pytest.mark.one_airflow
+
 CONN_ID = "lake_conn"
 NAME = f"device={STREET}/start_date=2026-01-12/20260112T000000Z_20260113T000000Z"
 FORMATS = ("jsonl", "json", "csv", "parquet")
@@ -256,6 +258,7 @@ class StoreCases(_Connected):
         extract(lake, file_format=file_format)
         assert objects(lake) == before
 
+    @one_airflow
     @pytest.mark.parametrize("file_format", FORMATS)
     def test_no_rows_do_not_replace_rows(self, serve: Callable[..., Simulator], lake: Store, file_format: str) -> None:
         serve()
@@ -280,6 +283,7 @@ class StoreCases(_Connected):
         assert name == f"{NAME}.{file_format}"
         assert read_records(body, file_format) == []
 
+    @one_airflow
     @pytest.mark.parametrize("has_object", [False, True], ids=["new", "old"])
     @pytest.mark.parametrize("file_format", FORMATS)
     def test_a_failed_extraction_keeps_the_previous_object(
@@ -315,6 +319,7 @@ class StoreCases(_Connected):
         assert names_in(lake) == [f"{NAME}.jsonl"]
         assert root or read_records(lake.read(f"{NAME}.jsonl"), "jsonl") == in_window(sim)
 
+    @one_airflow
     @pytest.mark.parametrize("old", [{}, {"large.jsonl": b"old"}], ids=["new", "old"])
     def test_a_failed_write_of_a_large_object_keeps_the_previous_one(self, lake: Store, old: dict[str, bytes]) -> None:
         def fail() -> None:
@@ -331,6 +336,7 @@ class StoreCases(_Connected):
         assert objects(lake) == old
         assert lake.leftovers() == []
 
+    @one_airflow
     @pytest.mark.parametrize("size", [20, 80])  # Azure's client sends up to 64 MiB in one request
     def test_a_large_object_is_published_whole_at_the_end(self, lake: Store, size: int) -> None:
         lake.put("large.jsonl", b"old")
@@ -345,6 +351,7 @@ class StoreCases(_Connected):
         assert body.count(b"\n") == size * 1000
 
 
+@pytest.mark.slow
 class ProcessCases(_Connected):
     """Tests of processes that are killed; they take a minute, because each process imports Airflow."""
 

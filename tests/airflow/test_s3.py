@@ -82,6 +82,7 @@ def lake(seaweedfs: S3Store) -> Iterator[S3Store]:
 
 
 class TestS3(StoreCases):
+    @pytest.mark.one_airflow
     def test_a_multipart_upload_that_fails_is_aborted(self, lake: S3Store) -> None:
         def fail_half_way() -> None:
             with open_object(path_of(lake, "large.jsonl"), "jsonl") as writer:
@@ -95,6 +96,7 @@ class TestS3(StoreCases):
         gc.collect()  # fsspec publishes abandoned handles when they are collected
         assert lake.names() == lake.leftovers() == []
 
+    @pytest.mark.one_airflow
     def test_uploads_that_a_killed_try_left_open_are_aborted_and_no_others(
         self, lake: S3Store, serve: Callable[..., Simulator]
     ) -> None:
@@ -106,6 +108,7 @@ class TestS3(StoreCases):
         assert sorted(lake.leftovers()) == sorted(others)
         lake.abort_uploads()
 
+    @pytest.mark.one_airflow
     def test_an_upload_of_pages_that_a_killed_try_left_open_is_aborted(
         self, lake: S3Store, serve: Callable[..., Simulator], quick_retries: None
     ) -> None:
