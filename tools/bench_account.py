@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from tests.support.s3_lake import connection_to, open_client
-from tests.support.seaweedfs import SeaweedFS
 from tools.bench_contenders import BOUNDS, HEADERS, Cost, Job, device_ids
 from tools.demo_ui import wait_until_ready
+from tools.s3_lake import connection_to, open_client
+from tools.seaweedfs import SeaweedFS
 from tools.stage import Stage, StageError, ask
 
 ROWS_A_PAGE = 240

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from airflow_provider_unleash.simulator import FAULT_KINDS, Fault, Simulator
-from tests.support.s3_lake import S3Lake, connection_to
-from tests.support.seaweedfs import SeaweedFS
 from tools.chaos_worker import CHECKPOINT_PAGES, JOURNAL_SECONDS, Job, Report, run_try
+from tools.s3_lake import S3Lake, connection_to
+from tools.seaweedfs import SeaweedFS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_unleash.simulator import DEFAULT_KEYS, PROFILES
-from tests.support.bounds import temporary_folder
-from tests.support.s3_lake import S3Lake, connection_to
-from tests.support.seaweedfs import SeaweedFS
-from tests.support.services import PostgreSQL, Redis
+from tools.bounds import temporary_folder
 from tools.demo_ui import wait_for_the_end, wait_until_ready
+from tools.s3_lake import S3Lake, connection_to
+from tools.seaweedfs import SeaweedFS
+from tools.services import PostgreSQL, Redis
 from tools.stage import ROOT, Stage, ask, kill_processes_in, run, stopping
 
 # One mapped task per device and day, or per batch of devices and day.

@@ -32,7 +32,6 @@ from tests.support.dag_runs import run_dag
 from tests.support.expected_rows import contents_in, daily_means, files_in, rows_by_device
 from tests.support.paths import RECIPES, ROOT, TESTS
 from tests.support.recipe_sql import statements_of
-from tests.support.s3_lake import S3Lake, connection_to
 from tests.support.sample_day import (
     DAY_END,
     DAY_FOLDER,
@@ -45,8 +44,9 @@ from tests.support.sample_day import (
     UTC,
     make_context,
 )
-from tests.support.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS, serve_s3
 from tools.docs_snippets import read_blocks, read_commands
+from tools.s3_lake import S3Lake, connection_to
+from tools.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS, serve_s3
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 

@@ -21,9 +21,9 @@ from airflow_provider_unleash.exceptions import ServerError
 from airflow_provider_unleash.folders import open_folder
 from airflow_provider_unleash.simulator import Fault, Simulator
 from airflow_provider_unleash.window import plan_windows
-from tests.support.s3_lake import connection_to, open_client
-from tests.support.seaweedfs import serve_s3
 from tests.support.store_cases import NAME, ProcessCases, StoreCases, extract, page_of, path_of
+from tools.s3_lake import connection_to, open_client
+from tools.seaweedfs import serve_s3
 
 pytest.importorskip("s3fs", reason="the extra s3 is not installed")
 

@@ -15,7 +15,6 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.bounds import time_limit
 from tests.support.proof import (
     BATCHES,
     CHECKPOINT_PAGES,
@@ -27,6 +26,7 @@ from tests.support.proof import (
     prove,
     table,
 )
+from tools.bounds import time_limit
 from tools.cluster import PAGE_CONCURRENCY, POOL_SLOTS, WORKERS, device_ids
 from tools.scale_page import table_lines, write_figures
 from tools.stage import processes_in

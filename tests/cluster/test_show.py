@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.services import PostgreSQL, Redis, Service, StageError, find_command
+from tools.services import PostgreSQL, Redis, Service, StageError, find_command
 
 SECONDS_TO_START = 300
 

@@ -17,7 +17,6 @@ import pytest
 
 from airflow_provider_unleash import get_provider_info
 from airflow_provider_unleash.simulator import API_VERSION
-from tests.support.bounds import temporary_folder
 from tests.support.browser_tour import (
     DEVICES,
     EXTRAS,
@@ -33,6 +32,7 @@ from tests.support.browser_tour import (
 from tests.support.live_airflow import live_stage
 from tests.support.paths import ROOT
 from tests.support.secret_search import files_under, leaks
+from tools.bounds import temporary_folder
 from tools.stage import StageError, processes_in
 
 IMAGES = ROOT / "docs" / "images"

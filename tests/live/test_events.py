@@ -22,11 +22,11 @@ import pyarrow.dataset
 import pytest
 
 from airflow_provider_unleash.simulator import generate_rows, generate_sessions
-from tests.support.bounds import temporary_folder
 from tests.support.dag_runs import DagRun
 from tests.support.live_airflow import LIVE, LiveStage, live_stage, wait_until
 from tests.support.paths import EXAMPLES
 from tests.support.sample_day import HOUR_MS
+from tools.bounds import temporary_folder
 from tools.stage import processes_in
 
 SESSIONS = 100

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 
-from tests.support.bounds import temporary_folder, time_limit
 from tests.support.dag_runs import DagRun
 from tests.support.paths import TESTS
 from tests.support.run_kinds import RUN_KINDS, RunKind
 from tests.support.secret_search import files_under, leaks
+from tools.bounds import temporary_folder, time_limit
 from tools.stage import DEFAULT_KEYS, Stage, StageError, ask, kill_processes_in, stopping
 
 LIVE = TESTS / "live"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
+from tools.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
 
 
 class S3Lake:
