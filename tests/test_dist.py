@@ -133,11 +133,11 @@ def test_the_metadata_has_version_license_and_readme(metadata: Message) -> None:
     assert metadata.get_payload() == (ROOT / "README.md").read_text()
 
 
-@in_a_clone
 def _is_of(module: ModuleType, found: object) -> bool:
     return isinstance(found, type) and found.__module__ == module.__name__
 
 
+@in_a_clone
 def test_the_registry_file_lists_every_class_that_a_dag_uses() -> None:
     listed = yaml.safe_load((ROOT / ".astro-registry.yaml").read_text())
     for kind in ("hooks", "operators", "sensors", "triggers"):

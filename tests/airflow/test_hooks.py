@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from airflow_provider_unleash.hooks import UnleashHook
 from airflow_provider_unleash.simulator import Fault
 from airflow_provider_unleash.simulator.data import format_timestamp
 from airflow_provider_unleash.window import Window
-from tests.support.python_processes import import_root
+from tests.support.python_processes import run_code
 from tests.support.sample_day import DAY, DAY_END, DAY_START, HOUR_MS, NEXT_DAY, SILENT, STREET, make_context
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
@@ -494,10 +491,7 @@ print(json.dumps(shown))
 
 def test_airflow_shows_the_form_as_declared():
     # In its own process, like the web server: modules that a worker has loaded would make a difference.
-    done = subprocess.run(
-        [sys.executable, "-c", FORM], capture_output=True, check=True, text=True, env=import_root({**os.environ})
-    )
-    hidden, labels, extras = json.loads(done.stdout.splitlines()[-1])
+    hidden, labels, extras = json.loads(run_code(FORM).splitlines()[-1])
     if extras is None and importlib.util.find_spec("flask_appbuilder") is None:
         pytest.skip("without Flask AppBuilder, Airflow 3.0 shows the extras of every connection as one JSON text")
     behavior = CONNECTION_TYPE["ui-field-behaviour"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +15,7 @@ from airflow_provider_unleash.lineage import Extraction, dataset_name, lineage_o
 from airflow_provider_unleash.simulator import Simulator
 from airflow_provider_unleash.window import Window
 from tests.support.expected_rows import contents_in
-from tests.support.python_processes import BLOCK, import_root, module_command, run_code
+from tests.support.python_processes import BLOCK, run_code, run_module
 from tests.support.sample_day import CROWD, DAY_END, DAY_START, SILENT, STREET
 
 BODY = """
@@ -60,14 +59,7 @@ def events(sim: Simulator, lake: Path, tmp_path_factory: pytest.TempPathFactory)
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport),
     }
     body = BODY.format(lake=f"file://{lake}", street=STREET, silent=SILENT, mapped=[CROWD, STREET])
-    ended = subprocess.run(
-        module_command("lineage_runs", folder / "states.json"),
-        input=body.encode(),
-        env=import_root(environment),
-        capture_output=True,
-        timeout=300,
-    )
-    assert ended.returncode == 0, ended.stderr.decode()[-3000:]
+    run_module("lineage_runs", folder / "states.json", environment=environment, given=body)
     states = json.loads((folder / "states.json").read_text())
     failed = {task for task, state in states.items() if state == "failed"}
     assert failed == {"unknown", "unread"}, states

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from airflow_provider_unleash.operators import UnleashListDevicesOperator, Unlea
 from airflow_provider_unleash.simulator import Fault, Simulator
 from tests.support.metric_runs import OTHER
 from tests.support.paths import ROOT
-from tests.support.python_processes import import_root, module_command
+from tests.support.python_processes import run_module
 from tests.support.sample_day import CROWD, DAY_END, DAY_START, SILENT, STREET, make_context
 
 DOCUMENT = ROOT / "docs" / "metrics.md"
@@ -131,10 +130,8 @@ def make_run(kind: str, folder: Path) -> Reported:
             "AIRFLOW_CONN_UNLEASH_DEFAULT": json.dumps({**connection, "extra": {"mask_stream_tokens": False}}),
         }
         what, states = ("everything", EVERYTHING) if kind == "influxdb" else ("land", {"land": "success"})
-        command = module_command("metric_runs", what, f"file://{folder}/lake")
-        done = subprocess.run(command, env=import_root(environment), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout.splitlines()[-1]) == states, done.stdout + done.stderr
+        printed = run_module("metric_runs", what, f"file://{folder}/lake", environment=environment)
+        assert json.loads(printed.splitlines()[-1]) == states, printed
         [landed] = (folder / "lake").rglob("*.jsonl")
         reported = Reported(sim, landed.stat().st_size)
         server.setblocking(False)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import os
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +30,7 @@ from airflow_provider_unleash.simulator import Fault, Simulator
 from airflow_provider_unleash.triggers import UnleashNewSessionsEventTrigger, UnleashNewSessionsTrigger
 from tests.support.answering import trickling
 from tests.support.dag_runs import has_asset_state_store, run_dag
-from tests.support.python_processes import import_root, module_command, run_code
+from tests.support.python_processes import run_code, run_module
 from tests.support.sample_day import DAY_END, DAY_START, HOUR_MS, make_context
 
 INTERVAL = 0.1
@@ -415,16 +413,8 @@ def test_a_poll_does_not_disturb_the_triggerers_messages_to_its_supervisor(sim: 
     runner = pytest.importorskip("airflow.jobs.triggerer_job_runner")
     if not hasattr(runner, "TriggerCommsDecoder"):
         pytest.skip("in this Airflow, the triggerer has no supervisor")
-    done = subprocess.run(
-        module_command("triggerer_comms", sim.base_url, sim.api_key),
-        env=import_root({**os.environ}),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {"sessions": sim.sessions(), "error": ""}
+    printed = run_module("triggerer_comms", sim.base_url, sim.api_key)
+    assert json.loads(printed.splitlines()[-1]) == {"sessions": sim.sessions(), "error": ""}
 
 
 # ---- shared polls ---------------------------------------------------------------------------------

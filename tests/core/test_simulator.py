@@ -602,7 +602,7 @@ def test_no_thread_or_socket_is_left_even_if_clients_stay_connected():
         wait_until(lambda: sim.max_in_flight > 0)
         start = time.monotonic()
     assert time.monotonic() - start < 2
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before  # other threads of this process may have ended
     with idle, waiting, pytest.raises(ConnectionRefusedError):
         socket.create_connection((sim.host, sim.port), timeout=5)
 

@@ -29,6 +29,23 @@ def run_code(code: str, *options: str) -> str:
     return done.stdout
 
 
+def run_module(
+    name: str, *arguments: object, environment: dict[str, str] | None = None, given: str | None = None
+) -> str:
+    """Run a module of ``tests.support`` in a new Python process and return its output; ``given`` is its input."""
+    done = subprocess.run(
+        module_command(name, *arguments),
+        env=import_root(environment or {**os.environ}),
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 def module_command(name: str, *arguments: object) -> list[str]:
     """Return the command that runs a module of ``tests.support``, in an environment of :func:`import_root`."""
     return [sys.executable, "-m", f"tests.support.{name}", *map(str, arguments)]
