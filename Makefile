@@ -52,7 +52,7 @@ cluster: .venv/.cluster ## Run Airflow with two Celery workers until Ctrl-C; nee
 setup: $(ENV)/.all ## Install everything that tests and checks need into .venv
 
 test: $(ENV)/.all ## Run the fast tests, about 3 minutes; ARGS="tests/core -k name" selects tests
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: $(ENV)/.all ## Run the slow tests: real DAG runs, a short chaos, the search for leaked keys
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m slow $(ARGS)
@@ -110,7 +110,7 @@ matrix: ## Run all tests on every Airflow, write docs/compatibility.md; TARGETS=
 	@touch $@
 
 lowest: .matrix/lowest/.lowest
-	@.matrix/lowest/bin/python -m pytest --numprocesses auto --dist loadfile tests/core $(ARGS)
+	@.matrix/lowest/bin/python -m pytest --numprocesses auto --dist worksteal tests/core $(ARGS)
 
 dist: $(ENV)/.dist ## Build wheel and sdist, and try them in an empty environment; TARGETS as for matrix; ARGS=--extras
 	@$(BIN)/python -m tools.dist $(if $(UV),--uv "$(UV)") $(or $(TARGETS),$(DEFAULT_AIRFLOW)) $(ARGS)

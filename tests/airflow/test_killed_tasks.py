@@ -16,9 +16,11 @@ from tests.support.killed_task import TASKS, run_task
 
 IN_FLIGHT = 4
 FOR_A_RETRY = {"staging": {".pages"}, "account": {".landed"}}
-# Each task has its own process, forked from one that has imported Airflow, which takes seconds.
+# Each task has its own process, forked from one that has imported what tasks need, which takes seconds.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["airflow_provider_unleash.operators", "airflow_provider_unleash.sensors"])
+PROCESSES.set_forkserver_preload(
+    ["tests.support.killed_task", "airflow_provider_unleash.client", "airflow.providers.amazon.aws.fs.s3", "pyarrow"]
+)
 
 
 def kill(name: str, lake: Path, is_busy: Callable[[], bool]) -> tuple[float, str]:
@@ -27,7 +29,7 @@ def kill(name: str, lake: Path, is_busy: Callable[[], bool]) -> tuple[float, str
     process = PROCESSES.Process(target=run_task, args=(name, f"file://{lake}", dict(os.environ), report))
     process.start()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 100
         while not is_busy() and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.02)
         assert is_busy()
