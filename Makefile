@@ -133,15 +133,16 @@ NEW_PIP = $(BIN)/python -c 'import pip; pip.__version__.split(".") < ["25", "1"]
 INSTALL = $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(NEW_PIP) install -qq --no-compile) \
   --constraint $(CONSTRAINTS)
 
-# $(ENV)/.demo creates an environment. Each other stamp $(ENV)/.NAME adds the packages in PACKAGES_NAME to it.
-$(ENV)/.demo: pyproject.toml airflow_provider_unleash/__init__.py $(CONSTRAINTS)
+# $(ENV)/.demo and $(ENV)/.all create an environment. Each other stamp $(ENV)/.NAME adds the packages in PACKAGES_NAME.
+$(ENV)/.demo $(ENV)/.all: pyproject.toml airflow_provider_unleash/__init__.py $(CONSTRAINTS)
 	@echo "Installing Airflow $(AIRFLOW) into $(ENV) with $(if $(UV),uv,pip) ..."
 	@$(BIN)/python -c '' 2>/dev/null || { $(FIND_PYTHON); rm -rf $(ENV); \
 	  $(if $(UV),"$(UV)" venv --quiet --python "$$python","$$python" -m venv) $(ENV); }
-	@$(INSTALL) --editable '.[parquet]' --group demo
-	@touch $@
+	@$(INSTALL) $(PACKAGES_$(patsubst .%,%,$(notdir $@)))
+	@touch $@ $(ENV)/.demo
 
-PACKAGES_all = --editable '.[parquet,s3]' --group test --group check \
+PACKAGES_demo := --editable '.[parquet]' --group demo
+PACKAGES_all = --editable '.[parquet,s3]' --group demo --group test --group check \
   $(if $(filter $(DEFAULT_AIRFLOW),$(AIRFLOW)),--group lineage)
 PACKAGES_bench := --group bench
 PACKAGES_browser := --group browser
