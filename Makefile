@@ -54,7 +54,7 @@ setup: $(ENV)/.all ## Install everything that tests and checks need into .venv
 test: $(ENV)/.all ## Run the fast tests, about 3 minutes; ARGS="tests/core -k name" selects tests
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow" $(ARGS)
 
-test-slow: $(ENV)/.all ## Run the slow tests: real DAG runs, a short chaos, the search for leaked keys
+test-slow: $(ENV)/.all ## Run the slow tests, about 4 minutes: real DAG runs, a short chaos, kills, the search for leaked keys
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m slow $(ARGS)
 
 check: $(ENV)/.all ## Run ruff, mypy and import-linter
