@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +26,7 @@ def is_installed(name: str) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_each_contender_reads_every_row_of_every_page(name: str, airflow_home: Path, monkeypatch) -> None:
+def test_each_contender_reads_every_row_of_every_page(name, airflow_home, monkeypatch):
     if not is_installed(name):
         pytest.skip(f"{name} is not installed")
     # The contender sets these for its own process.
@@ -47,7 +46,7 @@ def test_each_contender_reads_every_row_of_every_page(name: str, airflow_home: P
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize("name", ACCOUNT_CONTENDERS)
-def test_each_contender_reads_the_page_of_every_device(name: str, airflow_home: Path, monkeypatch) -> None:
+def test_each_contender_reads_the_page_of_every_device(name, airflow_home, monkeypatch):
     if name == "account-dlt" and not is_installed("dlt"):
         pytest.skip("dlt is not installed")
     for variable in ("AIRFLOW_CONN_UNLEASH_DEFAULT", "RUNTIME__DLTHUB_TELEMETRY", "DLT_DATA_DIR"):
@@ -59,7 +58,7 @@ def test_each_contender_reads_the_page_of_every_device(name: str, airflow_home: 
     assert len(read) == len(set(read)) == 3
 
 
-def test_sensors_that_wait_share_their_polls_and_leave_the_loop_free(connect) -> None:
+def test_sensors_that_wait_share_their_polls_and_leave_the_loop_free(connect):
     with Simulator() as sim:
         connect(host=sim.base_url, password=DEFAULT_KEYS[0])
         burden = asyncio.run(wait(Waiting(sim.base_url, sensors=50, poke_interval=0.5, seconds=1.8)))
@@ -87,17 +86,17 @@ def figures() -> bench.Figures:
     ("found", "bound", "shown"),
     [(7.996, 8, "7.996"), (7.99996, 8, "7.99996"), (8.0, 8, "8.00"), (8.13, 8, "8.13"), (1.3001, 1.3, "1.3001")],
 )
-def test_a_narrowly_missed_goal_shows_by_how_much(found: float, bound: float, shown: str) -> None:
+def test_a_narrowly_missed_goal_shows_by_how_much(found, bound, shown):
     assert f"| {shown} |" in bench._goal("speedup", found, bound)
 
 
-def test_goals_that_are_met_are_shown_as_met(figures: bench.Figures) -> None:
+def test_goals_that_are_met_are_shown_as_met(figures):
     assert len(list(bench.goals(figures))) == 17
     assert all(line.endswith("| met |") for line in bench.goals(figures)), list(bench.goals(figures))
 
 
 @pytest.mark.parametrize("spoil", ["wall", "cpu", "memory", "imports", "requests", "block"])
-def test_a_missed_goal_is_shown_as_missed(figures: bench.Figures, spoil: str) -> None:
+def test_a_missed_goal_is_shown_as_missed(figures, spoil):
     if spoil == "wall":
         figures.costs["parquet", 50, 8][:] = [Cost(1, 99.0, 1.5, 0, 0)]
     elif spoil == "cpu":
@@ -112,7 +111,7 @@ def test_a_missed_goal_is_shown_as_missed(figures: bench.Figures, spoil: str) ->
     assert len(missed) == (4 if spoil == "wall" else 1)
 
 
-def test_the_page_has_every_contender_and_concurrency(figures: bench.Figures, monkeypatch, tmp_path: Path) -> None:
+def test_the_page_has_every_contender_and_concurrency(figures, monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "version", lambda name: "1.2.3")
     page = bench.device_text(figures)
     assert all(f"| {name} |" in page for name in bench.NAMES.values())
@@ -121,7 +120,7 @@ def test_the_page_has_every_contender_and_concurrency(figures: bench.Figures, mo
     assert "</svg>" in (tmp_path / "picture.svg").read_text()
 
 
-def test_the_section_of_accounts_shows_which_goals_are_missed(tmp_path: Path) -> None:
+def test_the_section_of_accounts_shows_which_goals_are_missed(tmp_path):
     found = AccountFigures(AccountSize())
     for name, devices, concurrency, _ in bench_account._runs(found.size):
         wall = devices * 0.05 / concurrency * 1.2
@@ -142,7 +141,7 @@ def test_the_section_of_accounts_shows_which_goals_are_missed(tmp_path: Path) ->
     assert "</svg>" in (tmp_path / "picture.svg").read_text()
 
 
-def test_a_part_that_was_not_measured_keeps_its_section(tmp_path: Path) -> None:
+def test_a_part_that_was_not_measured_keeps_its_section(tmp_path):
     page = tmp_path / "performance.md"
     page.write_text("")
     bench.write_page(page, {"account": "old accounts", "device": "old device"})

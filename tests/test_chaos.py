@@ -18,7 +18,7 @@ EXTRACTIONS = 14
 
 
 @pytest.mark.slow
-def test_each_object_and_manifest_is_the_old_or_the_new_one_whatever_fails() -> None:
+def test_each_object_and_manifest_is_the_old_or_the_new_one_whatever_fails():
     command = [sys.executable, "-m", "tools.chaos", "--extractions", str(EXTRACTIONS), "--lanes", "2", "--tamper"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=600)
     report, _, tampering = done.stdout.partition("found after tampering:")

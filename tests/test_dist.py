@@ -34,16 +34,16 @@ def metadata(built: tuple[Path, Path]) -> Message:
 
 
 @in_a_clone
-def test_the_wheel_has_only_the_package_and_its_metadata(built: tuple[Path, Path]) -> None:
+def test_the_wheel_has_only_the_package_and_its_metadata(built):
     assert dist.check_wheel(built[0], dist.list_tree()) == []
 
 
 @in_a_clone
-def test_the_sdist_has_the_files_of_the_clone(built: tuple[Path, Path]) -> None:
+def test_the_sdist_has_the_files_of_the_clone(built):
     assert dist.check_sdist(built[1], dist.list_tree()) == []
 
 
-def test_the_wheel_is_typed_and_contains_the_license(built: tuple[Path, Path]) -> None:
+def test_the_wheel_is_typed_and_contains_the_license(built):
     names = zipfile.ZipFile(built[0]).namelist()
     assert "airflow_provider_unleash/py.typed" in names
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
@@ -60,7 +60,7 @@ def test_the_wheel_is_typed_and_contains_the_license(built: tuple[Path, Path]) -
         "airflow_provider_unleash/.DS_Store",
     ],
 )
-def test_an_unexpected_file_in_a_wheel_is_found(built: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+def test_an_unexpected_file_in_a_wheel_is_found(built, tmp_path, name):
     wheel = Path(shutil.copy(built[0], tmp_path))
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr(name, "")
@@ -69,7 +69,7 @@ def test_an_unexpected_file_in_a_wheel_is_found(built: tuple[Path, Path], tmp_pa
 
 @in_a_clone
 @pytest.mark.parametrize("name", ["airflow_provider_unleash/py.typed", "airflow_provider_unleash/client.py"])
-def test_a_file_that_is_missing_from_a_wheel_is_found(built: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_missing_from_a_wheel_is_found(built, tmp_path, name):
     wheel = tmp_path / built[0].name
     with zipfile.ZipFile(built[0]) as whole, zipfile.ZipFile(wheel, "w") as archive:
         for other in set(whole.namelist()) - {name}:
@@ -78,7 +78,7 @@ def test_a_file_that_is_missing_from_a_wheel_is_found(built: tuple[Path, Path], 
 
 
 @in_a_clone
-def test_a_file_that_git_ignores_is_found_in_an_sdist(built: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_file_that_git_ignores_is_found_in_an_sdist(built, tmp_path):
     sdist = tmp_path / built[1].name
     with tarfile.open(built[1]) as whole:
         whole.extractall(tmp_path)
@@ -90,7 +90,7 @@ def test_a_file_that_git_ignores_is_found_in_an_sdist(built: tuple[Path, Path], 
     assert dist.check_sdist(sdist, dist.list_tree()) == [f"{sdist.name} has an unexpected file {folder.name}/build/x"]
 
 
-def test_each_extra_installs_its_libraries_without_upper_bounds(metadata: Message) -> None:
+def test_each_extra_installs_its_libraries_without_upper_bounds(metadata):
     needed = metadata.get_all("Requires-Dist", [])
     extras = {(line.partition("extra == ")[2].strip("'\""), re.split(r"[\[>=<; ]", line)[0]) for line in needed}
     assert {(extra, name) for extra, name in extras if extra} == {
@@ -109,23 +109,23 @@ def test_each_extra_installs_its_libraries_without_upper_bounds(metadata: Messag
     assert not any("<" in line or "==" in line.partition(";")[0] for line in needed)  # no upper bounds
 
 
-def test_the_lowest_versions_are_those_of_the_metadata_without_airflow() -> None:
+def test_the_lowest_versions_are_those_of_the_metadata_without_airflow():
     pins = lowest.pins(
         {"dependencies": ["apache-airflow>=2.11", "a>=1"]}, {"parquet": ["p>=2"], "pandas": ["p>=2"], "polars": []}
     )
     assert pins == ["a==1", "p==2"]
 
 
-def test_every_extra_is_tested(metadata: Message) -> None:
+def test_every_extra_is_tested(metadata):
     assert set(metadata.get_all("Provides-Extra", [])) == set(dist.EXTRAS)
 
 
-def test_every_classifier_exists(metadata: Message) -> None:
+def test_every_classifier_exists(metadata):
     ours = metadata.get_all("Classifier", [])
     assert {"Framework :: Apache Airflow", "Framework :: Apache Airflow :: Provider"} <= set(ours) <= classifiers
 
 
-def test_the_metadata_has_version_license_and_readme(metadata: Message) -> None:
+def test_the_metadata_has_version_license_and_readme(metadata):
     assert metadata["Version"] == airflow_provider_unleash.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["License-File"] == "LICENSE"
@@ -138,7 +138,7 @@ def _is_of(module: ModuleType, found: object) -> bool:
 
 
 @in_a_clone
-def test_the_registry_file_lists_every_class_that_a_dag_uses() -> None:
+def test_the_registry_file_lists_every_class_that_a_dag_uses():
     listed = yaml.safe_load((ROOT / ".astro-registry.yaml").read_text())
     for kind in ("hooks", "operators", "sensors", "triggers"):
         module = importlib.import_module(f"airflow_provider_unleash.{kind}")
@@ -168,37 +168,29 @@ def found(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_an_airflow_that_shows_everything_has_no_faults(
-    found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_an_airflow_that_shows_everything_has_no_faults(found, built, tmp_path):
     assert dist.find_faults(found, built[0], tmp_path) == []
 
 
 @pytest.mark.parametrize("command", [words[0] for words in dist.COMMANDS])
-def test_a_command_that_does_not_show_the_provider_is_a_fault(
-    found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path, command: str
-) -> None:
+def test_a_command_that_does_not_show_the_provider_is_a_fault(found, built, tmp_path, command):
     found["answers"][command] = []
     faults = dist.find_faults(found, built[0], tmp_path)
     assert faults == [f"`airflow providers {command}` does not show the provider"]
 
 
-def test_an_airflow_without_forms_need_not_show_the_form(
-    found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_an_airflow_without_forms_need_not_show_the_form(found, built, tmp_path):
     found["form"] = False
     found["answers"] |= {"behaviours": [], "widgets": []}
     assert dist.find_faults(found, built[0], tmp_path) == []
 
 
-def test_a_warning_and_a_package_from_elsewhere_are_faults(
-    found: dict[str, Any], built: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_warning_and_a_package_from_elsewhere_are_faults(found, built, tmp_path):
     found |= {"package": str(ROOT), "warnings": ["old"]}
     assert dist.find_faults(found, built[0], tmp_path) == [f"imported from {ROOT}", "warns at import: old"]
 
 
-def test_the_error_of_a_failed_installer_is_its_last_line(tmp_path: Path) -> None:
+def test_the_error_of_a_failed_installer_is_its_last_line(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho first >&2\necho no venv here >&2\nexit 1\n")
     python.chmod(0o755)

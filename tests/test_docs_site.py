@@ -41,7 +41,7 @@ def build(clone: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
 
 
-def test_the_site_contains_the_reference_and_the_files_outside_docs(clone: Path) -> None:
+def test_the_site_contains_the_reference_and_the_files_outside_docs(clone):
     done = build(clone)
     assert done.returncode == 0, done.stderr
     site = clone / "build" / "site"
@@ -60,7 +60,7 @@ def test_the_site_contains_the_reference_and_the_files_outside_docs(clone: Path)
         assert not any(role in page.read_text() for role in (":class:", ":meth:", ":func:", ":mod:", ".. code-block"))
 
 
-def test_every_fault_is_reported_and_no_site_is_built(clone: Path) -> None:
+def test_every_fault_is_reported_and_no_site_is_built(clone):
     (clone / "docs" / "stray.md").write_text("# Not in the navigation\n")
     with (clone / "docs" / "metrics.md").open("a") as page:
         page.write("\n[a](nowhere.md) [b](formats.md#nowhere) [c](../example_dags/nowhere.py) ![d](nowhere.png)\n")
@@ -108,5 +108,5 @@ def test_every_fault_is_reported_and_no_site_is_built(clone: Path) -> None:
         ("a { background: url(b.svg) }", ".css", []),
     ],
 )
-def test_resources_of_other_hosts_are_found(text: str, suffix: str, found: list[str]) -> None:
+def test_resources_of_other_hosts_are_found(text, suffix, found):
     assert importlib.import_module("tools.docs_hooks").find_outward(text, suffix) == found

@@ -36,13 +36,13 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_package_keeps_its_layers(copy: Path) -> None:
+def test_the_package_keeps_its_layers(copy):
     checked = lint_imports(copy)
     assert checked.returncode == 0, checked.stdout
     assert "5 kept, 0 broken" in checked.stdout
 
 
-def test_an_import_against_the_rules_breaks_its_contract(copy: Path) -> None:
+def test_an_import_against_the_rules_breaks_its_contract(copy):
     package = "airflow_provider_unleash"
     against = [
         ("tasks", f"{package}.hooks"),
@@ -60,7 +60,7 @@ def test_an_import_against_the_rules_breaks_its_contract(copy: Path) -> None:
 
 
 @pytest.mark.slow
-def test_type_hints_find_mistakes_of_a_dag_author_and_none_in_the_examples(tmp_path: Path) -> None:
+def test_type_hints_find_mistakes_of_a_dag_author_and_none_in_the_examples(tmp_path):
     wrong = tmp_path / "wrong.py"
     wrong.write_text(
         "from airflow_provider_unleash.client import UnleashClient\n"

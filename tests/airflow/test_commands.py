@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from airflow import __version__ as airflow_version
 from packaging.version import Version
@@ -30,7 +28,7 @@ def run(*words: str) -> int:
     return ended.value.code
 
 
-def test_the_command_finds_a_gap(airflow_home, serve, tmp_path: Path, capsys) -> None:
+def test_the_command_finds_a_gap(airflow_home, serve, tmp_path, capsys):
     from upath import UPath
 
     serve(devices=("W1", "W2"))
@@ -51,6 +49,6 @@ def test_the_command_finds_a_gap(airflow_home, serve, tmp_path: Path, capsys) ->
         ("lake", "is not a URL or absolute path"),
     ],
 )
-def test_a_wrong_folder_is_explained_with_exit_code_2(airflow_home, capsys, dst: str, words: str) -> None:
+def test_a_wrong_folder_is_explained_with_exit_code_2(airflow_home, capsys, dst, words):
     assert run(dst, *SPAN) == 2
     assert words in capsys.readouterr().err

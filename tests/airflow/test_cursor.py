@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
-from airflow_provider_unleash.simulator import Simulator
 from tests.support.dag_runs import has_asset_state_store, run_dag
 from tests.support.sample_day import DAY_END, DAY_START
 
@@ -31,7 +27,7 @@ consume() >> consume.override(task_id="consume_again")()
 
 
 @pytest.mark.skipif(not has_asset_state_store(), reason="this Airflow has no asset state store")
-def test_each_dag_has_its_own_cursor_in_airflows_store(airflow_home: Any, serve: Callable[..., Simulator]) -> None:
+def test_each_dag_has_its_own_cursor_in_airflows_store(airflow_home, serve):
     sim = serve(sessions_from=DAY_START, session_period=3600.0, clock=lambda: DAY_END / 1000)
     for _ in range(2):  # each run is one of another DAG
         run = run_dag(airflow_home, CONSUMER, arguments="schedule=None")
@@ -39,7 +35,7 @@ def test_each_dag_has_its_own_cursor_in_airflows_store(airflow_home: Any, serve:
 
 
 @pytest.mark.skipif(has_asset_state_store(), reason="this Airflow has an asset state store")
-def test_a_cursor_on_an_older_airflow_fails_the_task(airflow_home: Any, serve: Callable[..., Simulator]) -> None:
+def test_a_cursor_on_an_older_airflow_fails_the_task(airflow_home, serve):
     serve()
     run = run_dag(airflow_home, CONSUMER, arguments="schedule=None")
     assert run.states["consume"] == "failed"

@@ -33,9 +33,7 @@ def run_with(home: Path, seconds: int) -> DagRun:
     return run_dag_file(home, path)
 
 
-def test_a_file_that_changes_within_a_second_is_compiled_again(
-    airflow_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_changes_within_a_second_is_compiled_again(airflow_home, monkeypatch):
     """Python reuses bytecode for a file of the same size and the same second."""
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     assert run_with(airflow_home, 300).xcoms == {"get_seconds": 300}
@@ -43,7 +41,7 @@ def test_a_file_that_changes_within_a_second_is_compiled_again(
 
 
 @pytest.mark.skipif(not has_asset_state_store(), reason="before Airflow 3.3, dag.test() serializes a DAG once")
-def test_a_dag_that_changes_within_30_seconds_is_serialized_again(airflow_home: Path) -> None:
+def test_a_dag_that_changes_within_30_seconds_is_serialized_again(airflow_home):
     """By default, Airflow keeps a serialized DAG for ``min_serialized_dag_update_interval`` seconds."""
     serialized: list[Any] = []
     for seconds in (200, 400):

@@ -15,7 +15,7 @@ from airflow_provider_unleash.hooks import UnleashHook, open_client
 from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator, UnleashToObjectStorageOperator
 from tests.support.paths import EXAMPLES, ROOT
 from tests.support.sample_day import STREET, make_context
-from tools.docs_snippets import Block, documents, read_blocks, read_commands
+from tools.docs_snippets import documents, read_blocks, read_commands
 
 BLOCKS = [block for document in documents() for block in read_blocks(document)]
 FIELDS = get_provider_info()["connection-types"][0]["conn-fields"]
@@ -62,7 +62,7 @@ def try_airflow(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", commands_of("airflow"))
-def test_airflow_accepts_its_commands_and_the_hook_their_connections(airflow_home: Path, words) -> None:
+def test_airflow_accepts_its_commands_and_the_hook_their_connections(airflow_home, words):
     try_airflow(words)
 
 
@@ -83,7 +83,7 @@ def try_export(assignment: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("words", commands_of("export"))
-def test_every_exported_variable_is_read(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_exported_variable_is_read(words, monkeypatch):
     for word in words:
         try_export(word, monkeypatch)
 
@@ -121,5 +121,5 @@ def try_json(serve, tmp_path: Path) -> Callable[[str], None]:
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "json"], ids=str)
-def test_json_is_extras_that_the_hook_accepts_or_the_summary_of_an_extraction(block: Block, try_json) -> None:
+def test_json_is_extras_that_the_hook_accepts_or_the_summary_of_an_extraction(block, try_json):
     try_json(block.text)

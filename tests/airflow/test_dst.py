@@ -36,7 +36,7 @@ from tests.support.sample_day import DAY_START
     ],
 )
 @pytest.mark.parametrize("when", ["parsed", "rendered"])
-def test_a_folder_that_leads_elsewhere_is_refused_before_any_request(dst: str, when: str) -> None:
+def test_a_folder_that_leads_elsewhere_is_refused_before_any_request(dst, when):
     if when == "parsed":
         check = partial(UnleashToObjectStorageOperator, task_id="x", device_id="W1", dst=dst)
     else:
@@ -57,7 +57,7 @@ def test_a_folder_that_leads_elsewhere_is_refused_before_any_request(dst: str, w
         *("gs://c@b/x", "abfs://c@container/x", "s3://c@b/100%/x", "/lake/device=%2e", "s3://c@b/\u2024\u2024/x"),
     ],
 )
-def test_a_folder_that_leads_where_it_says_is_accepted(dst: str) -> None:
+def test_a_folder_that_leads_where_it_says_is_accepted(dst):
     UnleashToObjectStorageOperator(task_id="x", device_id="W1", dst=dst)
 
 
@@ -67,7 +67,7 @@ def test_a_folder_that_leads_where_it_says_is_accepted(dst: str) -> None:
     st.lists(st.sampled_from([*SLASHES, *DOTS, *OTHERS, "a", "/", "/", "/"]), max_size=6).map("".join),
     st.sampled_from(["W1", "a..b", "%2e%2e", "\uff0e\uff0e", "..%2f..", "~", "file:"]),
 )
-def test_any_folder_is_refused_or_contains_every_object(prefix: str, rest: str, device_id: str) -> None:
+def test_any_folder_is_refused_or_contains_every_object(prefix, rest, device_id):
     dst = prefix + rest
     try:
         UnleashToObjectStorageOperator(task_id="x", device_id="W1", dst=dst)._check_arguments(is_final)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +11,6 @@ from airflow_provider_unleash.core.frames import to_frame
 from airflow_provider_unleash.exceptions import InvalidArgumentError, SnapshotChangedError
 from airflow_provider_unleash.hooks import UnleashHook
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
-from airflow_provider_unleash.simulator import Simulator
 from tests.support.sample_day import DAY_END, DAY_START, SILENT, STREET, make_context
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
@@ -25,9 +21,7 @@ DECLARED = {"confidence": "float64", "seen": "bool"}
 
 @pytest.mark.parametrize("endpoint", ["compact", "tableau"])
 @pytest.mark.parametrize(("device_id", "column_types"), [(STREET, None), (STREET, DECLARED), (SILENT, DECLARED)])
-def test_a_table_equals_the_operators_file(
-    device_id: str, column_types: Any, endpoint: Any, serve: Callable[..., Simulator], tmp_path: Path
-) -> None:
+def test_a_table_equals_the_operators_file(device_id, column_types, endpoint, serve, tmp_path):
     serve(nulls=True, new_key="confidence", reorder_keys=True)
     land = UnleashToObjectStorageOperator(
         task_id="land", device_id=device_id, dst=str(tmp_path), file_format="parquet", column_types=column_types
@@ -41,7 +35,7 @@ def test_a_table_equals_the_operators_file(
 
 
 @pytest.mark.parametrize("df_type", ["pandas", "polars"])
-def test_a_data_frame_has_the_rows_of_the_table(df_type: Any, serve: Callable[..., Simulator]) -> None:
+def test_a_data_frame_has_the_rows_of_the_table(df_type, serve):
     pytest.importorskip(df_type)
     serve(nulls=True, new_key="confidence")
     hook = UnleashHook()
@@ -50,7 +44,7 @@ def test_a_data_frame_has_the_rows_of_the_table(df_type: Any, serve: Callable[..
     assert len(frame) > 0
 
 
-def test_a_table_is_read_again_if_its_pages_change(serve: Callable[..., Simulator]) -> None:
+def test_a_table_is_read_again_if_its_pages_change(serve):
     sim = serve(growing=60)
     table = UnleashHook().get_arrow_table(STREET, *WINDOW)
     frames = [record["frame_number"] for record in sim.rows(STREET, *WINDOW)]
@@ -70,13 +64,7 @@ def test_a_table_is_read_again_if_its_pages_change(serve: Callable[..., Simulato
         ("dask", {"column_types": {"count": "int64"}}, "'count' is already a column"),
     ],
 )
-def test_an_unusable_argument_is_an_error_before_any_request(
-    missing: str,
-    arguments: dict[str, Any],
-    message: str,
-    serve: Callable[..., Simulator],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_unusable_argument_is_an_error_before_any_request(missing, arguments, message, serve, monkeypatch):
     pytest.importorskip("pandas")
     sim = serve()
     monkeypatch.setitem(sys.modules, missing, None)
@@ -86,9 +74,7 @@ def test_an_unusable_argument_is_an_error_before_any_request(
     assert sim.requests == []
 
 
-def test_without_pyarrow_a_table_is_an_error_before_any_request(
-    serve: Callable[..., Simulator], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pyarrow_a_table_is_an_error_before_any_request(serve, monkeypatch):
     sim = serve()
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InvalidArgumentError, match=r"pip install 'airflow-provider-unleash\[parquet\]'"):

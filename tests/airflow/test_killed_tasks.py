@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_unleash.simulator import Fault, Simulator
+from airflow_provider_unleash.simulator import Fault
 from tests.support.answering import trickling
 from tests.support.killed_task import TASKS, run_task
 
@@ -47,9 +47,7 @@ def kill(name: str, lake: Path, is_busy: Callable[[], bool]) -> tuple[float, str
 
 @pytest.mark.one_airflow
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in ("devices", "sensor")])
-def test_a_killed_task_sends_no_more_requests_and_leaves_files_only_for_a_retry(
-    serve: Callable[..., Simulator], lake: Path, name: str
-) -> None:
+def test_a_killed_task_sends_no_more_requests_and_leaves_files_only_for_a_retry(serve, lake, name):
     sim = serve(rows_per_day=4800, latency=0.2, extra={"page_concurrency": IN_FLIGHT})
     sent: list[int] = []
 
@@ -66,7 +64,7 @@ def test_a_killed_task_sends_no_more_requests_and_leaves_files_only_for_a_retry(
 
 
 @pytest.mark.parametrize("name", ["devices", "sensor", "jsonl"])
-def test_a_killed_task_does_not_wait_for_a_response(connect: Callable[..., None], lake: Path, name: str) -> None:
+def test_a_killed_task_does_not_wait_for_a_response(connect, lake, name):
     with trickling() as (url, events):
         connect(host=url, password="any-key")
         seconds, error = kill(name, lake, lambda: "request" in events)
@@ -76,7 +74,7 @@ def test_a_killed_task_does_not_wait_for_a_response(connect: Callable[..., None]
 
 @pytest.mark.one_airflow
 @pytest.mark.parametrize("kind", ["429", "503"])
-def test_a_killed_task_does_not_wait_for_a_retry(serve: Callable[..., Simulator], lake: Path, kind: str) -> None:
+def test_a_killed_task_does_not_wait_for_a_retry(serve, lake, kind):
     sim = serve(faults=[Fault(kind, times=None, retry_after=50)])
     seconds, error = kill("jsonl", lake, lambda: len(sim.requests) > 0)
     assert seconds < 2, error

@@ -143,7 +143,7 @@ def make_run(kind: str, folder: Path) -> Reported:
 
 
 @pytest.mark.parametrize("kind", REPORTS)
-def test_the_counted_requests_are_those_that_the_api_received(report: Callable[[str], Reported], kind: str) -> None:
+def test_the_counted_requests_are_those_that_the_api_received(report, kind):
     reported = report(kind)
     requests = {name: number for name, number in reported.totals().items() if name.startswith("requests.")}
     assert sum(requests.values()) == len(reported.sim.requests)
@@ -153,7 +153,7 @@ def test_the_counted_requests_are_those_that_the_api_received(report: Callable[[
 
 
 @pytest.mark.parametrize("kind", REPORTS)
-def test_metrics_have_a_tag_for_the_task_but_not_for_the_device(report: Callable[[str], Reported], kind: str) -> None:
+def test_metrics_have_a_tag_for_the_task_but_not_for_the_device(report, kind):
     reported = report(kind)
     task = "" if kind == "plain" else "land"
     assert reported.tags == (set() if kind == "plain" else {"dag_id", "task_id"})
@@ -174,7 +174,7 @@ def test_metrics_have_a_tag_for_the_task_but_not_for_the_device(report: Callable
 
 
 @pytest.mark.slow
-def test_an_account_reports_its_totals_once(report: Callable[[str], Reported]) -> None:
+def test_an_account_reports_its_totals_once(report):
     reported = report("influxdb")
     rows = len(reported.sim.rows(OTHER, DAY_START, DAY_END - 1))
     assert reported.of("account") | {"bytes": 0} == {
@@ -186,7 +186,7 @@ def test_an_account_reports_its_totals_once(report: Callable[[str], Reported]) -
 
 
 @pytest.mark.slow
-def test_sensor_and_hook_report_their_requests(report: Callable[[str], Reported]) -> None:
+def test_sensor_and_hook_report_their_requests(report):
     reported = report("influxdb")
     assert reported.of("own") == {"requests.ok": 3}  # the first page, the last one, the version
     waited = reported.of("wait")
@@ -196,7 +196,7 @@ def test_sensor_and_hook_report_their_requests(report: Callable[[str], Reported]
 
 
 @pytest.mark.slow
-def test_failed_tasks_report_their_requests_too(report: Callable[[str], Reported]) -> None:
+def test_failed_tasks_report_their_requests_too(report):
     reported = report("influxdb")
     failed = reported.of("fails")
     assert failed["requests.server_error"] == 5
@@ -207,14 +207,14 @@ def test_failed_tasks_report_their_requests_too(report: Callable[[str], Reported
 
 
 @pytest.mark.slow
-def test_a_trigger_reports_its_polls_without_a_task(report: Callable[[str], Reported]) -> None:
+def test_a_trigger_reports_its_polls_without_a_task(report):
     reported = report("influxdb")
     assert "deferred" not in reported.counters["polls"]
     assert reported.of("") == {"polls": 1, "requests.ok": 1}
 
 
 @pytest.mark.slow
-def test_the_documentation_lists_exactly_the_reported_metrics(report: Callable[[str], Reported]) -> None:
+def test_the_documentation_lists_exactly_the_reported_metrics(report):
     documented = set(re.findall(r"^\| `unleash\.([a-z_.]+)` \|", DOCUMENT.read_text(), re.MULTILINE))
     reported = report("influxdb")
     seen = set(reported.totals()) | set(reported.timings)
@@ -229,9 +229,7 @@ class Broken:
         raise RuntimeError("the metrics are broken")
 
 
-def test_metrics_that_cannot_be_sent_do_not_fail_a_task(
-    serve: Callable[..., Simulator], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_metrics_that_cannot_be_sent_do_not_fail_a_task(serve, monkeypatch, tmp_path):
     sim = serve()
     monkeypatch.setattr(metrics, "_stats", lambda in_triggerer: Broken())
     assert UnleashListDevicesOperator(task_id="list").execute(make_context()) == list(sim.devices)
@@ -240,9 +238,7 @@ def test_metrics_that_cannot_be_sent_do_not_fail_a_task(
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_a_hook_reports_its_requests_even_if_its_iterator_fails_or_is_dropped(
-    serve: Callable[..., Simulator], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hook_reports_its_requests_even_if_its_iterator_fails_or_is_dropped(serve, monkeypatch):
     serve(faults=[Fault("500", page=2, times=None)])
     seen: list[Traffic] = []
     monkeypatch.setattr("airflow_provider_unleash.hooks.report_traffic", seen.append)

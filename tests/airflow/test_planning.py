@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +20,7 @@ from airflow_provider_unleash.operators import (
     UnleashPlanWindowsOperator,
     UnleashToObjectStorageOperator,
 )
-from airflow_provider_unleash.simulator import Fault, Simulator
+from airflow_provider_unleash.simulator import Fault
 from tests.support.dag_runs import run_dag
 from tests.support.expected_rows import contents_in
 from tests.support.not_retried import not_retried
@@ -63,9 +62,7 @@ def extract(lake: Path, windows: Plan) -> list[int]:
 
 # In the documented example, timestamps are 27 seconds earlier than the time that the API selects rows by.
 @pytest.mark.parametrize("lag", [0, 27_000])
-def test_the_windows_of_a_plan_have_the_same_rows_as_the_span(
-    serve: Callable[..., Simulator], tmp_path: Path, lag: int
-) -> None:
+def test_the_windows_of_a_plan_have_the_same_rows_as_the_span(serve, tmp_path, lag):
     first = DAY_START - max(0, lag - 500)
     stamps = range(first, first + DAY_MS, 7 * MINUTE_MS)
     rows = [{"row": number, "timestamp": format_ms(stamp)} for number, stamp in enumerate(stamps)]
@@ -76,7 +73,7 @@ def test_the_windows_of_a_plan_have_the_same_rows_as_the_span(
     assert extract(tmp_path / "parts", parts) == extract(tmp_path / "span", span) == list(range(len(rows)))
 
 
-def test_an_item_has_the_arguments_of_a_fetch_operator_in_the_timezone_of_the_plan() -> None:
+def test_an_item_has_the_arguments_of_a_fetch_operator_in_the_timezone_of_the_plan():
     start = datetime(2026, 3, 28, tzinfo=ZoneInfo("Europe/Berlin"))
     found = plan(start=start, end=start + timedelta(days=3), every="day", timezone="Europe/Berlin")
     assert found == [
@@ -88,7 +85,7 @@ def test_an_item_has_the_arguments_of_a_fetch_operator_in_the_timezone_of_the_pl
         UnleashToObjectStorageOperator(task_id="extract", dst="file:///lake", **item)
 
 
-def test_days_are_those_of_the_dags_timezone_unless_another_is_given() -> None:
+def test_days_are_those_of_the_dags_timezone_unless_another_is_given():
     zone = ZoneInfo("Europe/Berlin")
     interval = (datetime(2026, 10, 24, tzinfo=zone), datetime(2026, 10, 27, tzinfo=zone))
     assert lengths(plan(make_context(interval, dag_timezone=zone), every="day")) == [24, 25, 24]
@@ -96,7 +93,7 @@ def test_days_are_those_of_the_dags_timezone_unless_another_is_given() -> None:
     assert lengths(plan(make_context(interval, dag_timezone=zone), every="day", timezone="UTC")) == [24, 24, 24, 1]
 
 
-def test_the_span_follows_the_window_rules_of_the_fetch_operators() -> None:
+def test_the_span_follows_the_window_rules_of_the_fetch_operators():
     one_hour = [(DAY_START, DAY_START + HOUR_MS)]
     assert bounds(plan(every="day")) == [(DAY_START, DAY_END)]
     assert bounds(plan(every="day", start="2026-01-12", end="2026-01-12T01:00Z")) == one_hour
@@ -108,12 +105,12 @@ def test_the_span_follows_the_window_rules_of_the_fetch_operators() -> None:
         plan(start=DAY, end=DAY, every="day")
 
 
-def test_a_device_that_is_named_twice_is_planned_once() -> None:
+def test_a_device_that_is_named_twice_is_planned_once():
     found = plan(device_ids=("W1", "W2", "W1"), every="day")
     assert [one["device_id"] for one in found] == ["W1", "W2"]
 
 
-def test_max_windows_is_by_default_airflows_limit_of_mapped_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_windows_is_by_default_airflows_limit_of_mapped_tasks(monkeypatch):
     assert len(plan(every="PT2M")) == 720
     with not_retried(InvalidArgumentError, match="max_windows=1024"):
         plan(every="PT1M")
@@ -123,14 +120,14 @@ def test_max_windows_is_by_default_airflows_limit_of_mapped_tasks(monkeypatch: p
         plan(every="PT1M", max_windows=10)
 
 
-def test_a_plan_by_steps_makes_no_requests(serve: Callable[..., Simulator]) -> None:
+def test_a_plan_by_steps_makes_no_requests(serve):
     sim = serve()
     assert len(plan(every="hour")) == 24
     assert sim.requests == []
 
 
 @pytest.mark.parametrize("endpoint", ["compact", "tableau"])
-def test_a_plan_by_size_requests_only_first_pages(serve: Callable[..., Simulator], endpoint: str, caplog: Any) -> None:
+def test_a_plan_by_size_requests_only_first_pages(serve, endpoint, caplog):
     sim = serve()
     with caplog.at_level(logging.INFO, "airflow_provider_unleash"):
         found = plan(device_ids=[STREET, SILENT, CROWD], every="PT12H", max_pages=3, endpoint=endpoint)
@@ -144,9 +141,7 @@ def test_a_plan_by_size_requests_only_first_pages(serve: Callable[..., Simulator
     assert f"pages of {len(sim.requests)} windows: 6 planned, {len(found)} remain" in caplog.text
 
 
-def test_a_plan_by_size_survives_transient_errors_and_fails_for_an_unknown_device(
-    serve: Callable[..., Simulator], quick_retries: None
-) -> None:
+def test_a_plan_by_size_survives_transient_errors_and_fails_for_an_unknown_device(serve, quick_retries):
     sim = serve(unknown_device="404")
     expected = plan(max_pages=3)
     sim.add_fault(Fault("503", times=2))
@@ -178,7 +173,7 @@ NOT_TEMPLATED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "named"), [*INVALID, *NOT_TEMPLATED], ids=str)
-def test_an_invalid_literal_is_a_value_error_when_the_dag_is_parsed(arguments: dict[str, Any], named: str) -> None:
+def test_an_invalid_literal_is_a_value_error_when_the_dag_is_parsed(arguments, named):
     with pytest.raises(ValueError, match=named) as caught:
         UnleashPlanWindowsOperator(task_id="plan", **{"device_ids": ["W1"], "every": "day", **arguments})
     assert caught.value.argument == named
@@ -189,9 +184,7 @@ def test_an_invalid_literal_is_a_value_error_when_the_dag_is_parsed(arguments: d
     [*INVALID, pytest.param({"device_ids": iter(["W1"])}, "device_ids", id="an iterator, which can be read only once")],
     ids=str,
 )
-def test_a_template_that_renders_to_an_invalid_value_fails_before_any_request(
-    serve: Callable[..., Simulator], arguments: dict[str, Any], named: str
-) -> None:
+def test_a_template_that_renders_to_an_invalid_value_fails_before_any_request(serve, arguments, named):
     sim = serve()
     operator = UnleashPlanWindowsOperator(
         task_id="plan", **{"device_ids": ["W1"], "every": "day", **dict.fromkeys(arguments, "{{ ds }}")}
@@ -204,9 +197,7 @@ def test_a_template_that_renders_to_an_invalid_value_fails_before_any_request(
     assert sim.requests == []
 
 
-def test_a_run_extracts_and_labels_each_planned_window(
-    airflow_home: Path, serve: Callable[..., Simulator], tmp_path: Path
-) -> None:
+def test_a_run_extracts_and_labels_each_planned_window(airflow_home, serve, tmp_path):
     sim = serve(devices=(STREET, CROWD))
     run = run_dag(
         airflow_home,
@@ -249,7 +240,7 @@ def test_a_run_extracts_and_labels_each_planned_window(
         ("'P1M'", "'Europe/Berlin'"),
     ],
 )
-def test_a_run_accepts_step_and_timezone_in_every_form(airflow_home: Path, every: str, timezone: str) -> None:
+def test_a_run_accepts_step_and_timezone_in_every_form(airflow_home, every, timezone):
     run = run_dag(
         airflow_home,
         f"""
@@ -269,7 +260,7 @@ def test_a_run_accepts_step_and_timezone_in_every_form(airflow_home: Path, every
     assert [one["end"] for one in run.xcoms["plan"]] == ["2026-04-01T00:00:00+02:00", "2026-05-01T00:00:00+02:00"]
 
 
-def test_a_run_plans_the_devices_of_mapped_tasks(airflow_home: Path) -> None:
+def test_a_run_plans_the_devices_of_mapped_tasks(airflow_home):
     run = run_dag(
         airflow_home,
         """
@@ -294,9 +285,7 @@ def run_account(lake: Path, plan: Plan, **arguments: Any) -> None:
 
 @pytest.mark.one_airflow
 @pytest.mark.parametrize("split_by_device", [True, False])
-def test_a_plan_of_an_account_without_gaps_is_empty(
-    serve: Callable[..., Simulator], tmp_path: Path, split_by_device: bool
-) -> None:
+def test_a_plan_of_an_account_without_gaps_is_empty(serve, tmp_path, split_by_device):
     sim = serve(devices=(STREET, CROWD, SILENT))
     gaps: dict[str, Any] = {"device_ids": None, "missing_in": str(tmp_path), "every": "hour"}
     planned = plan(**gaps)
@@ -313,7 +302,7 @@ def test_a_plan_of_an_account_without_gaps_is_empty(
     assert rows == sum(len(sim.rows(device, DAY_START, DAY_END - 1)) for device in sim.devices)
 
 
-def test_a_plan_of_the_gaps_of_devices_names_each_device(serve: Callable[..., Simulator], tmp_path: Path) -> None:
+def test_a_plan_of_the_gaps_of_devices_names_each_device(serve, tmp_path):
     serve()
     day = {"start": DAY.isoformat(), "end": (DAY + timedelta(days=1)).isoformat()}
     gaps: dict[str, Any] = {"device_ids": [STREET, CROWD], "missing_in": str(tmp_path), "every": "day"}
@@ -322,21 +311,21 @@ def test_a_plan_of_the_gaps_of_devices_names_each_device(serve: Callable[..., Si
     assert plan(**gaps) == [{"device_id": STREET, **day}]
 
 
-def test_a_manual_run_plans_whole_days_only(serve: Callable[..., Simulator], tmp_path: Path) -> None:
+def test_a_manual_run_plans_whole_days_only(serve, tmp_path):
     serve()
     noon = make_context(None, run_after=DAY + timedelta(hours=12))
     planned = plan(noon, missing_in=str(tmp_path), every="day", window=timedelta(days=2))
     assert [one["start"] for one in planned] == [(DAY - timedelta(days=n)).isoformat() for n in (2, 1)]
 
 
-def test_gaps_are_not_looked_for_in_a_tree_of_another_grid(serve: Callable[..., Simulator], tmp_path: Path) -> None:
+def test_gaps_are_not_looked_for_in_a_tree_of_another_grid(serve, tmp_path):
     serve()
     UnleashToObjectStorageOperator(task_id="extract", device_id=STREET, dst=str(tmp_path)).execute(make_context())
     with pytest.raises(InvalidArgumentError, match="has windows of another grid, such as start_date=2026-01-12/"):
         plan(missing_in=str(tmp_path), every="hour")
 
 
-def test_a_plan_for_the_account_has_each_window_once(serve: Callable[..., Simulator]) -> None:
+def test_a_plan_for_the_account_has_each_window_once(serve):
     sim = serve()
     planned = plan(device_ids=None, every="hour")
     assert len(planned) == 24
@@ -347,12 +336,12 @@ def test_a_plan_for_the_account_has_each_window_once(serve: Callable[..., Simula
 @pytest.mark.parametrize(
     "arguments", [{"device_ids": None, "max_pages": 3}, {"missing_in": "/lake", "every": "day", "max_pages": 3}]
 )
-def test_windows_of_an_account_or_of_gaps_cannot_be_cut_by_size(arguments: dict[str, Any]) -> None:
+def test_windows_of_an_account_or_of_gaps_cannot_be_cut_by_size(arguments):
     with pytest.raises(InvalidArgumentError, match="max_pages cuts the windows of single devices"):
         plan(**arguments)
 
 
-def test_more_gaps_than_allowed_are_an_error(serve: Callable[..., Simulator], tmp_path: Path) -> None:
+def test_more_gaps_than_allowed_are_an_error(serve, tmp_path):
     serve()
     with pytest.raises(InvalidArgumentError, match="24 windows are missing or unsettled, more than max_windows=23"):
         plan(missing_in=str(tmp_path), every="hour", max_windows=23)

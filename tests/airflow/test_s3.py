@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from airflow_provider_unleash.core.formats import open_object
 from airflow_provider_unleash.coverage import read_coverage
 from airflow_provider_unleash.exceptions import ServerError
 from airflow_provider_unleash.folders import open_folder
-from airflow_provider_unleash.simulator import Fault, Simulator
+from airflow_provider_unleash.simulator import Fault
 from airflow_provider_unleash.window import plan_windows
 from tests.support.store_cases import NAME, ProcessCases, StoreCases, extract, page_of, path_of
 from tools.s3_lake import connection_to, open_client
@@ -83,7 +82,7 @@ def lake(seaweedfs: S3Store) -> Iterator[S3Store]:
 
 class TestS3(StoreCases):
     @pytest.mark.one_airflow
-    def test_a_multipart_upload_that_fails_is_aborted(self, lake: S3Store) -> None:
+    def test_a_multipart_upload_that_fails_is_aborted(self, lake):
         def fail_half_way() -> None:
             with open_object(path_of(lake, "large.jsonl"), "jsonl") as writer:
                 for _ in range(12):
@@ -97,9 +96,7 @@ class TestS3(StoreCases):
         assert lake.names() == lake.leftovers() == []
 
     @pytest.mark.one_airflow
-    def test_uploads_that_a_killed_try_left_open_are_aborted_and_no_others(
-        self, lake: S3Store, serve: Callable[..., Simulator]
-    ) -> None:
+    def test_uploads_that_a_killed_try_left_open_are_aborted_and_no_others(self, lake, serve):
         serve(rows_per_day=60_000)  # more than one part, as that of the killed try
         others = [f"unleash/{NAME}.jsonl.gz", f"unleash/{NAME}.jsonl.bak", "unleash/other"]
         for key in (f"unleash/{NAME}.jsonl", f"unleash/{NAME}.jsonl", *others):
@@ -109,9 +106,7 @@ class TestS3(StoreCases):
         lake.abort_uploads()
 
     @pytest.mark.one_airflow
-    def test_an_upload_of_pages_that_a_killed_try_left_open_is_aborted(
-        self, lake: S3Store, serve: Callable[..., Simulator], quick_retries: None
-    ) -> None:
+    def test_an_upload_of_pages_that_a_killed_try_left_open_is_aborted(self, lake, serve, quick_retries):
         sim = serve(faults=[Fault("500", page=6, times=None)])
         with pytest.raises(ServerError):
             extract(lake, checkpoint_pages=2)
@@ -129,9 +124,7 @@ class TestS3Processes(ProcessCases):
     pass
 
 
-def test_coverage_reads_manifests_through_a_connection_or_the_environment(
-    lake: S3Store, serve: Callable[..., Simulator], connect: Callable[..., None], tmp_path: Path, capsys: Any
-) -> None:
+def test_coverage_reads_manifests_through_a_connection_or_the_environment(lake, serve, connect, tmp_path, capsys):
     sim = serve(devices=("W1", "W2"), rows_per_day=48)
     connect(conn_id="my_lake", **connection_to(lake.endpoint))
     days = plan_windows("2026-05-01", "2026-05-04", every="day")

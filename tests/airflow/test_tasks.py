@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import date, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +24,7 @@ from airflow_provider_unleash.exceptions import (
 )
 from airflow_provider_unleash.operators import UnleashListDevicesOperator, UnleashToObjectStorageOperator
 from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
-from airflow_provider_unleash.simulator import Fault, Simulator
+from airflow_provider_unleash.simulator import Fault
 from tests.support.dag_runs import DAILY, run_dag
 from tests.support.not_retried import not_retried
 from tests.support.sample_day import DAY, NEXT_DAY, STREET, UTC, make_context
@@ -36,14 +35,14 @@ HAS_POLICIES = tasks.RetryPolicy is not None
 only_with_policies = pytest.mark.skipif(not HAS_POLICIES, reason="this Airflow has no retry policies")
 
 
-def test_times_that_a_run_does_not_have_are_none() -> None:
+def test_times_that_a_run_does_not_have_are_none():
     assert tasks.run_times({}) == {
         **dict.fromkeys(("data_interval_start", "data_interval_end", "partition_date", "logical_date", "run_after")),
         **{"undated_partition": None, "timezone": UTC, "run_kind": ""},
     }
 
 
-def test_times_come_from_the_context_the_dag_and_the_dag_run() -> None:
+def test_times_come_from_the_context_the_dag_and_the_dag_run():
     zone = ZoneInfo("Europe/Berlin")
     context = make_context(run_type="asset_triggered", run_after=NEXT_DAY, dag_timezone=zone, logical_date=DAY)
     assert tasks.run_times(context) == {
@@ -63,7 +62,7 @@ def test_times_come_from_the_context_the_dag_and_the_dag_run() -> None:
     ],
     ids=["Airflow 3.3", "Airflow 3.2, without the date of a partition", "Airflow 2.11", "Airflow 3", "an enum"],
 )
-def test_times_are_found_in_every_airflow(dag_run: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_times_are_found_in_every_airflow(dag_run, expected):
     times = tasks.run_times({"dag_run": SimpleNamespace(**dag_run)})
     assert {name: times[name] for name in expected} == expected
 
@@ -78,7 +77,7 @@ def test_times_are_found_in_every_airflow(dag_run: dict[str, Any], expected: dic
         (None, "Europe/Berlin"),
     ],
 )
-def test_days_are_those_of_the_timetable_else_of_the_dag(timetable: Any, zone: str) -> None:
+def test_days_are_those_of_the_timetable_else_of_the_dag(timetable, zone):
     dag = SimpleNamespace(timezone=ZoneInfo("Europe/Berlin"), timetable=timetable)
     assert str(tasks.run_times({"dag": dag})["timezone"]) == zone
 
@@ -86,7 +85,7 @@ def test_days_are_those_of_the_timetable_else_of_the_dag(timetable: Any, zone: s
 @pytest.mark.parametrize(
     "value", [None, "", "W1", "{", 1, 0.5, True, DAY, date(2026, 1, 12), timedelta(1), [], ["W1"], {"a": "string"}]
 )
-def test_a_plain_value_is_final_when_the_dag_is_parsed(value: object) -> None:
+def test_a_plain_value_is_final_when_the_dag_is_parsed(value):
     assert tasks.is_literal(value)
 
 
@@ -97,11 +96,11 @@ def test_a_plain_value_is_final_when_the_dag_is_parsed(value: object) -> None:
         *(BaseOperator(task_id="a").output, [BaseOperator(task_id="b").output], lambda context: None),
     ],
 )
-def test_a_template_or_the_output_of_a_task_is_not_final(value: object) -> None:
+def test_a_template_or_the_output_of_a_task_is_not_final(value):
     assert not tasks.is_literal(value)
 
 
-def test_a_permanent_error_is_not_retried_and_any_other_keeps_its_type() -> None:
+def test_a_permanent_error_is_not_retried_and_any_other_keeps_its_type():
     with not_retried(AuthenticationError, match="expired"), tasks.no_retry():
         raise AuthenticationError("expired", status=401)
     for error in (ServerError("", status=503), EmptyResultError(""), KeyError("a")):
@@ -111,7 +110,7 @@ def test_a_permanent_error_is_not_retried_and_any_other_keeps_its_type() -> None
 
 
 @pytest.mark.parametrize("kind", [InvalidArgumentError, WindowError])
-def test_an_invalid_argument_of_a_constructor_keeps_its_type_and_is_not_retried(kind: type[Exception]) -> None:
+def test_an_invalid_argument_of_a_constructor_keeps_its_type_and_is_not_retried(kind):
     with pytest.raises(kind, match="too long") as caught, tasks.no_retry():
         raise kind("too long", argument="window")
     assert isinstance(caught.value, AirflowFailException)
@@ -137,9 +136,7 @@ def test_an_invalid_argument_of_a_constructor_keeps_its_type_and_is_not_retried(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_the_error_decides_whether_and_when_a_task_is_retried(
-    error: Exception, action: str, seconds: float | None
-) -> None:
+def test_the_error_decides_whether_and_when_a_task_is_retried(error, action, seconds):
     decision = tasks.RetryAfterPolicy().evaluate(error, 1, 3)
     assert decision.action.value == action
     assert decision.retry_delay == (None if seconds is None else timedelta(seconds=seconds))
@@ -159,9 +156,7 @@ def test_the_error_decides_whether_and_when_a_task_is_retried(
     ],
     ids=str,
 )
-def test_a_retry_comes_after_the_longer_delay_of_the_api_and_the_task(
-    settings: dict[str, Any], try_number: int, own: int
-) -> None:
+def test_a_retry_comes_after_the_longer_delay_of_the_api_and_the_task(settings, try_number, own):
     """Otherwise a short Retry-After uses up all retries within a minute."""
     settings = {name: timedelta(seconds=value) if name.endswith("delay") else value for name, value in settings.items()}
     context = {"task": UnleashListDevicesOperator(task_id="a", **settings)}
@@ -175,7 +170,7 @@ def test_a_retry_comes_after_the_longer_delay_of_the_api_and_the_task(
         assert evaluate(own + 1.0).retry_delay == timedelta(seconds=own + 1)
 
 
-def test_every_task_has_the_policy_if_airflow_has_policies() -> None:
+def test_every_task_has_the_policy_if_airflow_has_policies():
     for task in (
         UnleashListDevicesOperator(task_id="a"),
         UnleashToObjectStorageOperator(task_id="b", device_id="c", dst="/d"),
@@ -189,7 +184,7 @@ def test_every_task_has_the_policy_if_airflow_has_policies() -> None:
 
 
 @only_with_policies
-def test_a_policy_of_the_author_takes_precedence_also_from_default_args() -> None:
+def test_a_policy_of_the_author_takes_precedence_also_from_default_args():
     from airflow.providers.common.compat.sdk import DAG, ExceptionRetryPolicy
 
     own = ExceptionRetryPolicy(rules=[])
@@ -201,9 +196,7 @@ def test_a_policy_of_the_author_takes_precedence_also_from_default_args() -> Non
 
 
 @pytest.mark.parametrize("is_mapped", [False, True])
-def test_a_long_retry_after_ends_the_try_and_delays_the_next_one(
-    airflow_home: Any, serve: Callable[..., Simulator], monkeypatch: pytest.MonkeyPatch, is_mapped: bool
-) -> None:
+def test_a_long_retry_after_ends_the_try_and_delays_the_next_one(airflow_home, serve, monkeypatch, is_mapped):
     for place in ("throttle", "requester"):
         monkeypatch.setattr(f"airflow_provider_unleash.core.{place}.MAX_PAUSE", 0.5)
     sim = serve()

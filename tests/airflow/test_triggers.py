@@ -136,7 +136,7 @@ HISTORIES: dict[str, dict[str, Any]] = {
 @one_airflow
 @pytest.mark.parametrize("hours", [1, 4, 9])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_poke_and_trigger_return_the_same_sessions(sim: Simulator, clock: Clock, history: str, hours: int) -> None:
+def test_poke_and_trigger_return_the_same_sessions(sim, clock, history, hours):
     arguments = dict(HISTORIES[history])
     context = arguments.pop("context", make_context())
     sensor = UnleashNewSessionsSensor(task_id="wait", poke_interval=INTERVAL, deferrable=True, **arguments)
@@ -157,7 +157,7 @@ def test_poke_and_trigger_return_the_same_sessions(sim: Simulator, clock: Clock,
         assert sensor.execute_complete(context, event) == poked.xcom_value
 
 
-def test_min_age_selects_the_same_sessions_in_the_triggerer(serve: Callable[..., Simulator]) -> None:
+def test_min_age_selects_the_same_sessions_in_the_triggerer(serve):
     now = int(time.time() * 1000)
     sim = serve(sessions_from=now - 2 * 3_600_000, session_period=600.0)
     since, age = now - 3_600_000, timedelta(minutes=30)
@@ -169,7 +169,7 @@ def test_min_age_selects_the_same_sessions_in_the_triggerer(serve: Callable[...,
     assert fire(UnleashNewSessionsTrigger(since=since, min_age=1800.0, poke_interval=INTERVAL))["sessions"] == found
 
 
-def test_the_trigger_gets_the_arguments_of_the_sensor(sim: Simulator) -> None:
+def test_the_trigger_gets_the_arguments_of_the_sensor(sim):
     deferred = defer(since=DAY_START, until=DAY_END, min_sessions=99, timeout=321.0, min_age=timedelta(seconds=1.5))
     assert deferred.timeout == timedelta(seconds=321)
     assert deferred.method_name == "execute_complete"
@@ -193,14 +193,14 @@ def test_the_trigger_gets_the_arguments_of_the_sensor(sim: Simulator) -> None:
         UnleashNewSessionsEventTrigger(since=DAY_START, min_age=0.5, reminder=7.0),
     ],
 )
-def test_a_trigger_survives_serialization_unchanged(trigger: Any) -> None:
+def test_a_trigger_survives_serialization_unchanged(trigger):
     path, arguments = trigger.serialize()
     module, _, name = path.rpartition(".")
     again = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
     assert again.serialize() == trigger.serialize()
 
 
-def test_airflows_setting_is_the_default_of_deferrable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_airflows_setting_is_the_default_of_deferrable(monkeypatch):
     assert not UnleashNewSessionsSensor(task_id="wait").deferrable
     code = "from airflow_provider_unleash.sensors import *; print(UnleashNewSessionsSensor(task_id='a').deferrable)"
     monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", "true")
@@ -208,9 +208,7 @@ def test_airflows_setting_is_the_default_of_deferrable(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("soft_fail", [False, True])
-def test_a_permanent_error_in_the_triggerer_fails_the_task_without_a_retry(
-    sim: Simulator, connect: Callable[..., None], soft_fail: bool
-) -> None:
+def test_a_permanent_error_in_the_triggerer_fails_the_task_without_a_retry(sim, connect, soft_fail):
     sensor = UnleashNewSessionsSensor(task_id="wait", deferrable=True, soft_fail=soft_fail, min_sessions=99)
     connect(host=sim.base_url, password="wrong")
     event = fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL))
@@ -220,7 +218,7 @@ def test_a_permanent_error_in_the_triggerer_fails_the_task_without_a_retry(
         sensor.resume_execution("execute_complete", {"event": event}, make_context())
 
 
-def test_a_transient_error_in_the_triggerer_is_left_to_airflows_retries() -> None:
+def test_a_transient_error_in_the_triggerer_is_left_to_airflows_retries():
     sensor = UnleashNewSessionsSensor(task_id="wait", deferrable=True)
     event = {"status": "error", "error": "ServerError", "message": "returned 503"}
     with pytest.raises(UnleashError, match="ServerError: returned 503") as caught:
@@ -230,18 +228,14 @@ def test_a_transient_error_in_the_triggerer_is_left_to_airflows_retries() -> Non
 
 @pytest.mark.parametrize("message", ["Trigger timeout", "Trigger/execution timeout"], ids=["3.0", "2.11"])
 @pytest.mark.parametrize(("soft_fail", "expected"), [(False, AirflowSensorTimeout), (True, AirflowSkipException)])
-def test_a_timeout_in_the_triggerer_is_a_timeout_of_the_sensor(
-    soft_fail: bool, expected: type[Exception], message: str
-) -> None:
+def test_a_timeout_in_the_triggerer_is_a_timeout_of_the_sensor(soft_fail, expected, message):
     sensor = UnleashNewSessionsSensor(task_id="wait", deferrable=True, soft_fail=soft_fail)
     with pytest.raises(expected):
         sensor.resume_execution("__fail__", {"error": message}, make_context())
 
 
 @pytest.mark.parametrize("mapped", [False, True])
-def test_a_deferred_sensor_in_a_dag_run_returns_the_sessions(
-    airflow_home: Any, serve: Callable[..., Simulator], mapped: bool
-) -> None:
+def test_a_deferred_sensor_in_a_dag_run_returns_the_sessions(airflow_home, serve, mapped):
     now = int(time.time() * 1000)
     sim = serve(session_period=0.5, sessions_from=now)
     bounds = f"until={now + 10**9}, min_sessions={len(sim.sessions()) + 1}"
@@ -262,7 +256,7 @@ def test_a_deferred_sensor_in_a_dag_run_returns_the_sessions(
 
 
 @one_airflow
-def test_a_poll_that_fails_is_repeated(sim: Simulator) -> None:
+def test_a_poll_that_fails_is_repeated(sim):
     sim.add_fault(Fault("503", times=2))
     sim.add_fault(Fault("html", times=1))
     sim.add_fault(Fault("reset", times=1))
@@ -271,7 +265,7 @@ def test_a_poll_that_fails_is_repeated(sim: Simulator) -> None:
 
 
 @one_airflow
-def test_a_deferred_task_gives_up_after_ten_failed_polls(sim: Simulator) -> None:
+def test_a_deferred_task_gives_up_after_ten_failed_polls(sim):
     sim.add_fault(Fault("503", times=None))
     event = fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL))
     assert (event["status"], event["error"]) == ("error", "ServerError")
@@ -279,9 +273,7 @@ def test_a_deferred_task_gives_up_after_ten_failed_polls(sim: Simulator) -> None
 
 
 @one_airflow
-def test_a_success_resets_the_count_of_failed_polls(
-    sim: Simulator, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_success_resets_the_count_of_failed_polls(sim, clock, monkeypatch):
     monkeypatch.setattr(triggers, "MAX_FAILED_POLLS", 3)
     for _ in range(2):
         sim.add_fault(Fault("503", times=2))
@@ -291,7 +283,7 @@ def test_a_success_resets_the_count_of_failed_polls(
 
 
 @one_airflow
-def test_the_pause_grows_with_each_failed_poll(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pause_grows_with_each_failed_poll(sim, monkeypatch):
     monkeypatch.setattr(triggers, "MAX_BACKOFF", 0.4)
     sim.add_fault(Fault("503", times=None))
     fire_during(sim, 5, UnleashNewSessionsTrigger(poke_interval=0.1))
@@ -302,14 +294,14 @@ def test_the_pause_grows_with_each_failed_poll(sim: Simulator, monkeypatch: pyte
 
 
 @one_airflow
-def test_polls_obey_retry_after(sim: Simulator) -> None:
+def test_polls_obey_retry_after(sim):
     sim.add_fault(Fault("429", retry_after=1, times=1))
     assert fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL))["status"] == "success"
     first, second = (request.time for request in sim.requests)
     assert second - first >= 0.9  # arrival times are logged a little late on a busy machine
 
 
-def test_a_missing_connection_is_an_error_event_after_one_poll() -> None:
+def test_a_missing_connection_is_an_error_event_after_one_poll():
     began = time.monotonic()
     event = fire(UnleashNewSessionsTrigger(unleash_conn_id="nowhere", poke_interval=INTERVAL))
     assert (event["status"], event["error"]) == ("error", "InvalidArgumentError")
@@ -317,7 +309,7 @@ def test_a_missing_connection_is_an_error_event_after_one_poll() -> None:
     assert time.monotonic() - began < 10 * INTERVAL + 5
 
 
-def test_a_long_wait_warns_once_of_a_session_id_that_is_not_a_number(answer: Callable[..., None], caplog: Any) -> None:
+def test_a_long_wait_warns_once_of_a_session_id_that_is_not_a_number(answer, caplog):
     answer(b'["s-4711"]')
     assert fire(UnleashNewSessionsTrigger(since=DAY_START, poke_interval=INTERVAL), seconds=0.5) is None
     assert caplog.text.count("'s-4711'") == 1
@@ -340,9 +332,7 @@ def hang(connect: Callable[..., None]) -> Iterator[Callable[[str], list[str]]]:
 
 
 @one_airflow
-def test_a_poll_ends_with_its_socket_at_its_time_limit(
-    hang: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
+def test_a_poll_ends_with_its_socket_at_its_time_limit(hang, monkeypatch, caplog):
     """The limit of the connection does not matter; the next poll comes after the pause."""
     monkeypatch.setattr(triggers, "POLL_TIMEOUT", 0.5)
     monkeypatch.setattr(triggers, "MAX_FAILED_POLLS", 2)
@@ -354,9 +344,7 @@ def test_a_poll_ends_with_its_socket_at_its_time_limit(
 
 
 @one_airflow
-def test_hung_polls_block_neither_name_lookups_nor_polls_of_other_connections(
-    sim: Simulator, hang: Callable[[str], list[str]]
-) -> None:
+def test_hung_polls_block_neither_name_lookups_nor_polls_of_other_connections(sim, hang):
     """The event loop looks up names in its own executor, which has six threads on a machine with two CPUs."""
     names = [f"hung_{number}" for number in range(6)]
     servers = [hang(name) for name in names]
@@ -388,14 +376,14 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.02)
 
 
-def test_neither_many_failures_nor_a_wrong_header_stop_the_polls_for_good() -> None:
+def test_neither_many_failures_nor_a_wrong_header_stop_the_polls_for_good():
     poll = triggers._SharedPoll("unleash_default", 60.0)
     for failures in (1, 5, 2000):
         assert 60.0 <= poll._backoff(ServerError("", status=503), failures) <= 600.0
         assert poll._backoff(RateLimitError("", status=429, retry_after=1e11), failures) == 3600.0
 
 
-def test_triggers_keep_waiting_if_airflow_cancels_a_poll(sim: Simulator, monkeypatch: Any) -> None:
+def test_triggers_keep_waiting_if_airflow_cancels_a_poll(sim, monkeypatch):
     first = iter([True])
 
     async def cancelled(conn_id: str) -> Any:
@@ -408,7 +396,7 @@ def test_triggers_keep_waiting_if_airflow_cancels_a_poll(sim: Simulator, monkeyp
     assert polls(sim) == 1
 
 
-def test_a_poll_does_not_disturb_the_triggerers_messages_to_its_supervisor(sim: Simulator) -> None:
+def test_a_poll_does_not_disturb_the_triggerers_messages_to_its_supervisor(sim):
     """Masking a connection's secrets sends a message; Airflow 3.0 and 3.1 send it on the triggerer's event loop."""
     runner = pytest.importorskip("airflow.jobs.triggerer_job_runner")
     if not hasattr(runner, "TriggerCommsDecoder"):
@@ -420,7 +408,7 @@ def test_a_poll_does_not_disturb_the_triggerers_messages_to_its_supervisor(sim: 
 # ---- shared polls ---------------------------------------------------------------------------------
 
 
-def test_the_first_poll_comes_after_one_interval(sim: Simulator) -> None:
+def test_the_first_poll_comes_after_one_interval(sim):
     began = time.time()
     assert fire(UnleashNewSessionsTrigger(poke_interval=0.3))["status"] == "success"
     assert sim.requests[0].time - began >= 0.29
@@ -436,13 +424,13 @@ def fire_all(waiting: Sequence[UnleashNewSessionsTrigger]) -> list[list[Any]]:
 
 
 @one_airflow
-def test_triggers_with_the_same_connection_and_interval_share_their_polls(sim: Simulator, clock: Clock) -> None:
+def test_triggers_with_the_same_connection_and_interval_share_their_polls(sim, clock):
     waiting = [UnleashNewSessionsTrigger(since=clock.now_ms + 1, poke_interval=0.2) for _ in range(300)]
     assert fire_during(sim, 3, *waiting) == [[]] * 300
     assert 3 <= polls(sim) <= 4
 
 
-def test_triggers_that_share_a_poll_select_by_their_own_arguments(sim: Simulator) -> None:
+def test_triggers_that_share_a_poll_select_by_their_own_arguments(sim):
     sessions = sim.sessions()
     waiting = [UnleashNewSessionsTrigger(since=int(session), poke_interval=INTERVAL) for session in sessions]
     waiting.append(UnleashNewSessionsTrigger(known_sessions=sessions[1:], poke_interval=INTERVAL))
@@ -452,7 +440,7 @@ def test_triggers_that_share_a_poll_select_by_their_own_arguments(sim: Simulator
 
 
 @one_airflow
-def test_another_interval_or_connection_has_its_own_polls(sim: Simulator, connect: Callable[..., None]) -> None:
+def test_another_interval_or_connection_has_its_own_polls(sim, connect):
     connect(conn_id="other", host=sim.base_url, password=sim.api_key)
     fire_all(
         [
@@ -465,7 +453,7 @@ def test_another_interval_or_connection_has_its_own_polls(sim: Simulator, connec
 
 
 @one_airflow
-def test_a_cancelled_trigger_does_not_cancel_the_poll_of_another(sim: Simulator) -> None:
+def test_a_cancelled_trigger_does_not_cancel_the_poll_of_another(sim):
     sim.add_fault(Fault("slow", seconds=0.5, times=1))
 
     async def wait() -> list[Any]:
@@ -482,7 +470,7 @@ def test_a_cancelled_trigger_does_not_cancel_the_poll_of_another(sim: Simulator)
 
 
 @one_airflow
-def test_there_are_no_polls_while_no_trigger_waits(sim: Simulator, clock: Clock) -> None:
+def test_there_are_no_polls_while_no_trigger_waits(sim, clock):
     async def wait() -> None:
         task = asyncio.create_task(
             collect(UnleashNewSessionsTrigger(since=clock.now_ms + 1, poke_interval=INTERVAL).run())
@@ -498,9 +486,7 @@ def test_there_are_no_polls_while_no_trigger_waits(sim: Simulator, clock: Clock)
     asyncio.run(wait())
 
 
-def test_a_changed_connection_is_used_from_the_next_poll_on(
-    sim: Simulator, clock: Clock, connect: Callable[..., None]
-) -> None:
+def test_a_changed_connection_is_used_from_the_next_poll_on(sim, clock, connect):
     connect(host=sim.base_url, password="ul_pat_simulator")
 
     async def wait() -> Any:
@@ -525,7 +511,7 @@ def watch(trigger: UnleashNewSessionsEventTrigger, most: int, seconds: float = 2
     return asyncio.run(collect(trigger.run(), most, seconds))
 
 
-def test_new_sessions_fire_one_event_and_no_other_while_they_stay_the_same(sim: Simulator, clock: Clock) -> None:
+def test_new_sessions_fire_one_event_and_no_other_while_they_stay_the_same(sim, clock):
     since = DAY_START + 9 * HOUR_MS
     expected = [session for session in sim.sessions() if int(session) >= since]
     trigger = UnleashNewSessionsEventTrigger(since=since, poke_interval=INTERVAL)
@@ -534,7 +520,7 @@ def test_new_sessions_fire_one_event_and_no_other_while_they_stay_the_same(sim: 
 
 
 @one_airflow
-def test_each_change_fires_one_event(sim: Simulator, clock: Clock) -> None:
+def test_each_change_fires_one_event(sim, clock):
     since = clock.now_ms + 1
 
     async def wait() -> list[Any]:
@@ -553,16 +539,14 @@ def test_each_change_fires_one_event(sim: Simulator, clock: Clock) -> None:
 
 
 @one_airflow
-def test_sessions_that_stay_unhandled_fire_reminders(sim: Simulator) -> None:
+def test_sessions_that_stay_unhandled_fire_reminders(sim):
     trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=0.1, reminder=0.5)
     events = watch(trigger, 3)
     assert events[0] == events[1] == events[2]
     assert 10 <= polls(sim) <= 16
 
 
-def test_a_payload_has_only_the_latest_sessions_and_says_if_there_are_more(
-    sim: Simulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_payload_has_only_the_latest_sessions_and_says_if_there_are_more(sim, monkeypatch):
     monkeypatch.setattr(triggers, "MAX_EVENT_SESSIONS", 3)
     trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL)
     assert watch(trigger, 1) == [{"sessions": sim.sessions()[-3:], "truncated": True}]
@@ -570,7 +554,7 @@ def test_a_payload_has_only_the_latest_sessions_and_says_if_there_are_more(
 
 @one_airflow
 @pytest.mark.parametrize("kind", ["401", "503", "garbage", "wrong_shape", "redirect"])
-def test_an_error_does_not_end_the_events_and_slows_the_polls_down(sim: Simulator, kind: str, caplog: Any) -> None:
+def test_an_error_does_not_end_the_events_and_slows_the_polls_down(sim, kind, caplog):
     sim.add_fault(Fault(kind, times=4))
     trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL)
     began = time.monotonic()
@@ -580,7 +564,7 @@ def test_an_error_does_not_end_the_events_and_slows_the_polls_down(sim: Simulato
     assert "Poll failed (4 in a row)" in caplog.text
 
 
-def test_watchers_with_the_same_connection_and_interval_share_a_stream() -> None:
+def test_watchers_with_the_same_connection_and_interval_share_a_stream():
     one = UnleashNewSessionsEventTrigger(since=DAY_START)
     assert one.shared_stream_key() == UnleashNewSessionsEventTrigger(since=DAY_END, reminder=5.0).shared_stream_key()
     assert one.shared_stream_key() != UnleashNewSessionsEventTrigger(poke_interval=5.0).shared_stream_key()
@@ -588,7 +572,7 @@ def test_watchers_with_the_same_connection_and_interval_share_a_stream() -> None
     assert hash(one.shared_stream_key()) is not None
 
 
-def test_a_shared_stream_fires_the_same_events(sim: Simulator) -> None:
+def test_a_shared_stream_fires_the_same_events(sim):
     trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL)
     expected = watch(trigger, 1)
     stream = UnleashNewSessionsEventTrigger.open_shared_stream(trigger.serialize()[1])
@@ -603,7 +587,7 @@ def test_a_shared_stream_fires_the_same_events(sim: Simulator) -> None:
     ],
     ids=str,
 )
-def test_an_invalid_argument_is_an_error_when_the_dag_is_parsed(arguments: dict[str, Any]) -> None:
+def test_an_invalid_argument_is_an_error_when_the_dag_is_parsed(arguments):
     with pytest.raises(InvalidArgumentError, match=next(iter(arguments))):
         UnleashNewSessionsEventTrigger(**arguments)
 
@@ -618,7 +602,7 @@ class Store:
         return self.rows.get(key)
 
 
-def test_sessions_that_every_consumer_has_handled_are_not_new(sim: Simulator) -> None:
+def test_sessions_that_every_consumer_has_handled_are_not_new(sim):
     sessions = sim.sessions()
     trigger = UnleashNewSessionsEventTrigger(poke_interval=INTERVAL)
     trigger.asset_state_store = Store(
@@ -631,7 +615,7 @@ def test_sessions_that_every_consumer_has_handled_are_not_new(sim: Simulator) ->
     assert watch(trigger, 1)[0]["sessions"] == sessions[10:]
 
 
-def test_reminders_end_when_all_sessions_are_handled(sim: Simulator) -> None:
+def test_reminders_end_when_all_sessions_are_handled(sim):
     trigger = UnleashNewSessionsEventTrigger(poke_interval=INTERVAL, reminder=2 * INTERVAL)
     store = Store({})
     trigger.asset_state_store = store
@@ -651,7 +635,7 @@ def test_reminders_end_when_all_sessions_are_handled(sim: Simulator) -> None:
     asyncio.run(wait())
 
 
-def test_a_trigger_of_several_assets_works_without_their_stores(sim: Simulator) -> None:
+def test_a_trigger_of_several_assets_works_without_their_stores(sim):
     context = pytest.importorskip("airflow.sdk.execution_time.context")
     if not has_asset_state_store():
         pytest.skip("this Airflow has no asset state store")
@@ -661,7 +645,7 @@ def test_a_trigger_of_several_assets_works_without_their_stores(sim: Simulator) 
     assert watch(trigger, 1)[0]["sessions"] == sim.sessions()
 
 
-def test_a_broken_store_does_not_end_the_events(sim: Simulator, caplog: Any) -> None:
+def test_a_broken_store_does_not_end_the_events(sim, caplog):
     trigger = UnleashNewSessionsEventTrigger(poke_interval=INTERVAL)
     trigger.asset_state_store = SimpleNamespace()
     assert watch(trigger, 1, seconds=0.5) == []

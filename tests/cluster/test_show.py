@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.support.paths import ROOT
-from tools.services import PostgreSQL, Redis, Service, StageError, find_command
+from tools.services import PostgreSQL, Redis, StageError, find_command
 
 SECONDS_TO_START = 300
 
@@ -27,13 +27,13 @@ def listening(process: psutil.Process) -> set[str]:
     return found
 
 
-def test_the_error_for_a_missing_command_names_the_packages() -> None:
+def test_the_error_for_a_missing_command_names_the_packages():
     with pytest.raises(StageError, match="apt-get install postgresql redis-server"):
         find_command("no-such-server")
 
 
 @pytest.mark.parametrize("kind", [PostgreSQL, Redis])
-def test_a_service_and_its_folder_are_gone_after_the_block(kind: type[Service]) -> None:
+def test_a_service_and_its_folder_are_gone_after_the_block(kind):
     with kind() as service:
         process = psutil.Process(service.pid)
         assert listening(process) == {"127.0.0.1"}
@@ -43,14 +43,14 @@ def test_a_service_and_its_folder_are_gone_after_the_block(kind: type[Service]) 
 
 
 @pytest.mark.parametrize("kind", [PostgreSQL, Redis])
-def test_a_service_rejects_a_wrong_password(kind: type[Service]) -> None:
+def test_a_service_rejects_a_wrong_password(kind):
     with kind() as service:
         assert service.answers()
         service.password = "another"
         assert not service.answers()
 
 
-def test_ctrl_c_stops_the_cluster_and_leaves_nothing_behind() -> None:
+def test_ctrl_c_stops_the_cluster_and_leaves_nothing_behind():
     command = [sys.executable, "-m", "tools.cluster"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as show:
         try:

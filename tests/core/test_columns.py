@@ -50,9 +50,7 @@ PAGES: dict[str, list[Page]] = {
 
 @pytest.mark.parametrize("pages", PAGES.values(), ids=PAGES.keys())
 @pytest.mark.parametrize(("declared", "more"), [(None, []), (DECLARED, DECLARED_SCHEMA)], ids=["known", "declared"])
-def test_every_file_has_the_same_columns_of_the_same_types(
-    pages: list[Page], declared: Any, more: list[Any], folder: Any
-) -> None:
+def test_every_file_has_the_same_columns_of_the_same_types(pages, declared, more, folder):
     write(folder / "o.parquet", pages, "parquet", column_types=declared)
     write(folder / "o.csv", pages, "csv", column_types=declared)
     rows = sum(len(page.rows) for page in pages)
@@ -65,9 +63,7 @@ def test_every_file_has_the_same_columns_of_the_same_types(
 
 
 @pytest.mark.parametrize(("first", "then"), [([1, 2], [0.5, 0.5]), ([3.0], [1])])
-def test_duckdb_reads_numbers_of_a_csv_tree_whichever_file_comes_first(
-    first: list[float], then: list[float], folder: Any
-) -> None:
+def test_duckdb_reads_numbers_of_a_csv_tree_whichever_file_comes_first(first, then, folder):
     for name, counts in (("a", first), ("b", then)):
         page = page_of(*[{"count": count, "frame_number": count // 1} for count in counts])
         write(folder / f"{name}.csv", [page], "csv")
@@ -76,7 +72,7 @@ def test_duckdb_reads_numbers_of_a_csv_tree_whichever_file_comes_first(
 
 
 @typed_format
-def test_a_missing_key_is_null(file_format: str, folder: Any) -> None:
+def test_a_missing_key_is_null(file_format, folder):
     write(folder / "o", [page_of({"count": 1}, {"class_name": "car"})], file_format)
     null, one = ("", "1.0") if file_format == "csv" else (None, 1.0)
     assert read_file(folder / "o", file_format) == [
@@ -86,7 +82,7 @@ def test_a_missing_key_is_null(file_format: str, folder: Any) -> None:
 
 
 @typed_format
-def test_keys_without_a_column_are_json_in_extra(file_format: str, folder: Any) -> None:
+def test_keys_without_a_column_are_json_in_extra(file_format, folder):
     pages = [
         sample("compact"),
         page_of(record(confidence=0.5, zone={"b": [1], "a": None}), record(), record(zone=None), number=2),
@@ -100,7 +96,7 @@ def test_keys_without_a_column_are_json_in_extra(file_format: str, folder: Any) 
     ]
 
 
-def test_extra_does_not_depend_on_the_order_of_keys(folder: Any) -> None:
+def test_extra_does_not_depend_on_the_order_of_keys(folder):
     for name, page in {"one": page_of(record(b=1, a=2)), "two": page_of({"a": 2, "b": 1, **record()})}.items():
         write(folder / name, [page], "csv")
     files = tree(folder)
@@ -108,9 +104,7 @@ def test_extra_does_not_depend_on_the_order_of_keys(folder: Any) -> None:
 
 
 @typed_format
-def test_a_new_key_is_logged_once_unless_it_has_a_column(
-    file_format: str, folder: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_new_key_is_logged_once_unless_it_has_a_column(file_format, folder, caplog):
     pages = [page_of(record(), number=1), *(page_of(record(confidence=1), number=number) for number in (2, 3))]
     write(folder / "o", [*pages, page_of(record(zone="a", confidence=1), number=4)], file_format)
     assert caplog.messages == [
@@ -123,7 +117,7 @@ def test_a_new_key_is_logged_once_unless_it_has_a_column(
 
 
 @typed_format
-def test_declared_columns_take_their_values(file_format: str, folder: Any) -> None:
+def test_declared_columns_take_their_values(file_format, folder):
     values = {"confidence": 0.5, "zone": "a", "visits": 3, "seen": True, "until": "2020-08-17T02:08:49.500+02:00"}
     write(folder / "o", [page_of(record(**values), record(seen=False), record())], file_format, column_types=DECLARED)
     rows = read_file(folder / "o", file_format)
@@ -149,7 +143,7 @@ def test_declared_columns_take_their_values(file_format: str, folder: Any) -> No
     ],
     ids=str,
 )
-def test_column_types_that_cannot_be_used_are_an_error(declared: Any, problem: str) -> None:
+def test_column_types_that_cannot_be_used_are_an_error(declared, problem):
     with pytest.raises(InvalidArgumentError, match=problem) as caught:
         check_file_format("csv", None, declared)
     assert caught.value.argument == "column_types"
@@ -173,9 +167,7 @@ MISFITS: list[tuple[str, Any]] = [
 
 @typed_format
 @pytest.mark.parametrize(("field", "value"), MISFITS)
-def test_a_value_that_does_not_fit_is_an_error_that_names_it_and_leaves_no_file(
-    file_format: str, field: str, value: Any, folder: Any
-) -> None:
+def test_a_value_that_does_not_fit_is_an_error_that_names_it_and_leaves_no_file(file_format, field, value, folder):
     good = record(confidence=1, zone="a", visits=1, seen=True, until="2020-08-17T02:08:49.000Z")
     bad = page_of(good, dict.fromkeys(good), {**good, field: value}, {**good, field: value}, number=3, dropped=(0, 3))
     with pytest.raises(UnexpectedResponseError) as caught:
@@ -199,7 +191,7 @@ def test_a_value_that_does_not_fit_is_an_error_that_names_it_and_leaves_no_file(
         *(("visits", 2**63 - 1), ("confidence", 1), ("seen", False)),
     ],
 )
-def test_a_value_that_just_fits_is_read_back_unchanged(file_format: str, field: str, value: Any, folder: Any) -> None:
+def test_a_value_that_just_fits_is_read_back_unchanged(file_format, field, value, folder):
     write(folder / "o", [page_of(record(**{field: value}), record())], file_format, column_types=DECLARED)
     found = read_file(folder / "o", file_format)[0][field]
     expected = float(value) if field in ("count", "confidence") else value
@@ -212,16 +204,14 @@ def test_a_value_that_just_fits_is_read_back_unchanged(file_format: str, field: 
 
 @typed_format
 @pytest.mark.parametrize(("value", "other"), [(2**54, 1), (-(2**60), 1.5), (2**63, None), (2**70, 1)])
-def test_a_large_integer_that_a_float_holds_exactly_is_a_count(
-    file_format: str, value: int, other: Any, folder: Any
-) -> None:
+def test_a_large_integer_that_a_float_holds_exactly_is_a_count(file_format, value, other, folder):
     write(folder / "o", [page_of(record(count=other), record(count=value))], file_format)
     assert int(float(read_file(folder / "o", file_format)[1]["count"])) == value
 
 
 @typed_format
 @pytest.mark.parametrize("field", ["count", "frame_number"])
-def test_true_beside_a_float_is_not_a_number(file_format: str, field: str, folder: Any) -> None:
+def test_true_beside_a_float_is_not_a_number(file_format, field, folder):
     with pytest.raises(UnexpectedResponseError, match=f"row 1: {field} is True"):
         write(folder / "o", [page_of({field: 2.0}, {field: True})], file_format)
 
@@ -236,9 +226,7 @@ def test_true_beside_a_float_is_not_a_number(file_format: str, field: str, folde
         *(("1969-12-31T23:59:59.999Z", -1), ("2020-02-29T00:00:00Z", 1582934400000)),
     ],
 )
-def test_timestamps_of_any_spelling_are_written_in_utc(
-    file_format: str, timestamp: str, epoch_ms: int, neighbor: Any, folder: Any
-) -> None:
+def test_timestamps_of_any_spelling_are_written_in_utc(file_format, timestamp, epoch_ms, neighbor, folder):
     write(folder / "o", [page_of(record(timestamp=neighbor), record(timestamp=timestamp))], file_format)
     if file_format == "csv":
         moment = datetime.fromtimestamp(epoch_ms / 1000, timezone.utc)
@@ -252,14 +240,14 @@ def test_timestamps_of_any_spelling_are_written_in_utc(
 
 @typed_format
 @pytest.mark.parametrize("name", ["W1?token=sneaky-firefox-288", ["W1?token=sneaky-firefox-288"]])
-def test_the_error_about_a_value_shows_no_stream_token(file_format: str, name: Any, folder: Any) -> None:
+def test_the_error_about_a_value_shows_no_stream_token(file_format, name, folder):
     field = "frame_number" if isinstance(name, str) else "source_file_name"
     with pytest.raises(UnexpectedResponseError, match=r"W1\?token=\*\*\*") as caught:
         write(folder / "o", [page_of(record(**{field: name}))], file_format)
     assert "sneaky" not in str(caught.value)
 
 
-def test_a_page_with_more_keys_than_any_api_has_is_unexpected() -> None:
+def test_a_page_with_more_keys_than_any_api_has_is_unexpected():
     """msgspec's sorting encoder overflows the C stack at such pages."""
     keys = [f"k{index}" for index in range(60_000, 0, -1)]
     bodies = {
@@ -273,9 +261,7 @@ def test_a_page_with_more_keys_than_any_api_has_is_unexpected() -> None:
 
 @pytest.mark.parametrize("file_format", ["jsonl", "json", "csv", "parquet"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_many_keys_are_written_in_time_and_in_a_short_warning(
-    file_format: str, nested: bool, folder: Any, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
-) -> None:
+def test_many_keys_are_written_in_time_and_in_a_short_warning(file_format, nested, folder, caplog, request):
     """The smallest key is last, for which msgspec's sorting encoder takes quadratic time."""
     request.addfinalizer(partial(csv.field_size_limit, csv.field_size_limit(1 << 24)))
     keys = {f"key{index:06}": index for index in range(60_000 if nested else MAX_KEYS, 0, -1)}

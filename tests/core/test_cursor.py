@@ -22,25 +22,25 @@ def ids(*numbers: int) -> list[str]:
     return [str(T + number) for number in numbers]
 
 
-def test_at_first_all_sessions_since_the_floor_are_pending() -> None:
+def test_at_first_all_sessions_since_the_floor_are_pending():
     assert Cursor().pending(ids(3, 1, 2)) == ids(1, 2, 3)
     assert Cursor(floor=T + 2).pending(ids(3, 1, 2)) == ids(2, 3)
 
 
-def test_a_session_id_that_is_not_a_number_is_never_pending() -> None:
+def test_a_session_id_that_is_not_a_number_is_never_pending():
     cursor = Cursor()
     assert cursor.pending(["s-4711", *ids(1)]) == ids(1)
     cursor.mark_handled(["s-4711", *ids(1)], ["s-4711", *ids(1)])
     assert cursor.handled == ids(1)
 
 
-def test_a_handled_session_is_not_pending_and_one_listed_late_is() -> None:
+def test_a_handled_session_is_not_pending_and_one_listed_late_is():
     cursor = Cursor()
     cursor.mark_handled(ids(1, 3), ids(1, 3))
     assert cursor.pending(ids(1, 2, 3, 4)) == ids(2, 4)
 
 
-def test_a_session_that_the_api_no_longer_lists_is_forgotten_unless_it_lists_none() -> None:
+def test_a_session_that_the_api_no_longer_lists_is_forgotten_unless_it_lists_none():
     cursor = Cursor()
     cursor.mark_handled(ids(1, 2, 3), ids(2, 3))
     assert cursor.handled == ids(2, 3)
@@ -50,7 +50,7 @@ def test_a_session_that_the_api_no_longer_lists_is_forgotten_unless_it_lists_non
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.data())
-def test_each_session_is_pending_until_it_is_handled_and_never_again(data: st.DataObject) -> None:
+def test_each_session_is_pending_until_it_is_handled_and_never_again(data):
     limit = 5
     cursor, listed, handled = Cursor(), set[str](), set[str]()
     with pytest.MonkeyPatch.context() as patch:
@@ -69,7 +69,7 @@ def test_each_session_is_pending_until_it_is_handled_and_never_again(data: st.Da
             assert len(cursor.handled) <= limit or (pending and cursor.floor == int(pending[0]))
 
 
-def test_a_full_cursor_is_smaller_than_the_stores_limit() -> None:
+def test_a_full_cursor_is_smaller_than_the_stores_limit():
     cursor = Cursor()
     sessions = ids(*range(cursors.MAX_HANDLED_SESSIONS * 2))
     cursor.mark_handled(sessions, sessions)
@@ -102,7 +102,7 @@ def make_cursor(store: Store, dag_id: str = "consumer", **arguments: Any) -> Ses
     return SessionCursor(context, "asset", **arguments)
 
 
-def test_each_dag_has_its_own_cursor_until_it_forgets_it(store: Store) -> None:
+def test_each_dag_has_its_own_cursor_until_it_forgets_it(store):
     make_cursor(store, "a").mark_handled(ids(1), ids(1, 2))
     assert make_cursor(store, "a").pending(ids(1, 2)) == ids(2)
     assert make_cursor(store, "b").pending(ids(1, 2)) == ids(1, 2)
@@ -112,12 +112,12 @@ def test_each_dag_has_its_own_cursor_until_it_forgets_it(store: Store) -> None:
     assert make_cursor(store, "a").pending(ids(1)) == ids(1)
 
 
-def test_since_is_ignored_once_there_is_a_cursor(store: Store) -> None:
+def test_since_is_ignored_once_there_is_a_cursor(store):
     make_cursor(store, since=T + 5).mark_handled(ids(7), ids(3, 7))
     assert make_cursor(store, since=T).pending(ids(3, 7, 8)) == ids(8)
 
 
-def test_windows_follow_each_other_without_gap_or_overlap(store: Store) -> None:
+def test_windows_follow_each_other_without_gap_or_overlap(store):
     listed = ids(10, 20)
     window = make_cursor(store).begin_window(listed, T + 30)
     assert window == {"start": T + 10, "end": T + 30, "sessions": listed, "late": []}
@@ -131,7 +131,7 @@ def test_windows_follow_each_other_without_gap_or_overlap(store: Store) -> None:
     assert make_cursor(store).pending(listed) == ids(90)
 
 
-def test_an_unfinished_window_is_returned_again_unchanged(store: Store) -> None:
+def test_an_unfinished_window_is_returned_again_unchanged(store):
     make_cursor(store).finish_window({"start": T, "end": T + 1}, ids(10))  # never begun
     window = make_cursor(store).begin_window(ids(10), T + 30)
     assert window is not None
@@ -141,7 +141,7 @@ def test_an_unfinished_window_is_returned_again_unchanged(store: Store) -> None:
     assert window == {"start": T + 30, "end": T + 60, "sessions": ids(40), "late": []}
 
 
-def test_finishing_an_old_window_again_changes_nothing(store: Store) -> None:
+def test_finishing_an_old_window_again_changes_nothing(store):
     old = make_cursor(store).begin_window(ids(10), T + 30)
     assert old is not None
     make_cursor(store).finish_window(old, ids(10))
@@ -151,7 +151,7 @@ def test_finishing_an_old_window_again_changes_nothing(store: Store) -> None:
     assert make_cursor(store).begin_window(ids(10, 40), T + 90) == new
 
 
-def test_a_window_ends_before_it_has_too_many_sessions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_ends_before_it_has_too_many_sessions(store, monkeypatch):
     monkeypatch.setattr(cursors, "MAX_HANDLED_SESSIONS", 3)
     listed, windows = ids(*range(10, 80, 10)), []
     while window := make_cursor(store).begin_window(listed, T + 75):
@@ -161,6 +161,6 @@ def test_a_window_ends_before_it_has_too_many_sessions(store: Store, monkeypatch
 
 
 @pytest.mark.parametrize("context", [{}, {"asset_state_store": {"another": None}}])
-def test_without_a_store_the_error_says_what_is_needed(context: dict[str, Any]) -> None:
+def test_without_a_store_the_error_says_what_is_needed(context):
     with pytest.raises(InvalidArgumentError, match=r"Airflow 3[.]3 and the asset among the task's inlets"):
         SessionCursor({"dag": SimpleNamespace(dag_id="a"), **context}, "asset")

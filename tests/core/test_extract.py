@@ -71,7 +71,7 @@ def counts_of(sim: Simulator, device_id: str = DEVICE) -> list[float]:
 # ---- landing -------------------------------------------------------------------------------------
 
 
-def test_the_example_in_the_docstring_of_land_works(tmp_path: Path) -> None:
+def test_the_example_in_the_docstring_of_land_works(tmp_path):
     with Simulator(api_keys=["ul_pat_..."]) as sim:
         source = "".join(example.source for example in doctest.DocTestParser().get_examples(land.__doc__ or ""))
         for old, new in (('"ul_pat_..."', f'"ul_pat_...", "{sim.base_url}"'), ("/tmp/lake", str(tmp_path))):
@@ -86,9 +86,7 @@ def test_the_example_in_the_docstring_of_land_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("endpoint", ["compact", "tableau"])
 @pytest.mark.parametrize(("file_format", "compression"), FORMATS)
-def test_each_format_is_published_as_one_object_with_all_rows(
-    sim: Simulator, tmp_path: Path, file_format: Any, compression: Any, endpoint: Any
-) -> None:
+def test_each_format_is_published_as_one_object_with_all_rows(sim, tmp_path, file_format, compression, endpoint):
     landed = land_from(sim, tmp_path, file_format=file_format, compression=compression, endpoint=endpoint)
     [name] = files_in(tmp_path)
     assert name == f"{NAME}.{file_format}{'.gz' if compression else ''}"
@@ -100,9 +98,7 @@ def test_each_format_is_published_as_one_object_with_all_rows(
 
 
 @pytest.mark.parametrize(("time", "rows_at_end"), [("12T23:59:59.9999995Z", 0), ("13T00:00:00.000Z", 1)])
-def test_only_rows_stamped_at_the_end_of_the_window_are_left_to_the_next_window(
-    tmp_path: Path, time: str, rows_at_end: int
-) -> None:
+def test_only_rows_stamped_at_the_end_of_the_window_are_left_to_the_next_window(tmp_path, time, rows_at_end):
     rows = [{"timestamp": f"2026-01-{stamp}", "count": 1} for stamp in ("12T12:00:00.000Z", time)]
     with Simulator(rows={DEVICE: rows}) as sim:
         counts = land_from(sim, tmp_path).counts
@@ -111,15 +107,9 @@ def test_only_rows_stamped_at_the_end_of_the_window_are_left_to_the_next_window(
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [
-        ({"device_id": "../x"}, "device_id"),
-        ({"file_format": "xml"}, "file_format"),
-        ({"endpoint": "xml"}, "endpoint"),
-    ],
+    [({"device_id": "../x"}, "device_id"), ({"file_format": "xml"}, "file_format"), ({"endpoint": "xml"}, "endpoint")],
 )
-def test_an_invalid_argument_is_named_and_nothing_is_written(
-    sim: Simulator, tmp_path: Path, arguments: dict[str, Any], named: str
-) -> None:
+def test_an_invalid_argument_is_named_and_nothing_is_written(sim, tmp_path, arguments, named):
     with pytest.raises(InvalidArgumentError) as caught:
         land_from(sim, tmp_path, **arguments)
     assert caught.value.argument == named
@@ -131,9 +121,7 @@ def test_an_invalid_argument_is_named_and_nothing_is_written(
 
 @pytest.mark.parametrize(("file_format", "compression"), FORMATS)
 @pytest.mark.parametrize(("kind", "error"), [("404", NotFoundError), ("500", ServerError)])
-def test_a_failed_extraction_keeps_the_previous_object(
-    sim: Simulator, tmp_path: Path, file_format: Any, compression: Any, kind: str, error: type[Exception]
-) -> None:
+def test_a_failed_extraction_keeps_the_previous_object(sim, tmp_path, file_format, compression, kind, error):
     landed = land_from(sim, tmp_path, file_format=file_format, compression=compression)
     before = Path(landed.path.path).read_bytes()
     sim.add_fault(Fault(kind, page=7, times=None))
@@ -144,7 +132,7 @@ def test_a_failed_extraction_keeps_the_previous_object(
 
 
 @pytest.mark.parametrize("file_format", ["jsonl", "parquet"])
-def test_a_retry_resumes_and_writes_the_same_object(sim: Simulator, tmp_path: Path, file_format: Any) -> None:
+def test_a_retry_resumes_and_writes_the_same_object(sim, tmp_path, file_format):
     options = {"file_format": file_format, "checkpoint_pages": 3}
     whole = land_from(sim, tmp_path / "whole", **options)
     sim.add_fault(Fault("404", page=9))
@@ -164,9 +152,7 @@ def test_a_retry_resumes_and_writes_the_same_object(sim: Simulator, tmp_path: Pa
     "options",
     [{"checkpoint_pages": None}, {"resume_within": None}, {"resume_within": timedelta(0)}, {"checkpoint_pages": 12}],
 )
-def test_staging_can_be_turned_off_and_is_off_for_short_extractions(
-    sim: Simulator, tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_staging_can_be_turned_off_and_is_off_for_short_extractions(sim, tmp_path, options):
     sim.add_fault(Fault("404", page=9))
     with pytest.raises(NotFoundError):
         land_from(sim, tmp_path, **{"checkpoint_pages": 3, **options})
@@ -174,16 +160,14 @@ def test_staging_can_be_turned_off_and_is_off_for_short_extractions(
 
 
 @pytest.mark.parametrize("other", [{"endpoint": "tableau"}, {"file_format": "csv"}, {"window": Window(START, END - 1)}])
-def test_pages_that_another_kind_of_extraction_staged_are_not_used(
-    sim: Simulator, tmp_path: Path, other: dict[str, Any]
-) -> None:
+def test_pages_that_another_kind_of_extraction_staged_are_not_used(sim, tmp_path, other):
     sim.add_fault(Fault("404", page=9))
     with pytest.raises(NotFoundError):
         land_from(sim, tmp_path, checkpoint_pages=3)
     assert land_from(sim, tmp_path, checkpoint_pages=3, **other).resumed_pages == 0
 
 
-def test_staging_fails_no_extraction_that_fits_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_staging_fails_no_extraction_that_fits_without_it(monkeypatch):
     """A store has room for the object and its manifest, but not for staged pages too."""
     dst = UPath("memory://test-extract/lake")
     put_file, stored = type(dst.fs).put_file, dst.fs.store
@@ -208,7 +192,7 @@ def test_staging_fails_no_extraction_that_fits_without_it(monkeypatch: pytest.Mo
             stored.clear()
 
 
-def test_a_disk_without_room_for_the_object_is_an_error(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_for_the_object_is_an_error(sim, monkeypatch):
     dst = UPath("memory://test-extract/lake")
 
     def put(fs: Any, source: Any, target: str) -> None:
@@ -223,7 +207,7 @@ def test_a_disk_without_room_for_the_object_is_an_error(sim: Simulator, monkeypa
 # ---- changing pages ------------------------------------------------------------------------------
 
 
-def test_pages_that_change_are_read_again_and_the_object_has_every_row_once(tmp_path: Path) -> None:
+def test_pages_that_change_are_read_again_and_the_object_has_every_row_once(tmp_path):
     with Simulator(page_size=100, growing=600) as sim:
         landed = land_from(sim, tmp_path, checkpoint_pages=3)
         assert read_counts(Path(landed.path.path)) == counts_of(sim)
@@ -231,9 +215,7 @@ def test_pages_that_change_are_read_again_and_the_object_has_every_row_once(tmp_
     assert files_in(tmp_path) == [f"{NAME}.jsonl"]
 
 
-def test_pages_that_change_four_times_leave_neither_object_nor_staged_pages(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_pages_that_change_four_times_leave_neither_object_nor_staged_pages(tmp_path, caplog):
     with Simulator(page_size=10, growing=1) as sim, pytest.raises(SnapshotChangedError):
         land_from(sim, tmp_path, checkpoint_pages=3)
     assert caplog.text.count("Reading the window again") == 3
@@ -244,9 +226,7 @@ def test_pages_that_change_four_times_leave_neither_object_nor_staged_pages(
 
 
 @pytest.mark.parametrize(("file_format", "compression"), FORMATS)
-def test_no_rows_replace_rows_only_with_permission(
-    sim: Simulator, tmp_path: Path, file_format: Any, compression: Any
-) -> None:
+def test_no_rows_replace_rows_only_with_permission(sim, tmp_path, file_format, compression):
     options: dict[str, Any] = {"file_format": file_format, "compression": compression}
     path = Path(land_from(sim, tmp_path, **options).path.path)
     before = path.read_bytes()
@@ -266,9 +246,7 @@ def test_no_rows_replace_rows_only_with_permission(
 @pytest.mark.parametrize(
     ("on_empty", "written"), [("succeed", [f"{NAME.replace(DEVICE, SILENT)}.jsonl"]), ("skip", []), ("fail", [])]
 )
-def test_a_window_without_rows_is_an_empty_object_nothing_or_an_error(
-    sim: Simulator, tmp_path: Path, on_empty: Any, written: list[str]
-) -> None:
+def test_a_window_without_rows_is_an_empty_object_nothing_or_an_error(sim, tmp_path, on_empty, written):
     if on_empty == "fail":
         with pytest.raises(EmptyResultError):
             land_from(sim, tmp_path, SILENT, on_empty=on_empty)
@@ -279,7 +257,7 @@ def test_a_window_without_rows_is_an_empty_object_nothing_or_an_error(
 
 
 @pytest.mark.parametrize("on_empty", ["succeed", "skip", "fail"])
-def test_a_device_that_the_account_does_not_have_is_an_error(sim: Simulator, tmp_path: Path, on_empty: Any) -> None:
+def test_a_device_that_the_account_does_not_have_is_an_error(sim, tmp_path, on_empty):
     with pytest.raises(NotFoundError, match="UnleashListDevicesOperator") as caught:
         land_from(sim, tmp_path, "Wunknown", on_empty=on_empty)
     assert caught.value.device_id == "Wunknown"
@@ -294,7 +272,7 @@ def fetch_from(sim: Simulator, device_id: str = DEVICE, **options: Any) -> tuple
         return fetch_records(client, device_id, DAY, **{"max_bytes": 1 << 20, **options})
 
 
-def test_records_are_those_of_the_window_and_their_bytes_have_a_limit(sim: Simulator) -> None:
+def test_records_are_those_of_the_window_and_their_bytes_have_a_limit(sim):
     expected = sim.rows(DEVICE, START, END)
     records, counts, size = fetch_from(sim)
     assert records == expected
@@ -307,7 +285,7 @@ def test_records_are_those_of_the_window_and_their_bytes_have_a_limit(sim: Simul
     assert len(sim.requests) < 8
 
 
-def test_records_of_a_silent_or_unknown_device_follow_on_empty(sim: Simulator) -> None:
+def test_records_of_a_silent_or_unknown_device_follow_on_empty(sim):
     assert fetch_from(sim, SILENT)[0] == []
     with pytest.raises(EmptyResultError):
         fetch_from(sim, SILENT, on_empty="fail")
@@ -316,7 +294,7 @@ def test_records_of_a_silent_or_unknown_device_follow_on_empty(sim: Simulator) -
 
 
 @pytest.mark.parametrize("value", [{"zone": {"__type": 1}}, {"zone": [[{"a": {"__type": 1}}]]}, {"__type": None}])
-def test_a_record_with_a_reserved_key_is_an_error_that_names_its_page_row_and_key(value: dict[str, Any]) -> None:
+def test_a_record_with_a_reserved_key_is_an_error_that_names_its_page_row_and_key(value):
     rows = [{"timestamp": "2026-01-12T12:00:00.000Z", "zone": "__type"}] * 3
     with Simulator(rows={DEVICE: [*rows, {**rows[0], **value}]}, page_size=2) as sim:
         assert len(fetch_from(sim, endpoint="tableau")[0]) == 4
@@ -325,6 +303,6 @@ def test_a_record_with_a_reserved_key_is_an_error_that_names_its_page_row_and_ke
     assert (caught.value.page, caught.value.row, caught.value.field) == (2, 1, "__type")
 
 
-def test_records_are_read_again_if_pages_change() -> None:
+def test_records_are_read_again_if_pages_change():
     with Simulator(page_size=100, growing=600) as sim:
         assert fetch_from(sim, max_bytes=1 << 24)[0] == sim.rows(DEVICE, START, END)

@@ -64,7 +64,7 @@ SPECIAL = [
 
 @every_format
 @pytest.mark.parametrize("endpoint", ["compact", "tableau"])
-def test_rows_are_read_back_unchanged(file_format: str, compression: Any, endpoint: str, folder: Any) -> None:
+def test_rows_are_read_back_unchanged(file_format, compression, endpoint, folder):
     path = folder / "a" / "object"
     pages = [sample("compact"), sample("metrics"), page_of(*SPECIAL)]
     if endpoint == "tableau":
@@ -79,7 +79,7 @@ def test_rows_are_read_back_unchanged(file_format: str, compression: Any, endpoi
 
 @json_format
 @zipped_or_not
-def test_json_keeps_rows_unchanged_with_their_order_of_keys(file_format: str, compression: Any, folder: Any) -> None:
+def test_json_keeps_rows_unchanged_with_their_order_of_keys(file_format, compression, folder):
     first = [{}, {"a": None}, {"a": 1.0, "b": [1, {"c": None}]}, {"": "", 'é "\\\n': True}]
     second = [{"count": "many", "extra": {"x": 1}}, {"timestamp": "soon", "frame_number": 2**63, "small": -0.0}]
     write(folder / "o", [page_of(*first), page_of(*second, number=2)], file_format, compression)
@@ -94,7 +94,7 @@ VALUES = SCALARS | st.text(max_size=3) | st.lists(SCALARS, max_size=2)
 
 @PROPERTY
 @given(st.lists(st.lists(st.dictionaries(st.text(max_size=4), VALUES, max_size=3), max_size=3), max_size=3))
-def test_json_keeps_any_rows_with_any_keys(pages: list[list[dict[str, Any]]]) -> None:
+def test_json_keeps_any_rows_with_any_keys(pages):
     memory = fsspec.filesystem("memory")
     for file_format in ("jsonl", "json"):
         write(Place("/test_formats", "memory", memory), [page_of(*page) for page in pages], file_format)
@@ -103,7 +103,7 @@ def test_json_keeps_any_rows_with_any_keys(pages: list[list[dict[str, Any]]]) ->
         assert file_format == "jsonl" or data.endswith(b"]\n")
 
 
-def test_csv_follows_rfc_4180(folder: Any) -> None:
+def test_csv_follows_rfc_4180(folder):
     write(folder / "o", [page_of(record(class_name='a "b"', model_id="x,y", session_id=None, count=2.0))], "csv")
     assert plain_bytes(folder / "o") == (
         b'"class_name","count","device_id","frame_number","model_id","session_id","source_file_name","timestamp",'
@@ -113,7 +113,7 @@ def test_csv_follows_rfc_4180(folder: Any) -> None:
 
 
 @every_format
-def test_the_same_rows_give_the_same_bytes(file_format: str, compression: Any, folder: Any) -> None:
+def test_the_same_rows_give_the_same_bytes(file_format, compression, folder):
     pages = [sample("compact"), page_of(record(new={"b": 1, "a": 2}))]
     for name in ("one", "two"):
         write(folder / name, pages, file_format, compression)
@@ -129,16 +129,12 @@ def test_the_same_rows_give_the_same_bytes(file_format: str, compression: Any, f
     [("jsonl", b""), ("json", b"[]\n"), ("csv", ",".join(f'"{name}"' for name in HEADER).encode() + b"\r\n")],
 )
 @pytest.mark.parametrize("pages", [[], [Page(1, 0, (), [])], [Page(1, 1, tuple(KNOWN), [])]])
-def test_a_file_without_rows_is_valid(
-    file_format: str, content: bytes, compression: Any, pages: list[Page], folder: Any
-) -> None:
+def test_a_file_without_rows_is_valid(file_format, content, compression, pages, folder):
     write(folder / "o", pages, file_format, compression)
     assert plain_bytes(folder / "o", compression) == content
 
 
-def test_parquet_has_compressed_row_groups_of_limited_size_in_page_order(
-    folder: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_has_compressed_row_groups_of_limited_size_in_page_order(folder, monkeypatch):
     monkeypatch.setattr(formats, "ROW_GROUP_ROWS", 10)
     pages = [page_of(*(record(frame_number=7 * number + index) for index in range(7))) for number in range(5)]
     write(folder / "o", pages, "parquet")
@@ -175,7 +171,7 @@ def write_late(path: Any, file_format: str, last: dict[str, Any], **first: Any) 
 @pytest.mark.parametrize(
     "text", ['say "hi"', '"', "a,b", "two\nlines", "two\r\nlines", "it's", "a\\", "#1,2", "x" * 10**5]
 )
-def test_readers_with_defaults_read_a_csv_with_quotes_that_come_late(text: str, folder: Any) -> None:
+def test_readers_with_defaults_read_a_csv_with_quotes_that_come_late(text, folder):
     path = folder / "o.csv"
     write_late(path, "csv", record(class_name=text, count=1.5, new=[text]))
     expected = json.dumps({"new": [text]}, ensure_ascii=False, separators=(",", ":"))
@@ -207,7 +203,7 @@ PARQUET_READERS: dict[str, Callable[[str], Any]] = {
 
 
 @pytest.mark.parametrize("reader", PARQUET_READERS)
-def test_readers_with_defaults_read_a_parquet_file_whose_odd_values_come_late(reader: str, folder: Any) -> None:
+def test_readers_with_defaults_read_a_parquet_file_whose_odd_values_come_late(reader, folder):
     path = folder / "o.parquet"
     late = record(class_name='say "hi"', count=1.5, session_id="live-7", new=1)
     write_late(path, "parquet", late, class_name=None, count=None, session_id="0007")
@@ -216,7 +212,7 @@ def test_readers_with_defaults_read_a_parquet_file_whose_odd_values_come_late(re
 
 
 @pytest.mark.parametrize("file_format", ["jsonl", "json", "csv"])
-def test_the_documented_duckdb_query_reads_late_values(file_format: str, folder: Any) -> None:
+def test_the_documented_duckdb_query_reads_late_values(file_format, folder):
     text = 'say "hi",\nyou'
     late = record(class_name=text, count=1.5, session_id="live-7", model_id="ai", timestamp="2020-08-17T02:08:49Z")
     early = {"session_id": "0007", "model_id": "2020-01-01"}
@@ -232,7 +228,7 @@ def test_the_documented_duckdb_query_reads_late_values(file_format: str, folder:
     assert [row for row in rows if row[0] == text] == [(text, 1.5, "live-7", "ai", moment)] * 2
 
 
-def test_the_documented_arguments_of_pandas_and_polars_read_late_values(folder: Any) -> None:
+def test_the_documented_arguments_of_pandas_and_polars_read_late_values(folder):
     late = record(class_name="NA", count=1.5, session_id="live-7")
     for file_format in ("csv", "jsonl"):
         write_late(folder / f"o.{file_format}", file_format, late, session_id="0007", model_id=None)
@@ -251,7 +247,7 @@ def test_the_documented_arguments_of_pandas_and_polars_read_late_values(folder: 
         assert frame.select(columns)[[0, -1]].rows() == expected
 
 
-def test_the_column_device_id_tells_devices_apart_that_readers_merge(folder: Any) -> None:
+def test_the_column_device_id_tells_devices_apart_that_readers_merge(folder):
     for device_id in ("0123", "123"):
         name = object_name(device_id, Window(MIDNIGHT, MIDNIGHT + DAY_MS), "parquet")
         write(folder / "lake" / name, [page_of(record(device_id=device_id))], "parquet")
@@ -269,9 +265,7 @@ def test_the_column_device_id_tells_devices_apart_that_readers_merge(folder: Any
         *((("parquet", "gzip", None), "compression"), (("csv", None, {"count": "int64"}), "column_types")),
     ],
 )
-def test_arguments_that_cannot_be_used_are_an_error_that_names_one_and_nothing_is_written(
-    arguments: Any, argument: str, folder: Any
-) -> None:
+def test_arguments_that_cannot_be_used_are_an_error_that_names_one_and_nothing_is_written(arguments, argument, folder):
     for use in (check_file_format, lambda *arguments: write(folder / "new" / "o", [], *arguments)):
         with pytest.raises(InvalidArgumentError) as caught:
             use(*arguments)
@@ -279,9 +273,7 @@ def test_arguments_that_cannot_be_used_are_an_error_that_names_one_and_nothing_i
     assert tree(folder) == {}
 
 
-def test_without_pyarrow_parquet_is_an_error_that_says_how_to_install_it_and_other_formats_work(
-    folder: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pyarrow_parquet_is_an_error_that_says_how_to_install_it_and_other_formats_work(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InvalidArgumentError, match=r"pip install 'airflow-provider-unleash\[parquet\]'") as caught:
         write(folder / "new" / "o", [], "parquet")
@@ -301,9 +293,7 @@ def test_without_pyarrow_parquet_is_an_error_that_says_how_to_install_it_and_oth
         *(([Page(1, 1, (), []), sample("metrics")], True), ([page_of(record(new="x" * 200_000))], True)),
     ],
 )
-def test_an_object_has_rows_if_rows_were_written(
-    file_format: Any, compression: Any, pages: list[Page], expected: bool, folder: Any
-) -> None:
+def test_an_object_has_rows_if_rows_were_written(file_format, compression, pages, expected, folder):
     assert not has_rows(folder / "missing" / "o", file_format, compression)
     write(folder / "o", pages, file_format, compression)
     assert has_rows(folder / "o", file_format, compression) is expected
@@ -319,9 +309,7 @@ def test_an_object_has_rows_if_rows_were_written(
         ("csv", "gzip", gzip.compress(b"a,b\r\n1,2\r\n", mtime=0)[:-9]),
     ],
 )
-def test_an_object_that_cannot_be_read_counts_as_having_rows(
-    file_format: Any, compression: Any, content: bytes, folder: Any
-) -> None:
+def test_an_object_that_cannot_be_read_counts_as_having_rows(file_format, compression, content, folder):
     Path((folder / "o").path).write_bytes(content)
     assert has_rows(folder / "o", file_format, compression)
 
@@ -338,14 +326,12 @@ def test_an_object_that_cannot_be_read_counts_as_having_rows(
     ],
 )
 @zipped_or_not
-def test_objects_of_other_programs_have_rows_if_they_contain_some(
-    file_format: Any, compression: Any, content: bytes, expected: bool, folder: Any
-) -> None:
+def test_objects_of_other_programs_have_rows_if_they_contain_some(file_format, compression, content, expected, folder):
     Path((folder / "o").path).write_bytes(gzip.compress(content) if compression else content)
     assert has_rows(folder / "o", file_format, compression) is expected
 
 
 @pytest.mark.parametrize("rows", [0, 3])
-def test_parquet_of_other_programs_has_rows_if_it_contains_some(rows: int, folder: Any) -> None:
+def test_parquet_of_other_programs_has_rows_if_it_contains_some(rows, folder):
     pq.write_table(pa.table({"a": list(range(rows))}), (folder / "o").path)
     assert has_rows(folder / "o", "parquet") is bool(rows)

@@ -34,14 +34,14 @@ def table(request: pytest.FixtureRequest) -> pa.Table:
 
 
 @pytest.mark.parametrize(("pages", "column_types"), PAGES.values(), ids=PAGES.keys())
-def test_a_table_equals_the_parquet_file(pages: list[Page], column_types: Any, folder: Any) -> None:
+def test_a_table_equals_the_parquet_file(pages, column_types, folder):
     write(folder / "o.parquet", pages, "parquet", column_types=column_types)
     file, table = pq.read_table((folder / "o.parquet").path), to_table(iter(pages), column_types)
     assert table.schema == file.schema.remove_metadata()
     assert table.equals(file)
 
 
-def test_a_pandas_frame_loses_no_type_value_or_null(table: pa.Table) -> None:
+def test_a_pandas_frame_loses_no_type_value_or_null(table):
     pytest.importorskip("pandas")
     frame: Any = to_frame(table, "pandas")
     names = {"string": "string", "int64": "Int64", "double": "Float64", "bool": "boolean"}
@@ -52,7 +52,7 @@ def test_a_pandas_frame_loses_no_type_value_or_null(table: pa.Table) -> None:
     assert frame.isna().sum().to_dict() == nulls
 
 
-def test_a_polars_frame_loses_no_type_value_or_null(table: pa.Table) -> None:
+def test_a_polars_frame_loses_no_type_value_or_null(table):
     polars = pytest.importorskip("polars")
     frame: Any = to_frame(table, "polars")
     assert frame.schema["timestamp"] == polars.Datetime("ms", "UTC")
@@ -60,6 +60,6 @@ def test_a_polars_frame_loses_no_type_value_or_null(table: pa.Table) -> None:
     assert frame.to_arrow().cast(table.schema).equals(table)
 
 
-def test_a_value_that_does_not_fit_is_an_error_that_names_it() -> None:
+def test_a_value_that_does_not_fit_is_an_error_that_names_it():
     with pytest.raises(UnexpectedResponseError, match=r"row 0: frame_number is 1\.5"):
         to_table([page_of({"frame_number": 1.5})])

@@ -13,7 +13,6 @@ import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -178,7 +177,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 @given(st.binary() | TEXTS | ENCODED | mutated())
 @example(b'["' + b"9" * 5000 + b'"]')
 @example(b'["00000001595418530512' + b"0" * 5000 + b'"]')
-def test_any_bytes_become_rows_that_can_be_used_or_an_error_of_this_package(data: bytes) -> None:
+def test_any_bytes_become_rows_that_can_be_used_or_an_error_of_this_package(data):
     check_any_bytes(data)
 
 
@@ -187,9 +186,7 @@ HEADERS = st.sampled_from(["Retry-After", "retry-AFTER", "Date", "Location", "x"
 
 @PROPERTY
 @given(st.dictionaries(HEADERS, st.text() | st.sampled_from(ODD)), st.binary(max_size=300), st.integers(-1, 10**4))
-def test_any_status_but_200_is_an_error_of_this_package_whatever_its_headers(
-    headers: dict[str, str], body: bytes, status: int
-) -> None:
+def test_any_status_but_200_is_an_error_of_this_package_whatever_its_headers(headers, body, status):
     check_headers(headers, body)
     if status != 200:
         with pytest.raises(UnleashError):
@@ -248,13 +245,13 @@ def decoding_memory(body: bytes) -> int:
 
 
 @pytest.mark.parametrize("body", WORST.values(), ids=WORST)
-def test_no_known_body_takes_more_than_64_times_its_size(body: bytes) -> None:
+def test_no_known_body_takes_more_than_64_times_its_size(body):
     assert decoding_memory(body) <= MEMORY_MULTIPLE * len(body) + MEMORY_CONSTANT
 
 
 @settings(PROPERTY, max_examples=40)
 @given(TEXTS | mutated(), st.integers(1, 40))
-def test_no_random_body_takes_more_than_64_times_its_size(data: bytes, times: int) -> None:
+def test_no_random_body_takes_more_than_64_times_its_size(data, times):
     rows = b",".join([data] * times)
     for body in (
         data,
@@ -280,7 +277,7 @@ with UnleashClient("key", sys.argv[1], max_response_bytes=8 << 20, max_attempts=
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip"])
-def test_a_body_that_inflates_a_thousandfold_is_refused_before_it_fills_the_memory(encoding: str) -> None:
+def test_a_body_that_inflates_a_thousandfold_is_refused_before_it_fills_the_memory(encoding):
     packer = zlib.compressobj(9, zlib.DEFLATED, 15 if encoding == "deflate" else 31)
     bomb = b"".join(packer.compress(b" " * MB) for _ in range(64)) + packer.flush()
     bomb = gzip.compress(bomb, 9) if "," in encoding else bomb
@@ -303,7 +300,7 @@ TRICKS = st.lists(st.sampled_from([*SLASHES, *DOTS, *OTHERS, "W1"]) | st.text(ma
 @example("..")
 @example("x" * 300)
 @example("人" * 90)
-def test_no_device_id_leaves_its_folder_or_its_segment_of_a_url(device_id: str) -> None:
+def test_no_device_id_leaves_its_folder_or_its_segment_of_a_url(device_id):
     try:
         name = object_name(device_id, Window(MIDNIGHT, MIDNIGHT + 1), "jsonl.gz")
     except InvalidArgumentError:
@@ -324,7 +321,7 @@ def test_no_device_id_leaves_its_folder_or_its_segment_of_a_url(device_id: str) 
 
 
 @pytest.mark.parametrize("device_id", ["x" * 248, "人" * 27, "..%2F..%2Fetc", "ü?#&=%", "~root", "$HOME", "*"])
-def test_the_objects_of_any_other_device_id_are_below_their_folder(device_id: str, tmp_path: Path) -> None:
+def test_the_objects_of_any_other_device_id_are_below_their_folder(device_id, tmp_path):
     target = tmp_path / "lake" / object_name(device_id, Window(MIDNIGHT, MIDNIGHT + 1), "jsonl.gz")
     write(Place(str(target), "file"), [], "jsonl", "gzip")
     [found] = [path for path in tmp_path.rglob("*") if path.is_file()]

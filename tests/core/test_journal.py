@@ -34,26 +34,26 @@ def save(lake: Path, *records: Record, **options: Any) -> None:
     journal.save()
 
 
-def test_another_try_loads_what_earlier_ones_saved(tmp_path: Path) -> None:
+def test_another_try_loads_what_earlier_ones_saved(tmp_path):
     save(tmp_path, record("A"), record("B"))
     save(tmp_path, record("B", 1), record("C"))
     assert journal_in(tmp_path).load(dict) == {"A": record("A"), "B": record("B", 1), "C": record("C")}
 
 
 @pytest.mark.parametrize("options", [{"source": (2,)}, {"resume_within": timedelta(microseconds=1)}])
-def test_records_of_other_settings_and_old_ones_are_ignored(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_records_of_other_settings_and_old_ones_are_ignored(tmp_path, options):
     save(tmp_path, record("A"))
     assert journal_in(tmp_path, **options).load(dict) == {}
 
 
-def test_without_resuming_nothing_is_saved_or_loaded(tmp_path: Path) -> None:
+def test_without_resuming_nothing_is_saved_or_loaded(tmp_path):
     save(tmp_path, record("A"), resume_within=timedelta(0))
     assert list(tmp_path.iterdir()) == []
     save(tmp_path, record("A"))
     assert journal_in(tmp_path, resume_within=timedelta(0)).load(dict) == {}
 
 
-def test_records_are_saved_every_few_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_are_saved_every_few_seconds(tmp_path, monkeypatch):
     journal = journal_in(tmp_path)
     journal.add(record("A"))
     assert journal_in(tmp_path).load(dict) == {}
@@ -62,14 +62,14 @@ def test_records_are_saved_every_few_seconds(tmp_path: Path, monkeypatch: pytest
     assert set(journal_in(tmp_path).load(dict)) == {"A", "B"}
 
 
-def test_records_of_a_completed_task_are_ignored(tmp_path: Path) -> None:
+def test_records_of_a_completed_task_are_ignored(tmp_path):
     """A task that completed but could not remove its journal was cleared, perhaps more than once."""
     save(tmp_path, record("A", 1), record("B", 1), record("C", 1))
     completed = {one.entry.device_id: one.entry for one in (record("A", 1), record("B", 2), record("C", 0))}
     assert set(journal_in(tmp_path).load(lambda: completed)) == {"C"}
 
 
-def test_other_files_in_its_folder_are_ignored(tmp_path: Path) -> None:
+def test_other_files_in_its_folder_are_ignored(tmp_path):
     """A task killed while it saves leaves part of a file."""
     save(tmp_path, record("A"))
     [saved] = tmp_path.rglob("*.landed")
@@ -80,7 +80,7 @@ def test_other_files_in_its_folder_are_ignored(tmp_path: Path) -> None:
     assert set(journal_in(tmp_path).load(dict)) == {"A", "B"}
 
 
-def test_a_removed_journal_leaves_nothing(tmp_path: Path) -> None:
+def test_a_removed_journal_leaves_nothing(tmp_path):
     save(tmp_path, record("A"))
     journal = journal_in(tmp_path)
     journal.load(dict)
@@ -91,9 +91,7 @@ def test_a_removed_journal_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["load", "save", "remove"])
-def test_a_store_that_refuses_costs_requests_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
-) -> None:
+def test_a_store_that_refuses_costs_requests_only(tmp_path, monkeypatch, caplog, step):
     journal = journal_in(tmp_path)
     journal.add(record("A"))
     if step == "save":

@@ -40,7 +40,7 @@ def hours(first: float, length: float) -> Window:
 # ---- lines ---------------------------------------------------------------------------------------
 
 
-def test_a_manifest_has_a_line_of_json_for_each_device_in_order(tmp_path: Path) -> None:
+def test_a_manifest_has_a_line_of_json_for_each_device_in_order(tmp_path):
     silent = entry("A", rows=0, bytes=0, path=None, dag_id="daily", run_id="run 1")
     path = publish(tmp_path, entry("B"), silent)
     assert path == tmp_path / f"{MANIFEST}.manifest"
@@ -72,7 +72,7 @@ def test_a_manifest_has_a_line_of_json_for_each_device_in_order(tmp_path: Path) 
     ]
 
 
-def test_duckdb_reads_manifests_as_a_table(tmp_path: Path) -> None:
+def test_duckdb_reads_manifests_as_a_table(tmp_path):
     publish(tmp_path, entry("A"), entry("B \u00e9"))
     publish(tmp_path, entry("C", rows=0, path=None), device_ids=["C"])
     found = duck(
@@ -83,19 +83,19 @@ def test_duckdb_reads_manifests_as_a_table(tmp_path: Path) -> None:
     assert found == [("A", 3, False, True), ("B \u00e9", 3, False, True), ("C", 0, True, True)]
 
 
-def test_the_entries_of_a_manifest_are_those_that_were_published(tmp_path: Path) -> None:
+def test_the_entries_of_a_manifest_are_those_that_were_published(tmp_path):
     entries = [entry("A", dag_id="d"), entry("\u00e9 'x'", path=None)]
     assert read_manifest(UPath(publish(tmp_path, *entries))) == entries
     assert read_manifest(UPath(tmp_path / "missing.manifest")) == []
 
 
-def test_a_manifest_of_the_account_keeps_entries_of_other_devices(tmp_path: Path) -> None:
+def test_a_manifest_of_the_account_keeps_entries_of_other_devices(tmp_path):
     publish(tmp_path, entry("A"), entry("B"))
     path = publish(tmp_path, entry("B", rows=9), entry("C"))
     assert [(found.device_id, found.rows) for found in read_manifest(UPath(path))] == [("A", 3), ("B", 9), ("C", 3)]
 
 
-def test_a_file_that_is_not_a_manifest_is_named_and_stays(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_manifest_is_named_and_stays(tmp_path):
     path = publish(tmp_path, entry("A"))
     path.write_text('{"device_id": "A", "rows": "many"}\n')
     for read in (lambda: read_manifest(UPath(path)), lambda: publish(tmp_path, entry("B"))):
@@ -107,7 +107,7 @@ def test_a_file_that_is_not_a_manifest_is_named_and_stays(tmp_path: Path) -> Non
 # ---- the tree ------------------------------------------------------------------------------------
 
 
-def test_a_tree_has_the_newest_entry_of_each_device_from_all_manifests_of_its_window(tmp_path: Path) -> None:
+def test_a_tree_has_the_newest_entry_of_each_device_from_all_manifests_of_its_window(tmp_path):
     publish(tmp_path, entry("A"), entry("B", extracted_at="2026-01-13T09:00:00.000Z"))
     publish(tmp_path, entry("A", rows=8, extracted_at="2026-01-13T02:00:00.000Z"), device_ids=["A"])
     publish(tmp_path, entry("B", rows=8, extracted_at="2026-01-13T02:00:00.000Z"), device_ids=["B"])
@@ -116,7 +116,7 @@ def test_a_tree_has_the_newest_entry_of_each_device_from_all_manifests_of_its_wi
     assert {device_id: found.rows for device_id, found in entries.items()} == {"A": 8, "B": 3}
 
 
-def test_a_new_tree_has_no_entries_and_fits_every_layout(tmp_path: Path) -> None:
+def test_a_new_tree_has_no_entries_and_fits_every_layout(tmp_path):
     for layout in (SPLIT, WHOLE):
         tree = open_tree(UPath(tmp_path / "lake"), DAY, layout)
         assert (tree.entries(), tree.overlapping) == ({}, ())
@@ -133,7 +133,7 @@ def test_a_new_tree_has_no_entries_and_fits_every_layout(tmp_path: Path) -> None
         (Layout(True, "parquet"), "would write parquet objects, one per device"),
     ],
 )
-def test_a_tree_has_one_layout_and_format(tmp_path: Path, layout: Layout, problem: str | None, window: Window) -> None:
+def test_a_tree_has_one_layout_and_format(tmp_path, layout, problem, window):
     publish(tmp_path, entry("A", rows=0, path=None), entry("B"))
     if problem is None:
         open_tree(UPath(tmp_path), window, layout)
@@ -145,25 +145,25 @@ def test_a_tree_has_one_layout_and_format(tmp_path: Path, layout: Layout, proble
 
 @pytest.mark.parametrize("extension", ["jsonl", "jsonl.gz", "csv.gz", "parquet"])
 @pytest.mark.parametrize("window", [DAY, Window(DAY.start_ms + 1, DAY.end_ms - 1)])
-def test_a_tree_of_objects_for_all_devices_is_recognized(tmp_path: Path, extension: str, window: Window) -> None:
+def test_a_tree_of_objects_for_all_devices_is_recognized(tmp_path, extension, window):
     publish(tmp_path, entry("A", path=object_name(None, window, extension)), window=window)
     open_tree(UPath(tmp_path), window, Layout(False, extension))
     with pytest.raises(InvalidArgumentError, match="one for all devices, such as start_date=2026-01-12"):
         open_tree(UPath(tmp_path), window, Layout(True, extension))
 
 
-def test_the_layout_is_found_in_the_first_lines_of_a_large_manifest(tmp_path: Path) -> None:
+def test_the_layout_is_found_in_the_first_lines_of_a_large_manifest(tmp_path):
     publish(tmp_path, *(entry(f"W{number:05}", run_id="x" * 200) for number in range(400)))
     with pytest.raises(InvalidArgumentError, match="one per device"):
         open_tree(UPath(tmp_path), DAY, WHOLE)
 
 
-def test_manifests_without_objects_say_nothing_about_the_layout(tmp_path: Path) -> None:
+def test_manifests_without_objects_say_nothing_about_the_layout(tmp_path):
     publish(tmp_path, entry("A", rows=0, path=None))
     open_tree(UPath(tmp_path), DAY, Layout(False, "parquet"))
 
 
-def test_other_files_among_the_manifests_are_ignored(tmp_path: Path) -> None:
+def test_other_files_among_the_manifests_are_ignored(tmp_path):
     """A killed task leaves part of a manifest, and people and tools leave files."""
     published = publish(tmp_path, entry("A"))
     for name in (f".{published.name}.0123.tmp", "notes.txt", "zzz", "20260112T000000Z_20260112T010000Z.jsonl"):
@@ -205,9 +205,7 @@ LOCAL_MONTH = hours(-266, 744)  # two hours east of UTC
         (MONTH, hours(480, 24), False),
     ],
 )
-def test_other_windows_of_the_same_time_are_found_and_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, old: Window, new: Window, overlaps: bool
-) -> None:
+def test_other_windows_of_the_same_time_are_found_and_logged(tmp_path, caplog, old, new, overlaps):
     path = publish(tmp_path, entry("A"), window=old)
     found = open_tree(UPath(tmp_path), new, SPLIT).overlapping
     name = str(path.relative_to(tmp_path / "_manifest")).removesuffix(".manifest")
@@ -215,7 +213,7 @@ def test_other_windows_of_the_same_time_are_found_and_logged(
     assert ("their rows are there twice" in caplog.text) == overlaps
 
 
-def test_a_warning_names_five_overlapping_windows_each_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_names_five_overlapping_windows_each_once(tmp_path, caplog):
     for hour in range(7):
         for device_id in ("A", "B"):
             publish(tmp_path, entry(device_id), device_ids=[device_id], window=hours(hour, 1))
@@ -224,7 +222,7 @@ def test_a_warning_names_five_overlapping_windows_each_once(tmp_path: Path, capl
     assert "T050000Z and more" in caplog.text
 
 
-def test_the_windows_of_a_name_that_manifests_share_do_not_mix(tmp_path: Path) -> None:
+def test_the_windows_of_a_name_that_manifests_share_do_not_mix(tmp_path):
     """With and without milliseconds, one name is the beginning of another."""
     longer = Window(DAY.start_ms, DAY.end_ms + 5)
     publish(tmp_path, entry("A"), window=longer)

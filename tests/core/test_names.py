@@ -27,13 +27,11 @@ ODD = Window(MIDNIGHT - 1, MIDNIGHT + 5)
         (None, DAY, "parquet", "start_date=2020-08-17/20200817T000000Z_20200818T000000Z.parquet"),
     ],
 )
-def test_the_name_of_an_object_depends_on_device_window_and_format(
-    device_id: str | None, window: Window, extension: str, name: str
-) -> None:
+def test_the_name_of_an_object_depends_on_device_window_and_format(device_id, window, extension, name):
     assert object_name(device_id, window, extension) == name
 
 
-def test_the_manifest_of_some_devices_has_a_hash_of_their_ids_in_any_order() -> None:
+def test_the_manifest_of_some_devices_has_a_hash_of_their_ids_in_any_order():
     folder = "_manifest/start_date=2020-08-17/20200817T000000Z_20200818T000000Z"
     assert manifest_name(None, DAY) == f"{folder}.manifest"
     some = manifest_name(["W2", "W1", "W1"], DAY)
@@ -42,11 +40,11 @@ def test_the_manifest_of_some_devices_has_a_hash_of_their_ids_in_any_order() -> 
 
 
 @pytest.mark.parametrize("window", [DAY, ODD, Window(0, 1)])
-def test_the_window_of_a_name_is_the_one_that_it_was_made_of(window: Window) -> None:
+def test_the_window_of_a_name_is_the_one_that_it_was_made_of(window):
     assert parse_window(manifest_name(["W1"], window)) == window
     assert parse_window(object_name(None, window, "jsonl.gz")) == window
 
 
 @pytest.mark.parametrize("name", ["", "readme.txt", "2020-08-17.manifest", "20200817T000000Z.manifest"])
-def test_other_names_have_no_window(name: str) -> None:
+def test_other_names_have_no_window(name):
     assert parse_window(name) is None

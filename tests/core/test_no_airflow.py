@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 from tests.support.python_processes import BLOCK, import_root
 
 
-def test_all_core_tests_are_collected_without_airflow() -> None:
+def test_all_core_tests_are_collected_without_airflow():
     code = BLOCK.format(blocked=["airflow"]) + (
         "import pytest\n"
         "code = pytest.main(['--collect-only', '-qq', '-p', 'no:cacheprovider', 'tests/core'])\n"
@@ -26,6 +26,6 @@ def test_all_core_tests_are_collected_without_airflow() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_core_test_cannot_import_airflow() -> None:
+def test_a_core_test_cannot_import_airflow():
     with pytest.raises(ImportError):
         import airflow  # noqa: F401

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Generator, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -40,7 +39,7 @@ DAY_WINDOW = Window(DAY_START, DAY_END)
 CAMERAS = [f"W{number}" for number in range(40)]
 
 
-def test_each_device_has_each_window_in_order_of_time() -> None:
+def test_each_device_has_each_window_in_order_of_time():
     windows = plan_windows(DAY, NEXT_DAY, every="hour")
     planned = plan_steps(["W2", "W1"], DAY_WINDOW, STEPS["hour"], UTC, max_windows=48)
     assert planned == [DeviceWindow(device_id, window) for device_id in ("W2", "W1") for window in windows]
@@ -58,9 +57,7 @@ def test_each_device_has_each_window_in_order_of_time() -> None:
         (None, 1025, 1024, ["1025 devices × 1 window are", "no step fits"]),
     ],
 )
-def test_too_many_windows_are_an_error_that_names_a_step_that_fits(
-    every: Any, devices: int, limit: int, words: list[str]
-) -> None:
+def test_too_many_windows_are_an_error_that_names_a_step_that_fits(every, devices, limit, words):
     device_ids = [f"W{number}" for number in range(devices)]
     with pytest.raises(InvalidArgumentError) as caught:
         plan_steps(device_ids, YEAR, parse_step(every), UTC, max_windows=limit)
@@ -69,7 +66,7 @@ def test_too_many_windows_are_an_error_that_names_a_step_that_fits(
 
 
 @pytest.mark.parametrize("every", ["day", "week", "month", "quarter", "year"])
-def test_max_windows_is_the_largest_allowed_number(every: str) -> None:
+def test_max_windows_is_the_largest_allowed_number(every):
     number = 40 * len(plan_windows(YEAR.start, YEAR.end, every=every))
     plan = partial(plan_steps, CAMERAS, YEAR, STEPS[every], UTC)
     assert len(plan(max_windows=number)) == number
@@ -78,7 +75,7 @@ def test_max_windows_is_the_largest_allowed_number(every: str) -> None:
 
 
 @pytest.mark.parametrize("limit", [40, 80, 480, 1024, 2120, 14600])
-def test_the_suggested_step_is_the_shortest_that_fits(limit: int) -> None:
+def test_the_suggested_step_is_the_shortest_that_fits(limit):
     with pytest.raises(InvalidArgumentError) as caught:
         plan_steps(CAMERAS, YEAR, STEPS["hour"], UTC, max_windows=limit)
     [suggested] = [name for name in STEPS if f'every="{name}"' in str(caught.value)]
@@ -87,7 +84,7 @@ def test_the_suggested_step_is_the_shortest_that_fits(limit: int) -> None:
     )
 
 
-def test_without_devices_there_are_no_windows_but_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_devices_there_are_no_windows_but_a_warning(caplog):
     assert plan_steps([], YEAR, None, UTC, max_windows=1) == []
     assert caplog.messages == ["There are no devices, so there are no windows"]
 
@@ -113,13 +110,13 @@ def split(count_pages: EvenRate, max_pages: int, max_windows: int = 1024) -> lis
     return split_by_size(whole, count_pages, max_pages=max_pages, max_windows=max_windows)
 
 
-def test_a_window_that_fits_stays_whole_and_costs_one_request() -> None:
+def test_a_window_that_fits_stays_whole_and_costs_one_request():
     rate = EvenRate(1)
     assert split(rate, 24) == [DeviceWindow("W2", DAY_WINDOW), DeviceWindow("W1", DAY_WINDOW)]
     assert rate.requests == 2
 
 
-def test_a_window_that_is_too_large_is_halved_until_its_parts_fit() -> None:
+def test_a_window_that_is_too_large_is_halved_until_its_parts_fit():
     rate = EvenRate(2)
     parts = split(rate, 6)
     assert [one.device_id for one in parts] == ["W2"] * 8 + ["W1"] * 8
@@ -131,7 +128,7 @@ def test_a_window_that_is_too_large_is_halved_until_its_parts_fit() -> None:
 
 
 @pytest.mark.parametrize("limit", [2, 3, 10, 100])
-def test_too_many_parts_are_an_error_after_a_bounded_number_of_requests(limit: int) -> None:
+def test_too_many_parts_are_an_error_after_a_bounded_number_of_requests(limit):
     rate = EvenRate(1e6)
     with pytest.raises(InvalidArgumentError, match="raise max_pages") as caught:
         split(rate, 1, limit)
@@ -140,7 +137,7 @@ def test_too_many_parts_are_an_error_after_a_bounded_number_of_requests(limit: i
     assert rate.open == 0
 
 
-def test_a_window_shorter_than_two_minutes_is_not_cut_but_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_window_shorter_than_two_minutes_is_not_cut_but_logged(caplog):
     window = Window(DAY_START + 1, DAY_START + 7 * MINUTE_MS + 30_000)
     with caplog.at_level(logging.WARNING):
         parts = split_by_size([DeviceWindow("W1", window)], EvenRate(1e6), max_pages=1, max_windows=100)
@@ -151,7 +148,7 @@ def test_a_window_shorter_than_two_minutes_is_not_cut_but_logged(caplog: pytest.
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10**9), st.integers(2 * MINUTE_MS, 40 * DAY_MS))
-def test_halves_are_equal_parts_of_the_window_cut_at_a_whole_minute(offset: int, length: int) -> None:
+def test_halves_are_equal_parts_of_the_window_cut_at_a_whole_minute(offset, length):
     start = DAY_START + offset
     first, last = (part.window for part in DeviceWindow("W1", Window(start, start + length)).halves())
     assert (first.start_ms, last.end_ms) == (start, start + length)
@@ -184,7 +181,7 @@ def coverage_of(dst: Any, settle: timedelta = timedelta(0)) -> Coverage:
     return read_coverage(dst, device_ids=["W1", "W2"], start=DAY_START, end=end, every="day", settle=settle)
 
 
-def test_gaps_are_the_windows_that_are_missing_or_unsettled(tmp_path: Path) -> None:
+def test_gaps_are_the_windows_that_are_missing_or_unsettled(tmp_path):
     dst = UPath(tmp_path)
     write_manifest(dst, FOUR_DAYS[0], ["W1", "W2"])
     write_manifest(dst, FOUR_DAYS[1], ["W1"])
@@ -201,14 +198,14 @@ def test_gaps_are_the_windows_that_are_missing_or_unsettled(tmp_path: Path) -> N
     ]
 
 
-def test_an_empty_window_is_no_gap_and_a_second_plan_is_empty(tmp_path: Path) -> None:
+def test_an_empty_window_is_no_gap_and_a_second_plan_is_empty(tmp_path):
     dst = UPath(tmp_path)
     for window in FOUR_DAYS:
         write_manifest(dst, window, ["W1", "W2"], rows=0)
     assert plan_account_gaps(coverage_of(dst)) == plan_device_gaps(coverage_of(dst)) == []
 
 
-def test_a_gap_in_one_object_of_all_devices_is_the_whole_window(tmp_path: Path) -> None:
+def test_a_gap_in_one_object_of_all_devices_is_the_whole_window(tmp_path):
     dst = UPath(tmp_path)
     for window in FOUR_DAYS[:3]:
         write_manifest(dst, window, ["W1", "W2"] if window != FOUR_DAYS[1] else ["W1"], is_split=False)
@@ -227,7 +224,7 @@ def test_a_gap_in_one_object_of_all_devices_is_the_whole_window(tmp_path: Path) 
         ("PT90M", "2026-03-29T12:34+02:00", "2026-05-15T14:05+02:00"),
     ],
 )
-def test_a_span_of_gaps_has_whole_windows_of_the_calendar(every: str, start: str, end: str) -> None:
+def test_a_span_of_gaps_has_whole_windows_of_the_calendar(every, start, end):
     given = [datetime.fromisoformat(text) for text in ("2026-03-29T12:34+02:00", "2026-05-15T14:05+02:00")]
     span = Window(*(int(moment.timestamp() * 1000) for moment in given))
     step = parse_step(every)

@@ -61,11 +61,11 @@ def max_in_flight(throttle: Throttle, requests: int) -> int:
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_at_most_limit_requests_are_in_flight(limit: int) -> None:
+def test_at_most_limit_requests_are_in_flight(limit):
     assert max_in_flight(new_throttle(limit), 3 * limit) == limit
 
 
-def test_a_refusal_halves_the_requests_in_flight_and_successes_raise_them_again() -> None:
+def test_a_refusal_halves_the_requests_in_flight_and_successes_raise_them_again():
     throttle = new_throttle(8)
     run_all(throttle, refuse())
     assert max_in_flight(throttle, 8) == 4
@@ -76,7 +76,7 @@ def test_a_refusal_halves_the_requests_in_flight_and_successes_raise_them_again(
 
 
 @pytest.mark.parametrize("error", [RateLimitError("429", retry_after=0.3), ServerError("503", retry_after=0.3)])
-def test_a_retry_after_pauses_all_requests_and_is_reported(error: TransientError) -> None:
+def test_a_retry_after_pauses_all_requests_and_is_reported(error):
     pauses: list[float] = []
     throttle = Throttle(4, 5, pauses.append)
     run_all(throttle, fail(error))
@@ -87,9 +87,7 @@ def test_a_retry_after_pauses_all_requests_and_is_reported(error: TransientError
 
 
 @pytest.mark.parametrize("error", [RateLimitError("429", retry_after=0), ServerError("503", retry_after=0.001)])
-def test_a_retry_after_shorter_than_the_backoff_does_not_shorten_it(
-    error: TransientError, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_retry_after_shorter_than_the_backoff_does_not_shorten_it(error, monkeypatch):
     monkeypatch.setattr(throttle_module, "backoff", lambda failures: 0.05 * failures)
     pauses: list[float] = []
     throttle = Throttle(4, 5, pauses.append)
@@ -102,7 +100,7 @@ def test_a_retry_after_shorter_than_the_backoff_does_not_shorten_it(
 
 
 @pytest.mark.parametrize("error", [ServerError("500"), TransportError("reset"), RateLimitError("429", retry_after=61)])
-def test_other_errors_and_a_retry_after_of_more_than_a_minute_do_not_pause(error: TransientError) -> None:
+def test_other_errors_and_a_retry_after_of_more_than_a_minute_do_not_pause(error):
     throttle = new_throttle(1)
     run_all(throttle, fail(error))
     began = time.monotonic()
@@ -110,7 +108,7 @@ def test_other_errors_and_a_retry_after_of_more_than_a_minute_do_not_pause(error
     assert time.monotonic() - began < 1
 
 
-def test_refusals_of_requests_in_flight_together_count_once_and_a_success_resets_them() -> None:
+def test_refusals_of_requests_in_flight_together_count_once_and_a_success_resets_them():
     throttle = new_throttle(8, max_refusals=2)
     together = threading.Barrier(8)
 
@@ -127,7 +125,7 @@ def test_refusals_of_requests_in_flight_together_count_once_and_a_success_resets
     assert throttle.is_exhausted
 
 
-def test_only_429_exhausts_the_throttle() -> None:
+def test_only_429_exhausts_the_throttle():
     throttle = new_throttle(1, max_refusals=1)
     run_all(throttle, fail(ServerError("503", retry_after=0)), fail(TransportError("reset")))
     assert not throttle.is_exhausted
@@ -135,7 +133,7 @@ def test_only_429_exhausts_the_throttle() -> None:
     assert throttle.is_exhausted
 
 
-def test_cancelling_ends_requests_that_wait_for_a_pause_or_a_slot() -> None:
+def test_cancelling_ends_requests_that_wait_for_a_pause_or_a_slot():
     throttle, cancelled, release = new_throttle(1), threading.Event(), threading.Event()
     with ThreadPoolExecutor(2) as pool:
         holder = pool.submit(throttle.run, release.wait, never)
@@ -155,7 +153,7 @@ def test_cancelling_ends_requests_that_wait_for_a_pause_or_a_slot() -> None:
     assert time.monotonic() - began < 1
 
 
-def test_the_backoff_doubles_up_to_its_maximum_with_full_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backoff_doubles_up_to_its_maximum_with_full_jitter(monkeypatch):
     monkeypatch.setattr(throttle_module, "MIN_BACKOFF", 0.5)
     monkeypatch.setattr(throttle_module, "MAX_BACKOFF", 30.0)
     for failures, limit in ((1, 0.5), (2, 1.0), (5, 8.0), (7, 30.0), (100, 30.0)):

@@ -117,9 +117,7 @@ def spell(moment: datetime, how: int) -> Any:
 
 @PROPERTY
 @given(st.data(), st.sampled_from([3, 6, 9]), st.booleans(), st.booleans())
-def test_windows_return_each_row_once_wherever_the_span_is_cut(
-    data: st.DataObject, digits: int, inclusive_to: bool, whole_ms: bool
-) -> None:
+def test_windows_return_each_row_once_wherever_the_span_is_cut(data, digits, inclusive_to, whole_ms):
     bounds = data.draw(cuts())
     hows = st.integers(0, 4 * len(ZONES) - 1)
     windows = [
@@ -151,7 +149,7 @@ def days_around_changes(zone: tzinfo, years: range) -> Iterator[list[date]]:
 
 
 @every_clock
-def test_windows_from_midnight_to_midnight_have_no_gap_or_overlap_when_clocks_change(zone: str) -> None:
+def test_windows_from_midnight_to_midnight_have_no_gap_or_overlap_when_clocks_change(zone):
     local, dag_timezone = ZoneInfo(zone), pendulum.timezone(zone)
     lengths: Counter[float] = Counter()
     for days in days_around_changes(local, range(2018, 2027)):
@@ -169,7 +167,7 @@ def test_windows_from_midnight_to_midnight_have_no_gap_or_overlap_when_clocks_ch
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "Australia/Sydney"])
-def test_daily_runs_at_a_time_that_comes_twice_have_no_gap_or_overlap(zone: str) -> None:
+def test_daily_runs_at_a_time_that_comes_twice_have_no_gap_or_overlap(zone):
     # On such a day, Airflow's cron timetables run at the later 2:30.
     month = 10 if zone == "Europe/Berlin" else 4
     runs = [datetime(2020, month, day, 2, 30, fold=1, tzinfo=ZoneInfo(zone)) for day in range(1, 30)]
@@ -187,9 +185,7 @@ def test_daily_runs_at_a_time_that_comes_twice_have_no_gap_or_overlap(zone: str)
     ("every", "unit", "length"), [("week", "weeks", 1), ("month", "months", 1), ("quarter", "months", 3)]
 )
 @pytest.mark.parametrize("day", [1, 28, 31])
-def test_windows_of_months_and_weeks_follow_the_calendar_and_do_not_drift(
-    zone: str, every: str, unit: str, length: int, day: int
-) -> None:
+def test_windows_of_months_and_weeks_follow_the_calendar_and_do_not_drift(zone, every, unit, length, day):
     local = pendulum.timezone(zone)
     start = pendulum.datetime(2019, 1, day, tz=local)
     bounds = [start.add(**{unit: length * number}) for number in range(31)]
@@ -203,9 +199,7 @@ def test_windows_of_months_and_weeks_follow_the_calendar_and_do_not_drift(
 
 @PROPERTY
 @given(st.sampled_from(ZONES), moments, st.integers(1, 720), st.integers(1, 100))
-def test_windows_shorter_than_a_day_have_one_length_when_clocks_change(
-    zone: ZoneInfo, moment: datetime, minutes: int, number: int
-) -> None:
+def test_windows_shorter_than_a_day_have_one_length_when_clocks_change(zone, moment, minutes, number):
     length = timedelta(minutes=minutes)
     planned = plan_windows(moment, moment + number * length, every=length, timezone=zone)
     runs = [moment + index * length for index in range(1, number + 1)]
@@ -221,9 +215,7 @@ def test_windows_shorter_than_a_day_have_one_length_when_clocks_change(
     st.timedeltas(timedelta(milliseconds=1), timedelta(days=800)),
     st.sampled_from(["partition_date", "run_after", "logical_date", "data_interval_end"]),
 )
-def test_a_window_is_never_empty_and_does_not_depend_on_how_moment_and_zone_are_spelled(
-    zone: ZoneInfo, moment: datetime, length: timedelta, name: str
-) -> None:
+def test_a_window_is_never_empty_and_does_not_depend_on_how_moment_and_zone_are_spelled(zone, moment, length, name):
     spellings = (moment, moment.astimezone(zone), pendulum.instance(moment), pendulum.instance(moment, tz=zone))
     [window] = {
         resolve_window(window=length, timezone=dag_timezone, **{name: spelled})  # type: ignore[arg-type]
@@ -260,7 +252,7 @@ def plans(draw: st.DrawFn) -> tuple[datetime, datetime, Any, ZoneInfo]:
 
 @PROPERTY
 @given(plans())
-def test_steps_cover_the_span_without_gap_or_overlap_however_it_is_spelled(plan: tuple[Any, ...]) -> None:
+def test_steps_cover_the_span_without_gap_or_overlap_however_it_is_spelled(plan):
     start, end, every, zone = plan
     windows = plan_windows(start, end, every=every, timezone=zone)
     start_ms, end_ms = to_us(start) // 1000, to_us(end) // 1000

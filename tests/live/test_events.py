@@ -173,17 +173,17 @@ def read_example(stage: LiveStage, lake: Path) -> tuple[dict[str, list[tuple[int
     return windows, {device: counts[device] for device in DEVICES}
 
 
-def test_triggerer_and_consumer_were_killed_repeatedly(seen: Seen) -> None:
+def test_triggerer_and_consumer_were_killed_repeatedly(seen):
     assert seen.killed["triggerer"] >= 3
     assert seen.killed["consumer"] >= 3
 
 
-def test_every_session_was_handled(seen: Seen) -> None:
+def test_every_session_was_handled(seen):
     handled = {session for sessions in seen.handled.values() for session in sessions}
     assert [session for session in seen.expected if session not in handled] == []
 
 
-def test_a_session_is_handled_again_only_if_an_earlier_try_was_killed(seen: Seen, capsys: Any) -> None:
+def test_a_session_is_handled_again_only_if_an_earlier_try_was_killed(seen, capsys):
     marked = Counter(session for name in seen.marked for session in seen.handled[name])
     assert {session: times for session, times in marked.items() if times > 1} == {}
     times = Counter(session for sessions in seen.handled.values() for session in sessions)
@@ -197,7 +197,7 @@ def test_a_session_is_handled_again_only_if_an_earlier_try_was_killed(seen: Seen
         )
 
 
-def test_deferred_sensors_succeed_skip_and_fail_as_in_other_modes(seen: Seen) -> None:
+def test_deferred_sensors_succeed_skip_and_fail_as_in_other_modes(seen):
     assert seen.waited.states == {("find", 0): "success", ("find", 1): "success", "skip": "skipped", "fail": "failed"}
     # Airflow does not retry a sensor that timed out.
     assert seen.waited.tries["fail"] == 1
@@ -207,7 +207,7 @@ def test_deferred_sensors_succeed_skip_and_fail_as_in_other_modes(seen: Seen) ->
         assert found[:60] == [session for session in seen.expected if session in found][:60]
 
 
-def test_the_windows_of_the_example_have_no_gaps_and_no_overlaps(seen: Seen) -> None:
+def test_the_windows_of_the_example_have_no_gaps_and_no_overlaps(seen):
     for device in DEVICES:
         windows = seen.windows[device]
         assert len(windows) >= 2
@@ -215,12 +215,12 @@ def test_the_windows_of_the_example_have_no_gaps_and_no_overlaps(seen: Seen) -> 
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_lake_of_the_example_has_each_row_once(seen: Seen, device: str) -> None:
+def test_the_lake_of_the_example_has_each_row_once(seen, device):
     start, end = seen.windows[device][0][0], seen.windows[device][-1][1]
     expected = sum(1 for _ in generate_rows(0, device, start, end - 1, rows_per_day=ROWS_PER_DAY))
     assert seen.rows[device] == expected
 
 
-def test_no_process_and_no_folder_is_left(seen: Seen) -> None:
+def test_no_process_and_no_folder_is_left(seen):
     assert not seen.folder.exists()
     assert processes_in(seen.folder) == []

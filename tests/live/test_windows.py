@@ -39,7 +39,7 @@ def named(kind: RunKind) -> str:
 
 
 @pytest.mark.parametrize("kind", RUN_KINDS, ids=named)
-def test_a_run_requests_the_expected_window(kind: RunKind, observed: Observed) -> None:
+def test_a_run_requests_the_expected_window(kind, observed):
     run = run_of(kind, observed)
     outcome = outcome_of(run)
     if outcome != kind.expected:
@@ -48,7 +48,7 @@ def test_a_run_requests_the_expected_window(kind: RunKind, observed: Observed) -
 
 
 @pytest.mark.parametrize("kind", ASKING, ids=named)
-def test_log_result_and_object_name_show_the_requested_window(kind: RunKind, observed: Observed) -> None:
+def test_log_result_and_object_name_show_the_requested_window(kind, observed):
     run = run_of(kind, observed)
     [(start, end)] = run.requests
     assert run.state == "success"
@@ -63,7 +63,7 @@ def test_log_result_and_object_name_show_the_requested_window(kind: RunKind, obs
 
 
 @pytest.mark.parametrize("kind", FAILING, ids=named)
-def test_a_run_without_a_window_fails_on_its_first_try_without_requests(kind: RunKind, observed: Observed) -> None:
+def test_a_run_without_a_window_fails_on_its_first_try_without_requests(kind, observed):
     run = run_of(kind, observed)
     assert (run.state, run.tries, run.max_tries) == ("failed", 1, 2), run.log[-2000:]
     assert (run.requests, run.xcom) == (frozenset(), None)
@@ -72,7 +72,7 @@ def test_a_run_without_a_window_fails_on_its_first_try_without_requests(kind: Ru
 
 
 @pytest.mark.parametrize("kind", [kind for kind in RUN_KINDS if kind.outlet], ids=named)
-def test_the_event_of_an_outlet_describes_the_written_rows_and_the_partition(kind: RunKind, observed: Observed) -> None:
+def test_the_event_of_an_outlet_describes_the_written_rows_and_the_partition(kind, observed):
     run = run_of(kind, observed)
     expected = {name: run.xcom[name] for name in ("device_id", "start", "end", "rows", "pages", "files")}
     expected["bytes"] = sum(file["bytes"] for file in run.xcom["files"])
@@ -81,16 +81,16 @@ def test_the_event_of_an_outlet_describes_the_written_rows_and_the_partition(kin
     assert run.events == [(kind.outlet, expected)]
 
 
-def test_the_key_is_in_no_file_that_scheduler_workers_and_triggerer_wrote(observed: Observed) -> None:
+def test_the_key_is_in_no_file_that_scheduler_workers_and_triggerer_wrote(observed):
     assert observed.leaks == []
 
 
-def test_no_process_and_no_folder_is_left(observed: Observed) -> None:
+def test_no_process_and_no_folder_is_left(observed):
     assert not observed.folder.exists()
     assert processes_in(observed.folder) == []
 
 
-def test_the_page_is_written_if_all_runs_are_as_expected(observed: Observed) -> None:
+def test_the_page_is_written_if_all_runs_are_as_expected(observed):
     runs = {kind: observed.runs.get(kind.dag_id) for kind in RUN_KINDS}
     wrong = [kind.dag_id for kind, run in runs.items() if run is None or outcome_of(run) != kind.expected]
     assert wrong == [], "Some runs are not as expected, so the page is not updated"

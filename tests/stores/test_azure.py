@@ -7,12 +7,11 @@ These tests need a provider and a server that no other test needs. Run them with
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from airflow_provider_unleash.simulator import Simulator
 from tests.support.azurite import connection_string, serve_blobs
 from tests.support.store_cases import ProcessCases, StoreCases, extract
 
@@ -69,7 +68,7 @@ def lake(azurite: AzureStore) -> Iterator[AzureStore]:
 
 
 class TestAzure(StoreCases):
-    def test_a_missing_container_fails_the_extraction(self, serve: Callable[..., Simulator], lake: AzureStore) -> None:
+    def test_a_missing_container_fails_the_extraction(self, serve, lake):
         serve()
         with pytest.raises(FileNotFoundError):
             extract(lake, dst="abfs://lake_conn@nowhere/unleash")
