@@ -382,8 +382,7 @@ class ProcessCases(_Connected):
         assert name == f"{NAME}.jsonl"
         assert read_records(body, "jsonl") == in_window(sim)
 
-    @pytest.mark.parametrize("old", [{}, {"large.jsonl": b"old"}], ids=["new", "old"])
-    @pytest.mark.parametrize("size", [20, 80])
+    @pytest.mark.parametrize(("size", "old"), [(20, {}), (80, {"large.jsonl": b"old"})], ids=["new", "old"])
     def test_a_kill_during_an_upload_keeps_the_previous_object_and_a_rerun_replaces_it(
         self, lake: Store, size: int, old: dict[str, bytes]
     ) -> None:
