@@ -91,6 +91,7 @@ def store_of(scheme: str) -> Store:
 def check_dst(dst: str) -> None:
     """Check that the URL or absolute path of a folder leads where it says; a template may have rendered to None."""
     scheme, store, place = split_dst(dst)
+    bucket = place.partition("/")[0].rpartition("@")[2]
     problem = None
     # After two slashes, ObjectStoragePath would use the current folder.
     if not re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme) or (store.name == "file" and not re.match("/(?!/)", place)):
@@ -99,8 +100,10 @@ def check_dst(dst: str) -> None:
         problem = "contains two URLs"
     elif not dst.isprintable() or dst != dst.strip():
         problem = "contains control or invisible characters, or starts or ends with white space"
-    elif store.extra and not place.partition("/")[0].rpartition("@")[2]:
+    elif store.extra and not bucket:
         problem = "has no bucket"
+    elif store.extra and not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
+        problem = "has a bucket with characters that no store allows"
     elif {".", ".."} & set(re.split(r"[/\\@]", unquote(place))):
         problem = "contains a dot segment, which leads elsewhere"
     if problem:

@@ -405,6 +405,7 @@ def test_a_url_has_no_connection(place: Any, url: str) -> None:
     [
         *((dst, "is not a URL or absolute path") for dst in ("None", "", "lake", "//lake", "file://x", "file:////x")),
         *(("s3://lake/s3://x", "contains two URLs"), ("s3:///x", "has no bucket"), ("gs://conn@/x", "has no bucket")),
+        *((f"s3://aws@{name}/x", "has a bucket with characters") for name in ("my lake", "lake!", "{lake}", "lake:x")),
         *((dst, "dot segment") for dst in ("/lake/../x", "s3://lake/./x", "s3://lake/%2e%2e/x", "s3://..@lake/x")),
         *((dst, "white space") for dst in ("s3://lake/x ", "/lake\n", "/lake\u200b/x")),
     ],
