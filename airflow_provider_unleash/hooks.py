@@ -361,12 +361,13 @@ def _parse_verify(text: str) -> bool | str:
 
 def _base_url(host: str, port: int | None) -> str:
     """Return host and port as one URL; a port in the host takes precedence."""
+    if port is None:
+        return host
     url = host if "://" in host else f"https://{host}"
-    parts = urlsplit(url)
     try:
-        port_in_host = parts.port
+        parts = urlsplit(url)
+        if parts.port is not None or not parts.netloc:
+            return url
     except ValueError:
         return url  # the client reports what is wrong with it
-    if port is None or port_in_host is not None or not parts.netloc:
-        return url
     return parts._replace(netloc=f"{parts.netloc}:{port}").geturl()

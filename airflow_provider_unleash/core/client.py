@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import ssl
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from airflow_provider_unleash.exceptions import InvalidArgumentError, TransportE
 log = logging.getLogger(__name__)
 
 MAX_TIMEOUT = 86_400.0  # seconds; the operating system rejects much longer ones
+MAX_CONCURRENCY = 1000  # urllib3 allocates a place for each connection in advance
 
 
 @dataclass(frozen=True)
@@ -80,17 +82,13 @@ class UnleashClient(RecordSource):
     ) -> None:
         if auth not in protocol.AUTHS:
             raise InvalidArgumentError(f"auth={auth!r} must be one of {', '.join(protocol.AUTHS)}", argument="auth")
-        if verify is not True and not (isinstance(verify, str) and Path(verify).exists()):
-            raise InvalidArgumentError(
-                f"verify={verify!r} must be true or the path of a CA bundle. Without verification, any server could "
-                "receive the API key",
-                argument="verify",
-            )
+        if verify is not True:
+            _check_ca_bundle(verify)
         key = protocol.check_api_key(api_key)
         if (len(key) >= 8 and key.lower() in base_url.lower()) or protocol.PAT_PREFIX in base_url.lower():
             raise InvalidArgumentError("The host contains an API key, which belongs in the password", argument="host")
         self.base_url = protocol.parse_base_url(base_url, allow_http=allow_http)
-        self.page_concurrency = int(_check_positive(page_concurrency, "page_concurrency", minimum=1))
+        self.page_concurrency = _check_concurrency(page_concurrency)
         self.mask_stream_tokens = mask_stream_tokens
         self._warned_of_tokens = False
         self._on_close = on_close
@@ -280,7 +278,7 @@ class UnleashClient(RecordSource):
     def _concurrency(self, page_concurrency: int | None) -> int:
         if page_concurrency is None:
             return self.page_concurrency
-        return int(_check_positive(page_concurrency, "page_concurrency", minimum=1))
+        return _check_concurrency(page_concurrency)
 
     def _parse_page(self, response: Response, number: int, endpoint: Endpoint) -> Page:
         """Parse a page, and mask its stream tokens or warn of them."""
@@ -308,6 +306,25 @@ def _iter_all(reader: PageReader, window: Window | None) -> Generator[Page, None
             pages = HalfOpenPages(window, reader.iter_from(1))
             yield from pages
             pages.counts.warn_if_window_ignored(window)
+
+
+def _check_ca_bundle(verify: object) -> None:
+    reason = "Without verification, any server could receive the API key"
+    if isinstance(verify, str) and Path(verify).exists():
+        if Path(verify).is_dir():
+            return
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(verify)
+            return
+        except OSError as error:  # unreadable, or without certificates
+            reason = str(error)
+    raise InvalidArgumentError(
+        f"verify={verify!r} must be true or the path of a CA bundle. {reason}", argument="verify"
+    )
+
+
+def _check_concurrency(value: float) -> int:
+    return int(_check_positive(value, "page_concurrency", minimum=1, maximum=MAX_CONCURRENCY))
 
 
 def _check_positive(value: float, argument: str, minimum: float = 0.0, maximum: float = math.inf) -> float:

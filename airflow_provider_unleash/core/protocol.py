@@ -81,7 +81,7 @@ def parse_base_url(url: str, *, allow_http: bool = False) -> str:
         raise _bad_host("it has no host name")
     if parts.username is not None or parts.password is not None:
         raise _bad_host("it contains credentials; the API key belongs in the connection's password")
-    if "/v1/analytics" in parts.path:
+    if "/v1/analytics" in parts.path.lower():
         raise _bad_host("it contains /v1/analytics, which is added to each request: remove it")
     if parts.query or parts.fragment:
         raise _bad_host("it has a query or a fragment")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import airflow
+import certifi
 import jsonschema
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -27,6 +28,7 @@ from tests.support.sample_day import DAY, DAY_END, DAY_START, HOUR_MS, NEXT_DAY,
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
 KEY = "kEy-of-4711"
+CA_BUNDLE = certifi.where()
 MORNING = (DAY_START + 7 * HOUR_MS, DAY_START + 12 * HOUR_MS)
 CONNECTION_TYPE = get_provider_info()["connection-types"][0]
 
@@ -79,7 +81,7 @@ class Recording(UnleashClient):
         ("mask_stream_tokens", [True, "true", 1, "1"], True),
         ("mask_stream_tokens", [False, "False", 0], False),
         ("verify", [True, "true"], True),
-        ("verify", [__file__], __file__),
+        ("verify", [CA_BUNDLE], CA_BUNDLE),
         ("auth", ["bearer"], "bearer"),
         ("allow_http", ["false"], False),
         *((name, ["", None], "the default") for name in CONNECTION_TYPE["conn-fields"]),
@@ -117,6 +119,9 @@ def test_a_connection_uri_has_host_port_key_and_extras(connect, serve):
         ({"host": "https://"}, "host"),
         ({"host": "https://eu.example.com:port"}, "host"),
         ({"host": "https://eu.example.com?x=1"}, "host"),
+        ({"host": "https:/eu.example.com"}, "host"),
+        ({"host": "https://[::1"}, "host"),
+        ({"host": "https://[::1", "port": 8443}, "host"),
         ({"host": f"https://user:{KEY}@eu.example.com"}, "host"),
         ({"extra": {"auth": "basic"}}, "auth"),
         ({"extra": {"timeout": "soon"}}, "timeout"),
@@ -177,7 +182,7 @@ def test_a_key_in_login_is_said_to_be_there(connect):
     assert KEY not in message
 
 
-@pytest.mark.parametrize("path", ["/v1/analytics", "/v1/analytics/", "/proxy/v1/analytics/devices"])
+@pytest.mark.parametrize("path", ["/v1/analytics", "/v1/analytics/", "/proxy/V1/Analytics/devices"])
 def test_a_host_with_the_path_of_the_api_is_told_so(connect, path):
     connect(host=f"https://eu.example.com{path}", password=KEY)
     with pytest.raises(InvalidArgumentError, match="contains /v1/analytics, which is added to each request") as caught:
