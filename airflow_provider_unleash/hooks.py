@@ -223,17 +223,21 @@ class ConnectedTask:
 
     unleash_conn_id: str
     _client: UnleashClient | None = None
+    _is_killed = False
 
     @contextmanager
     def _open_client(self) -> Iterator[UnleashClient]:
         with UnleashHook(self.unleash_conn_id).get_conn() as client:
             self._client = client
+            if self._is_killed:  # between the requests of a sensor, or before the first one
+                client.cancel()
             try:
                 yield client
             finally:
                 del self._client
 
     def on_kill(self) -> None:
+        self._is_killed = True
         if self._client is not None:
             self._client.cancel()
 

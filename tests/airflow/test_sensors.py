@@ -44,6 +44,16 @@ def between(sim: Simulator, start: int, end: int) -> list[str]:
     return sessions
 
 
+def test_a_sensor_that_is_killed_between_two_pokes_sends_no_more_requests(sim):
+    sensor = UnleashNewSessionsSensor(task_id="wait")
+    sensor.poke(make_context())
+    sim.clear_requests()
+    sensor.on_kill()
+    with pytest.raises(errors.TransportError, match="cancelled"):
+        sensor.poke(make_context())
+    assert sim.requests == []
+
+
 def test_new_sessions_are_by_default_those_of_the_runs_data_interval(sim):
     assert new() == between(sim, DAY_START, DAY_END)
     yesterday = make_context((DAY - timedelta(days=1), DAY))
