@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -109,6 +110,8 @@ class FetchOperator(UnleashOperator):
             name = self._name_if_mapped() + (" {{ task.start }}" if self.start else "")
             values["map_index_template"] = name.strip()
         with self._open_client() as client:
+            if is_mapped(context) and values["ti"].map_index > 0:
+                client.token_log_level = logging.INFO  # the first of mapped tasks warns for all
             return self._fetch(client, window, context)
 
     def _name_if_mapped(self) -> str:

@@ -90,6 +90,7 @@ class UnleashClient(RecordSource):
         self.base_url = protocol.parse_base_url(base_url, allow_http=allow_http)
         self.page_concurrency = _check_concurrency(page_concurrency)
         self.mask_stream_tokens = mask_stream_tokens
+        self.token_log_level = logging.WARNING
         self._warned_of_tokens = False
         self._on_close = on_close
         self._requester = Requester(
@@ -294,6 +295,7 @@ class UnleashClient(RecordSource):
                 log,
                 "Rows contain stream tokens (?token=...): anyone who reads them can open the live stream. Set the "
                 'connection\'s extra {"mask_stream_tokens": 1} to mask them, or 0 to keep them',
+                self.token_log_level,
             )
         return page
 

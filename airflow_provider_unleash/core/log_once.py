@@ -7,6 +7,6 @@ from functools import lru_cache
 
 
 @lru_cache(maxsize=256)
-def warn_once(log: logging.Logger, message: str) -> None:
-    """Log a warning, once per process."""
-    log.warning("%s", message)
+def warn_once(log: logging.Logger, message: str, level: int = logging.WARNING) -> None:
+    """Log a warning, once per process; a lower ``level`` is for one that another process has logged."""
+    log.log(level, "%s", message)

@@ -577,6 +577,14 @@ def test_tokens_are_in_every_output_or_masked_in_every_output_without_a_warning(
     assert "stream tokens" not in caplog.text
 
 
+@pytest.mark.parametrize(("index", "level"), [(-1, "WARNING"), (0, "WARNING"), (1, "INFO")])
+def test_of_mapped_tasks_only_the_first_warns_of_tokens(serve, caplog, index, level):
+    caplog.set_level("INFO")
+    serve(extra={"mask_stream_tokens": None})
+    fetch({**make_context(), "ti": SimpleNamespace(map_index=index)})
+    assert [record.levelname for record in caplog.records if "stream tokens" in record.getMessage()] == [level]
+
+
 # ---- a dst that nothing serves -----------------------------------------------------------------------
 
 
