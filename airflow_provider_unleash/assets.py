@@ -45,17 +45,24 @@ _EVENT_FIELDS = (
 )
 
 
-def add_to_events(context: Context, outlets: Iterable[Any], facts: Mapping[str, Any]) -> None:
+def add_to_events(
+    context: Context, outlets: Iterable[Any], facts: Mapping[str, Any], partition_key: str | None = None
+) -> None:
     """
     Add facts of an extraction to the event of each outlet asset, but not of an alias: Airflow 2.11 and 3.0 fail a task
     that adds an event with a list in it to an alias.
+
+    :param partition_key: key of the events (Airflow 3.3); None leaves them the run's key, if it has one.
     """
     values: Mapping[str, Any] = context
     extra = {name: facts[name] for name in _EVENT_FIELDS if name in facts}
-    partition_key = getattr(values.get("dag_run"), "partition_key", None)
-    if partition_key is not None:
-        extra["partition_key"] = partition_key
+    key = partition_key or getattr(values.get("dag_run"), "partition_key", None)
+    if key is not None:
+        extra["partition_key"] = key
     for outlet in outlets:
         # The other two are Airflow 3's references to an asset, by name or URI.
         if isinstance(outlet, Asset) or type(outlet).__name__ in ("AssetNameRef", "AssetUriRef"):
-            values["outlet_events"][outlet].extra.update(extra)
+            event = values["outlet_events"][outlet]
+            event.extra.update(extra)
+            if partition_key is not None:
+                event.add_partitions(partition_key)

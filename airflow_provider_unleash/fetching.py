@@ -197,7 +197,15 @@ class StorageOperator(FetchOperator):
         }
 
     def _summarize(
-        self, window: Window, counts: RowCounts, size: int, manifest: FolderPath, context: Context, **facts: Any
+        self,
+        window: Window,
+        counts: RowCounts,
+        size: int,
+        manifest: FolderPath,
+        context: Context,
+        *,
+        partition_key: str | None = None,
+        **facts: Any,
     ) -> dict[str, Any]:
         """Return the summary, and add its totals and the manifest to the events of the outlet assets."""
         if self._extraction:
@@ -206,7 +214,7 @@ class StorageOperator(FetchOperator):
             self._extraction.written = Written(str(self.dst), columns, counts.rows, size, account)
         totals = {"start": format_ms(window.start_ms), "end": format_ms(window.end_ms), **asdict(counts)}
         place = place_in_summary(manifest)
-        add_to_events(context, self.outlets, {**totals, **facts, "bytes": size, "manifest": place})
+        add_to_events(context, self.outlets, {**totals, **facts, "bytes": size, "manifest": place}, partition_key)
         settings = {"window_rule": window.rule, "endpoint": self.endpoint, "file_format": self.file_format}
         return {**totals, **settings, **facts}
 

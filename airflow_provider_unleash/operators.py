@@ -13,7 +13,7 @@ from airflow_provider_unleash.core.extract import fetch_records, land
 from airflow_provider_unleash.core.formats import FileFormat
 from airflow_provider_unleash.core.protocol import check_device_id
 from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, check_checkpoint_pages
-from airflow_provider_unleash.core.windows import Window
+from airflow_provider_unleash.core.windows import Window, partition_key
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.fetching import FetchOperator, StorageOperator, place_in_summary
 from airflow_provider_unleash.lineage import Extraction
@@ -26,7 +26,9 @@ from airflow_provider_unleash.tasks import (
     XCOM_RESERVED_KEYS,
     check_arguments,
     check_device_ids,
+    check_partition_support,
     is_mapped,
+    run_times,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +76,8 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
     :param split_by_device: True for one object per device, False for one object for all devices.
     :param replace_with_empty: let a response without rows replace an object that has rows. With one object for all
         devices: also let it lose the rows of devices that this task does not extract.
+    :param partition_format: give the events of ``outlets`` a partition key (Airflow 3.3): the window's start in this
+        format, such as ``%Y-%m-%d``, in the timetable's time zone, else the DAG's.
     :param resume_within: how long after a failed try a retry may leave out what has landed: ``timedelta`` or ISO 8601
         duration such as ``P1D``; None extracts everything again (templated).
     :param start: start of the window: datetime, ISO 8601 string or epoch milliseconds (templated).
@@ -90,7 +94,7 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
     :raises EmptyResultError: if no device has rows and ``on_empty="fail"``.
     :raises InvalidArgumentError: if ``dst`` has objects of another layout or format, or if mapped tasks with
         ``device_ids`` would write to one object.
-    :raises WindowError: if the run has no window.
+    :raises WindowError: if the run has no window, or if other windows share its partition key.
     """
 
     template_fields: Sequence[str] = (*StorageOperator.template_fields, "device_ids")
@@ -103,8 +107,10 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
         device_ids: Sequence[str] | XComArg | None = None,
         file_format: FileFormat = "jsonl",
         split_by_device: bool = True,
+        partition_format: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self.partition_format = partition_format
         self.device_ids: Any = device_ids  # the output of a task becomes a list when this task runs
         self.split_by_device = split_by_device
         super().__init__(dst=dst, file_format=file_format, **kwargs)
@@ -119,11 +125,19 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
         super()._check_arguments(is_known)
         if self.device_ids is not None and is_known(self.device_ids):
             check_device_ids(self.device_ids)
+        if self.partition_format is not None:
+            check_partition_support(self.partition_format)
 
     def _execute(self, context: Context) -> Any:
         # With a start of their own, mapped tasks have windows, and so objects, of their own.
-        shares_object = self.device_ids is not None and not self.split_by_device and not self.start
-        if shares_object and is_mapped(context):
+        shares_window = self.device_ids is not None and not self.start and is_mapped(context)
+        if shares_window and self.partition_format is not None:
+            raise InvalidArgumentError(
+                "Each mapped task with device_ids would report the window as complete: leave out partition_format, and "
+                "add the asset to the outlets of a task that runs after them",
+                argument="partition_format",
+            )
+        if shares_window and not self.split_by_device:
             raise InvalidArgumentError(
                 "Mapped tasks with device_ids would replace each other's object of all devices: use "
                 "split_by_device=True, or one task without device_ids",
@@ -133,6 +147,9 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
 
     def _fetch(self, client: UnleashClient, window: Window, context: Context) -> dict[str, Any]:
         began = time.monotonic()
+        key = None
+        if self.partition_format is not None:
+            key = partition_key(window, self.partition_format, run_times(context)["timezone"])
         self._extraction = Extraction(client.base_url, self.device_ids or (), window)
         landed = land_account(
             client, self.device_ids, window, split_by_device=self.split_by_device, **self._land_arguments(context)
@@ -149,6 +166,7 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
             landed.size,
             landed.manifest,
             context,
+            partition_key=key,
             devices=devices,
             devices_with_rows=landed.devices_with_rows,
             objects=landed.objects,

@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, conf
 from airflow_provider_unleash.core.moments import parse_duration, parse_moment, parse_timezone
 from airflow_provider_unleash.core.protocol import ENDPOINT_PATHS, check_device_id
 from airflow_provider_unleash.core.sessions import session_bounds
-from airflow_provider_unleash.core.windows import given_window
+from airflow_provider_unleash.core.windows import check_partition_format, given_window
 from airflow_provider_unleash.exceptions import (
     InvalidArgumentError,
     PermanentError,
@@ -121,6 +121,17 @@ def check_map_length(task: Any, result: Sequence[Any]) -> None:
 def check_literal_bounds(since: Any, until: Any) -> None:
     """Check the bounds of sessions as far as they are known when the DAG is parsed."""
     session_bounds(*(value if is_literal(value) else None for value in (since, until)))
+
+
+def check_partition_support(partition_format: object) -> None:
+    """Check a format of partition keys, and that tasks of this Airflow can give their events a key."""
+    from airflow import __version__ as airflow_version
+
+    check_partition_format(partition_format)
+    if tuple(map(int, airflow_version.split(".")[:2])) < (3, 3):
+        raise InvalidArgumentError(
+            f"partition_format needs Airflow 3.3; this is {airflow_version}", argument="partition_format"
+        )
 
 
 WINDOW_CHECKS: dict[str, Callable[[Any], object]] = {

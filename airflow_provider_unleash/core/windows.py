@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from datetime import datetime, timedelta, tzinfo
 from itertools import count
@@ -177,6 +179,40 @@ def _explain_no_window(run_kind: str, data_interval_end: datetime | None, partit
 def to_ms(moment: datetime) -> int:
     """Return a moment of a run in epoch milliseconds; a naive one is UTC."""
     return to_epoch_ms(assume_utc(moment), "moment")
+
+
+def check_partition_format(partition_format: object) -> None:
+    """Check that a key of this format can be parsed, and that it has the year."""
+    start_of_year = datetime(2001, 1, 1, tzinfo=UTC)
+    if not isinstance(partition_format, str) or not _is_start(start_of_year, partition_format):
+        raise InvalidArgumentError(
+            f"partition_format={partition_format!r} is not a format of dates; expected for example '%Y-%m-%d'",
+            argument="partition_format",
+        )
+
+
+def partition_key(window: Window, partition_format: str, zone: tzinfo) -> str:
+    """Return the key of a window's start, unless other windows could have the same key."""
+    edges = (window.start - timedelta(milliseconds=1), window.end)
+    start = window.start.astimezone(zone)
+    key = start.strftime(partition_format)
+    other_keys = [moment.astimezone(zone).strftime(partition_format) for moment in edges]
+    if not _is_start(start, partition_format) or key in other_keys:
+        raise WindowError(
+            f"The window {window} shares its partition key {key!r} with other windows: in {zone}, it does not start "
+            f"with a partition of partition_format={partition_format!r}, or is shorter. For hours in a time zone with "
+            "daylight saving time, add %z",
+            argument="partition_format",
+        )
+    return key
+
+
+def _is_start(moment: datetime, partition_format: str) -> bool:
+    """Return whether a moment is the one that its key names."""
+    with suppress(ValueError, re.error):  # unknown or repeated directives
+        named = datetime.strptime(moment.strftime(partition_format), partition_format)
+        return named.replace(tzinfo=None) == moment.replace(tzinfo=None)
+    return False
 
 
 STEPS: dict[str, timedelta] = {

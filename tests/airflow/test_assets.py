@@ -11,15 +11,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import Asset, AssetAlias, ObjectStoragePath
 
 from airflow_provider_unleash.assets import add_to_events, asset_of
-from airflow_provider_unleash.exceptions import InvalidArgumentError
-from tests.support.dag_runs import run_dag
-from tests.support.sample_day import CROWD, DAY_END, DAY_START, SILENT, STREET
+from airflow_provider_unleash.exceptions import InvalidArgumentError, WindowError
+from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator
+from tests.support.dag_runs import DagRun, run_dag
+from tests.support.not_retried import not_retried
+from tests.support.sample_day import CROWD, DAY_END, DAY_FOLDER, DAY_START, HOUR_MS, SILENT, STREET, make_context
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
+needs_partitions = pytest.mark.skipif(
+    tuple(map(int, airflow_version.split(".")[:2])) < (3, 3), reason="tasks give events partition keys since 3.3"
+)
 HAS_SDK = find_spec("airflow.sdk") is not None
 FILE = {"path": "s3://c@lake/a.csv", "url": "s3://lake/a.csv", "rows": 2, "bytes": 99}
 SUMMARY = {
@@ -191,3 +197,94 @@ def test_aliases_and_other_outlets_get_no_event():
     context = {"outlet_events": Events()}
     add_to_events(context, ["a table", {"name": "b"}, AssetAlias("a")], SUMMARY)
     assert context["outlet_events"] == {}
+
+
+# ---- partition keys ---------------------------------------------------------------------------------
+
+
+def account(lake: Path | str = "/lake", **arguments: Any) -> UnleashAccountToObjectStorageOperator:
+    arguments = {"dst": str(lake), "outlets": [asset_of(str(lake))], "partition_format": "%Y-%m-%d", **arguments}
+    return UnleashAccountToObjectStorageOperator(task_id="extract", **arguments)
+
+
+@needs_partitions
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+@pytest.mark.parametrize("split_by_device", [True, False])
+def test_the_partition_key_of_an_event_is_the_day_in_the_time_zone_of_the_timetable(
+    airflow_home, serve, tmp_path, zone, split_by_device
+):
+    serve()
+    run = run_dag(
+        airflow_home,
+        f"""
+        from airflow_provider_unleash.assets import asset_of
+
+        UnleashAccountToObjectStorageOperator(
+            task_id="extract", dst="file://{tmp_path}", outlets=[asset_of("file://{tmp_path}")],
+            partition_format="%Y-%m-%d", split_by_device={split_by_device},
+        )
+        """,
+        arguments=f'schedule=CronDataIntervalTimetable("@daily", timezone="{zone}")',
+    )
+    assert run.state == "success"
+    [(_, extra)] = run.events
+    assert extra["partition_key"] == DAY_FOLDER
+    assert extra["start"] == {"UTC": "2026-01-12T00:00:00.000Z", "Europe/Berlin": "2026-01-11T23:00:00.000Z"}[zone]
+    assert keys_of(run) == [DAY_FOLDER]
+
+
+def keys_of(run: DagRun) -> list[str | None]:
+    """Return the partition keys of a run's events in Airflow's database."""
+    sql = "SELECT partition_key FROM asset_event WHERE source_dag_id = ? AND source_run_id = ? ORDER BY partition_key"
+    return [key for (key,) in run.query(sql)]
+
+
+@needs_partitions
+def test_each_planned_window_has_an_event_with_its_own_partition_key(airflow_home, serve, tmp_path):
+    serve()
+    run = run_dag(
+        airflow_home,
+        f"""
+        from airflow_provider_unleash.assets import asset_of
+
+        lake = "file://{tmp_path}"
+        plan = UnleashPlanWindowsOperator(
+            task_id="plan", missing_in=lake, every="day", start="2026-01-10", end="2026-01-13"
+        )
+        UnleashAccountToObjectStorageOperator.partial(
+            task_id="extract", dst=lake, outlets=[asset_of(lake)], partition_format="%Y-%m-%d"
+        ).expand_kwargs(plan.output)
+        """,
+    )
+    assert run.state == "success"
+    assert keys_of(run) == ["2026-01-10", "2026-01-11", "2026-01-12"]
+
+
+@needs_partitions
+def test_a_window_without_a_partition_of_its_own_fails_before_the_first_request(serve, tmp_path):
+    sim = serve()
+    with not_retried(WindowError, match="shares its partition key '2026-01-12'"):
+        account(tmp_path, start=DAY_START, end=DAY_START + HOUR_MS).execute(make_context())
+    assert sim.requests == []
+
+
+@needs_partitions
+def test_mapped_batches_with_a_partition_format_fail_before_the_first_request(serve, tmp_path):
+    sim = serve()
+    context = {**make_context(), "ti": SimpleNamespace(map_index=0)}
+    with not_retried(InvalidArgumentError, match="report the window as complete"):
+        account(tmp_path, device_ids=[STREET]).execute(context)
+    assert sim.requests == []
+
+
+@needs_partitions
+@pytest.mark.parametrize("partition_format", ["%d", "day", 1])
+def test_a_partition_format_that_does_not_name_a_date_fails_when_the_dag_is_parsed(partition_format):
+    with not_retried(InvalidArgumentError, match="partition_format="):
+        account(partition_format=partition_format)
+
+
+def test_a_partition_format_needs_airflow_3_3(monkeypatch):
+    monkeypatch.setattr("airflow.__version__", "3.2.2")
+    with not_retried(InvalidArgumentError, match=r"needs Airflow 3\.3; this is 3\.2\.2"):
+        account()

@@ -40,14 +40,12 @@ from tests.support.sample_day import (
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
 EXAMPLES = sorted(EXAMPLES_FOLDER.glob("*.py"))
-HAS_WATCHERS = hasattr(
-    importlib.import_module("airflow.sdk" if find_spec("airflow.sdk") else "airflow"), "AssetWatcher"
-)
+SDK = importlib.import_module("airflow.sdk" if find_spec("airflow.sdk") else "airflow")
 # Those that this Airflow can parse, with recipes.
 DAG_FILES = [
     path
     for path in sorted(EXAMPLES_FOLDER.rglob("example_*.py"))
-    if HAS_WATCHERS or "AssetWatcher" not in path.read_text()
+    if all(hasattr(SDK, name) or name not in path.read_text() for name in ("AssetWatcher", "RollupMapper"))
 ]
 
 
@@ -152,8 +150,21 @@ def test_batches_write_the_same_files_as_daily_with_a_task_per_500_devices(run_e
     run = run_example("batches")
     expected = rows_by_device(sim, DAY_START, DAY_END - 1)
     assert [run.xcoms["extract", index]["devices"] for index in range(2)] == [500, 1]
-    assert run.xcoms["report"] == sum(expected.values())
+    assert run.xcoms["complete"] == sum(expected.values())
+    assert [uri for uri, _ in run.events] == [f"file://{tree_of('batches')}"]
     check_files(sim, tree_of("batches"), expected)
+
+
+@pytest.mark.slow
+def test_batches_do_not_signal_a_day_that_lacks_a_device(airflow_home, serve, lake):
+    serve(devices=(STREET, SILENT), rows_per_day=10)
+    [path] = [path for path in EXAMPLES if path.stem == "example_unleash_batches"]
+    copy = dags_folder() / path.name
+    changed = path.read_text().replace("chain(*batches)", "[*chain(*batches), 'another']")
+    copy.write_text(changed.replace("minutes=5", "minutes=0"))
+    run = run_dag_file(airflow_home, copy)
+    assert (run.states["extract", 0], run.states["complete"]) == ("success", "failed")
+    assert run.events == []
 
 
 @pytest.mark.slow
@@ -236,6 +247,20 @@ def test_gaps_writes_what_is_missing_of_two_weeks_and_then_nothing(run_example, 
     for manifest in (lake / "_manifest" / f"start_date={DAY_FOLDER}").iterdir():
         manifest.unlink()
     assert [one["start"][:10] for one in run_example("gaps").xcoms["plan"]] == [DAY_FOLDER]
+
+
+@pytest.mark.skipif(not hasattr(SDK, "RollupMapper"), reason="this Airflow has no roll-ups of partitions")
+@pytest.mark.slow
+def test_partitions_writes_the_missing_days_and_signals_each_of_them_once(run_example, serve, tree_of):
+    serve(devices=(STREET, SILENT), rows_per_day=20)
+    keys = "SELECT partition_key FROM asset_event WHERE source_dag_id = ? AND source_run_id = ?"
+    run = run_example("partitions")
+    days = [f"2025-12-{day}" for day in (30, 31)] + [f"2026-01-{day:02}" for day in range(1, 13)]
+    assert sorted(key for (key,) in run.query(keys)) == days
+    assert run_example("partitions").query(keys) == []
+    for manifest in (tree_of("partitions") / "_manifest" / f"start_date={DAY_FOLDER}").iterdir():
+        manifest.unlink()
+    assert run_example("partitions").query(keys) == [(DAY_FOLDER,)]
 
 
 @pytest.mark.slow

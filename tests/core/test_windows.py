@@ -14,7 +14,14 @@ import pytest
 
 from airflow_provider_unleash.core.moments import format_ms, parse_moment
 from airflow_provider_unleash.core.protocol import Page
-from airflow_provider_unleash.core.windows import HalfOpenPages, RowCounts, count_steps, resolve_window
+from airflow_provider_unleash.core.windows import (
+    HalfOpenPages,
+    RowCounts,
+    check_partition_format,
+    count_steps,
+    partition_key,
+    resolve_window,
+)
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, WindowError
 from airflow_provider_unleash.window import Window, plan_windows
 from tests.support.pages import sample
@@ -390,3 +397,72 @@ def test_the_error_about_an_impossible_plan_names_the_argument(arguments: dict[s
     with pytest.raises(InvalidArgumentError, match=named) as caught:
         plan_windows(**{"start": DAY, "end": NEXT_DAY, "every": "day", **arguments})
     assert caught.value.argument == named
+
+
+# ---- partition keys ---------------------------------------------------------------------------------
+
+
+def window_in(zone: Any, start: str, end: str) -> Window:
+    first, last = (datetime.fromisoformat(text).replace(tzinfo=zone) for text in (start, end))
+    return Window(int(first.timestamp() * 1000), int(last.timestamp() * 1000))
+
+
+@pytest.mark.parametrize(
+    ("zone", "start", "end", "partition_format", "key"),
+    [
+        (UTC, "2026-01-12", "2026-01-13", "%Y-%m-%d", "2026-01-12"),
+        (UTC, "2026-01-12", "2026-01-13", "%Y%m%d", "20260112"),
+        (UTC, "2026-01-12T07:00", "2026-01-12T08:00", "%Y-%m-%dT%H", "2026-01-12T07"),
+        (UTC, "2026-01-01", "2026-02-01", "%Y-%m", "2026-01"),
+        (UTC, "2026-01-01", "2027-01-01", "%Y", "2026"),
+        (UTC, "2026-01-12", "2026-01-13", "%Y-%m-%dT%H:%M:%S", "2026-01-12T00:00:00"),
+        (UTC, "2026-01-12", "2026-01-19", "%Y-%m-%d", "2026-01-12"),
+        (BERLIN, "2026-01-12", "2026-01-13", "%Y-%m-%d", "2026-01-12"),
+        (BERLIN, "2026-03-29", "2026-03-30", "%Y-%m-%d", "2026-03-29"),
+        (BERLIN, "2026-10-25", "2026-10-26", "%Y-%m-%d", "2026-10-25"),
+        (SYDNEY, "2026-01-12", "2026-01-13", "%Y-%m-%d", "2026-01-12"),
+    ],
+)
+def test_the_partition_key_is_the_start_of_the_window_in_the_time_zone(zone, start, end, partition_format, key):
+    check_partition_format(partition_format)
+    assert partition_key(window_in(zone, start, end), partition_format, zone) == key
+
+
+@pytest.mark.parametrize(
+    ("zone", "start", "end", "partition_format"),
+    [
+        (UTC, "2026-01-12T07:00", "2026-01-12T08:00", "%Y-%m-%d"),
+        (UTC, "2026-01-12T00:00", "2026-01-12T01:00", "%Y-%m-%d"),
+        (UTC, "2026-01-12T23:00", "2026-01-13T00:00", "%Y-%m-%d"),
+        (UTC, "2026-01-12T12:00", "2026-01-13T12:00", "%Y-%m-%d"),
+        (UTC, "2026-01-12", "2026-01-12", "%Y-%m-%d"),
+        (UTC, "2026-01-12", "2026-02-12", "%Y-%m"),
+        (UTC, "2026-02-05", "2026-02-06", "%Y-%d"),
+        (BERLIN, "2026-01-12T01:00", "2026-01-13T01:00", "%Y-%m-%d"),
+    ],
+)
+def test_a_window_that_shares_its_partition_key_with_others_is_an_error(zone, start, end, partition_format):
+    check_partition_format(partition_format)
+    with pytest.raises(WindowError, match="shares its partition key") as caught:
+        partition_key(window_in(zone, start, end), partition_format, zone)
+    assert caught.value.argument == "partition_format"
+
+
+def test_an_hour_that_occurs_twice_needs_the_offset_in_its_partition_key():
+    start = parse_moment("2026-10-25T02:00:00+02:00", "start")
+    hours = [Window(start + hour * HOUR_MS, start + (hour + 1) * HOUR_MS) for hour in range(2)]
+    keys = [partition_key(hour, "%Y-%m-%dT%H%z", BERLIN) for hour in hours]
+    assert keys == ["2026-10-25T02+0200", "2026-10-25T02+0100"]
+    for hour in hours:
+        with pytest.raises(WindowError, match="add %z"):
+            partition_key(hour, "%Y-%m-%dT%H", BERLIN)
+
+
+@pytest.mark.parametrize(
+    "partition_format",
+    ["", " ", "day", "%d", "%m-%d", "%H:%M", "%Q", "%", "%Y-%Y", "{{ ds }}", None, 1, timedelta(days=1)],
+)
+def test_a_partition_format_that_does_not_name_a_date_is_an_error(partition_format):
+    with pytest.raises(InvalidArgumentError, match="partition_format=") as caught:
+        check_partition_format(partition_format)
+    assert caught.value.argument == "partition_format"

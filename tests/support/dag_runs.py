@@ -102,7 +102,7 @@ def load_dag(path: Path, variable: str = "dag") -> Any:
 
 def dags_of(path: Path) -> list[Any]:
     """Return all DAGs of a file."""
-    return [value for name, value in vars(_load_module(path)).items() if name in ("dag", "load_dag")]
+    return [value for name, value in vars(_load_module(path)).items() if name == "dag" or name.endswith("_dag")]
 
 
 def _load_module(path: Path) -> Any:
