@@ -77,7 +77,7 @@ clean: ## Remove everything that the other targets created
 
 ##@ Maintain
 
-test-live: .venv/.browser ## Test a live Airflow and its web interface, 9 minutes; writes docs/windows-runs.md and images
+test-live: .venv/.browser ## Test a live Airflow and its web interface, 20 minutes; writes docs/windows-runs.md and images
 	@.venv/bin/python -m pytest tests/live $(ARGS)
 
 test-stores: ## Test Azure and GCS stores against emulators, 4 minutes
