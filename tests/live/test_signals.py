@@ -24,10 +24,10 @@ import pytest
 
 from airflow_provider_unleash.core.moments import UTC
 from airflow_provider_unleash.simulator import DEFAULT_KEYS, generate_rows
-from tests.support.bounds import temporary_folder
 from tests.support.dag_runs import DagRun
 from tests.support.live_airflow import LIVE, LiveStage, live_stage, wait_until
 from tests.support.paths import EXAMPLES
+from tools.bounds import temporary_folder
 from tools.stage import ask, processes_in
 
 DEVICES = ("Wb8fabc31378ce07", "W7d2e90b4c6a1f58")
@@ -219,21 +219,21 @@ def starts(days: list[date]) -> list[str]:
     return [f"{day - timedelta(days=1)}T23:00:00.000Z" for day in days]
 
 
-def test_a_plain_consumer_runs_once_per_day(seen: Seen) -> None:
+def test_a_plain_consumer_runs_once_per_day(seen):
     runs = seen.runs["plain_of_plain"]
     assert [run["starts"] for run in runs] == [[start] for start in starts(DAYS)]
     assert {run["key"] for run in runs} == {None}
 
 
-def test_events_with_a_partition_key_never_start_a_plain_consumer(seen: Seen) -> None:
+def test_events_with_a_partition_key_never_start_a_plain_consumer(seen):
     assert seen.runs["plain_of_keyed"] == []
 
 
-def test_events_without_a_partition_key_never_start_a_partitioned_consumer(seen: Seen) -> None:
+def test_events_without_a_partition_key_never_start_a_partitioned_consumer(seen):
     assert seen.runs["day_of_plain"] == []
 
 
-def test_a_partitioned_consumer_gets_each_day_once_in_the_time_zone_of_the_dag(seen: Seen) -> None:
+def test_a_partitioned_consumer_gets_each_day_once_in_the_time_zone_of_the_dag(seen):
     runs = sorted(seen.runs["day_of_keyed"], key=lambda run: run["key"])
     assert [run["key"] for run in runs] == [str(day) for day in DAYS]
     assert [run["starts"] for run in runs] == [[start] for start in starts(DAYS)]
@@ -241,13 +241,13 @@ def test_a_partitioned_consumer_gets_each_day_once_in_the_time_zone_of_the_dag(s
     assert [f"{one:%Y-%m-%d %H:%M}" for one in dates] == [f"{day} 00:00" for day in DAYS]
 
 
-def test_a_weekly_roll_up_runs_once_after_the_seven_days_of_a_week_in_any_order(seen: Seen) -> None:
+def test_a_weekly_roll_up_runs_once_after_the_seven_days_of_a_week_in_any_order(seen):
     runs = sorted(seen.runs["week_of_keyed"], key=lambda run: run["key"])
     assert [run["key"] for run in runs] == ["2026-01-05 (W02)", "2026-01-12 (W03)"]
     assert [run["starts"] for run in runs] == [starts(DAYS[:7]), starts(DAYS[7:14])]
 
 
-def test_the_example_reports_each_day_and_each_week_once(seen: Seen) -> None:
+def test_the_example_reports_each_day_and_each_week_once(seen):
     days = [str(day) for day in DAYS[:14]]
     reports = {report["day"]: report["rows"] for report in seen.runs[f"{PARTITIONS}_day"]}
     assert sorted(reports) == days
@@ -258,24 +258,24 @@ def test_the_example_reports_each_day_and_each_week_once(seen: Seen) -> None:
     assert all(reports.values())
 
 
-def test_no_signal_is_stranded_except_those_of_the_week_that_is_not_over(seen: Seen) -> None:
+def test_no_signal_is_stranded_except_those_of_the_week_that_is_not_over(seen):
     assert seen.stranded == {"week_of_keyed": 1}
     assert seen.failures == {"missing partition key": len(DAYS)}  # of day_of_plain
 
 
-def test_what_an_outage_in_the_middle_of_a_run_cost_is_extracted_by_the_next_run(seen: Seen) -> None:
+def test_what_an_outage_in_the_middle_of_a_run_cost_is_extracted_by_the_next_run(seen):
     assert seen.states[:2] == ["failed", "success"]
     assert seen.planned[0] == [f"2026-01-{day:02}" for day in range(1, 15)]
     assert 2 <= len(seen.failed) <= 11
     assert seen.planned[1] == [*seen.failed, "2026-01-15"]
 
 
-def test_an_outage_of_a_week_is_extracted_by_the_next_run(seen: Seen) -> None:
+def test_an_outage_of_a_week_is_extracted_by_the_next_run(seen):
     assert seen.states[2:5] == ["failed", "failed", "success"]
     assert seen.planned[4] == [f"2026-01-{day}" for day in range(16, 24)]
 
 
-def test_after_the_outages_a_second_plan_is_empty_and_nothing_is_missing(seen: Seen) -> None:
+def test_after_the_outages_a_second_plan_is_empty_and_nothing_is_missing(seen):
     assert (seen.planned[5], seen.states[5]) == ([], "success")
     code, report = seen.coverage
     assert (code, report["counts"]["missing"], report["counts"]["unsettled"]) == (0, 0, 0)
@@ -283,11 +283,11 @@ def test_after_the_outages_a_second_plan_is_empty_and_nothing_is_missing(seen: S
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_after_the_outages_the_lake_has_each_row_once(seen: Seen, device: str) -> None:
+def test_after_the_outages_the_lake_has_each_row_once(seen, device):
     first, last = (int(datetime(2026, 1, day, tzinfo=UTC).timestamp() * 1000) for day in (1, 24))
     assert seen.rows[device] == len(list(generate_rows(0, device, first, last - 1, rows_per_day=ROWS_PER_DAY)))
 
 
-def test_no_process_and_no_folder_is_left(seen: Seen) -> None:
+def test_no_process_and_no_folder_is_left(seen):
     assert not seen.folder.exists()
     assert processes_in(seen.folder) == []
