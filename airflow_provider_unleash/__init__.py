@@ -73,6 +73,23 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         **{kind: [{"integration-name": name, "python-modules": [module]}] for kind, module in modules.items()},
+        "extra-links": ["airflow_provider_unleash.links.CoverageLink"],
+        "config": {
+            "unleash": {
+                "description": "The coverage page in Airflow's web interface, on Airflow 3.1 and later.",
+                "options": {
+                    "coverage_paths": {
+                        "description": "Folders that the page may show: a JSON object of names and folder URLs, as "
+                        "the operators take them. Whoever may read assets in Airflow can see their coverage. Without "
+                        "it, there is no page.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": '{"lake": "s3://aws_default@lake/unleash"}',
+                        "default": None,
+                    }
+                },
+            }
+        },
         "cli": ["airflow_provider_unleash.commands.get_commands"],  # Airflow 3.2; earlier versions ignore it
         "connection-types": [
             {

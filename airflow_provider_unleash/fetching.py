@@ -22,6 +22,7 @@ from airflow_provider_unleash.core.windows import RowCounts, Window, resolve_win
 from airflow_provider_unleash.folders import check_folder, open_folder
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, ConnectedTask
 from airflow_provider_unleash.lineage import Extraction, Written, lineage_of
+from airflow_provider_unleash.links import CoverageLink, has_page
 from airflow_provider_unleash.metrics import report_extraction
 from airflow_provider_unleash.tasks import (
     WINDOW_CHECKS,
@@ -71,7 +72,7 @@ class FetchOperator(UnleashOperator):
         *UnleashOperator.template_fields,
         *("start", "end", "window", "endpoint", "on_empty"),
     )
-    _extraction: Extraction | None = None
+    extraction: Extraction | None = None
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class FetchOperator(UnleashOperator):
         check_start_before_end(self, is_known)
 
     def _execute(self, context: Context) -> Any:
-        self._extraction = None
+        self.extraction = None
         self._check_arguments(is_final)
         window = resolve_window(start=self.start, end=self.end, window=self.window, **run_times(context))
         self.log.info("The window is %s", window)
@@ -139,7 +140,7 @@ class FetchOperator(UnleashOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
         """Return the lineage of this try, successful or not; makes no requests."""
-        return lineage_of(self._extraction)
+        return lineage_of(self.extraction)
 
 
 class StorageOperator(FetchOperator):
@@ -150,6 +151,7 @@ class StorageOperator(FetchOperator):
         *("dst", "file_format", "compression", "column_types", "resume_within"),
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"column_types": "json"}
+    operator_extra_links = (CoverageLink(),) if has_page() else ()
 
     def __init__(
         self,
@@ -208,10 +210,10 @@ class StorageOperator(FetchOperator):
         **facts: Any,
     ) -> dict[str, Any]:
         """Return the summary, and add its totals and the manifest to the events of the outlet assets."""
-        if self._extraction:
+        if self.extraction:
             columns = columns_of(self.column_types) if self.file_format in ("csv", "parquet") else COLUMNS
             account = getattr(manifest.fs, "account_name", None)  # Azure's file system has it
-            self._extraction.written = Written(str(self.dst), columns, counts.rows, size, account)
+            self.extraction.written = Written(str(self.dst), columns, counts.rows, size, account)
         totals = {"start": format_ms(window.start_ms), "end": format_ms(window.end_ms), **asdict(counts)}
         place = place_in_summary(manifest)
         add_to_events(context, self.outlets, {**totals, **facts, "bytes": size, "manifest": place}, partition_key)

@@ -150,11 +150,11 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
         key = None
         if self.partition_format is not None:
             key = partition_key(window, self.partition_format, run_times(context)["timezone"])
-        self._extraction = Extraction(client.base_url, self.device_ids or (), window)
+        self.extraction = Extraction(client.base_url, self.device_ids or (), window)
         landed = land_account(
             client, self.device_ids, window, split_by_device=self.split_by_device, **self._land_arguments(context)
         )
-        self._extraction.device_ids = landed.device_ids
+        self.extraction.device_ids = landed.device_ids
         if landed.is_skipped:
             raise AirflowSkipException("The devices have no rows in the window")
         devices = len(landed.device_ids)
@@ -246,7 +246,7 @@ class UnleashToObjectStorageOperator(StorageOperator):
 
     def _fetch(self, client: UnleashClient, window: Window, context: Context) -> dict[str, Any]:
         began = time.monotonic()
-        self._extraction = Extraction(client.base_url, [self.device_id], window)
+        self.extraction = Extraction(client.base_url, [self.device_id], window)
         arguments = self._land_arguments(context)
         landed = land(client, self.device_id, window, checkpoint_pages=self.checkpoint_pages, **arguments)
         if landed.is_skipped:
@@ -303,7 +303,7 @@ class UnleashGetAnalyticsOperator(FetchOperator):
 
     def _fetch(self, client: UnleashClient, window: Window, context: Context) -> list[dict[str, Any]]:
         began = time.monotonic()
-        self._extraction = Extraction(client.base_url, [self.device_id], window)
+        self.extraction = Extraction(client.base_url, [self.device_id], window)
         records, counts, size = fetch_records(
             client,
             self.device_id,

@@ -61,12 +61,12 @@ def run_times(context: Context | dict[str, Any]) -> RunTimes:
         run_after=getattr(dag_run, "run_after", None) or getattr(dag_run, "start_date", None),
         # Airflow 3.2 tells tasks the key of their partition only.
         undated_partition=None if hasattr(dag_run, "partition_date") else getattr(dag_run, "partition_key", None),
-        timezone=_timezone_of(dag),
+        timezone=timezone_of(dag),
         run_kind=str(getattr(run_type, "value", run_type) or ""),
     )
 
 
-def _timezone_of(dag: Any) -> tzinfo:
+def timezone_of(dag: Any) -> tzinfo:
     """Return the time zone in which a DAG's timetable counts, else the DAG's own."""
     timetable = getattr(dag, "timetable", None)
     # Before Airflow 3.2, timetables keep it in a private attribute.

@@ -31,24 +31,43 @@ END
 """
 
 
-def render_page(coverage: Coverage, dst: str, *, with_airflow: bool = False) -> str:
+def render_page(coverage: Coverage, dst: str, *, with_airflow: bool = False, form: str = "") -> str:
     """
     Return the page.
 
     :param dst: the folder, as the page and its commands name it.
     :param with_airflow: whether its commands use Airflow's connections instead of the environment.
+    :param form: an HTML form that chooses what the page shows.
     """
-    notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in describe_others(coverage))
-    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    # The data comes last, because it may contain anything.
-    for name, text in (
-        ("title", html.escape(f"Coverage of {dst}")),
-        ("notes", notes),
-        ("gaps", _list_gaps(coverage)),
-        ("data", _encode_data(coverage, dst, with_airflow)),
-    ):
+    return _fill(
+        _read_template(),
+        title=html.escape(f"Coverage of {dst}"),
+        form=form,
+        notes="".join(map(_format_note, describe_others(coverage))),
+        gaps=_list_gaps(coverage),
+        data=_encode_data(coverage, dst, with_airflow),
+    )
+
+
+def render_message(title: str, message: str, *, form: str = "") -> str:
+    """Return a page with a message instead of the coverage."""
+    head, _, _ = _read_template().partition("<!--coverage-->")
+    return _fill(head, title=html.escape(title), form=form, notes=_format_note(message)) + "</body>\n</html>\n"
+
+
+def _read_template() -> str:
+    return Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+
+
+def _fill(page: str, **texts: str) -> str:
+    """Replace the places in the template; the last text may contain anything, even what looks like a place."""
+    for name, text in texts.items():
         page = page.replace(f"<!--{name}-->", text)
     return page
+
+
+def _format_note(note: str) -> str:
+    return f"<p class=note>{html.escape(note)}</p>"
 
 
 def format_command(coverage: Coverage, dst: str, *, with_airflow: bool) -> str:

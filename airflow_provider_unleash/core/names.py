@@ -55,7 +55,10 @@ def parse_window(name: str) -> Window | None:
     if found is None:
         return None
     start, start_fraction, end, end_fraction = found.groups()
-    return Window(_parse_basic_iso(start, start_fraction), _parse_basic_iso(end, end_fraction))
+    try:
+        return Window(_parse_basic_iso(start, start_fraction), _parse_basic_iso(end, end_fraction))
+    except ValueError:  # such as the 13th month
+        return None
 
 
 def _basic_iso(moment_ms: int) -> str:

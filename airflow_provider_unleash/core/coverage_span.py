@@ -1,0 +1,116 @@
+"""Which span of a tree to show if the user does not say: the newest windows, in the grid of the tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+
+from airflow_provider_unleash.core.coverage_text import format_bound
+from airflow_provider_unleash.core.manifest import Entry, list_manifests, list_names, read_manifest
+from airflow_provider_unleash.core.moments import is_missing, now_ms, parse_moment, parse_moment_string, shift
+from airflow_provider_unleash.core.names import MANIFESTS, parse_window
+from airflow_provider_unleash.core.stores import FolderPath
+from airflow_provider_unleash.core.windows import STEPS, Window, count_steps, parse_step, to_ms
+from airflow_provider_unleash.exceptions import InvalidArgumentError
+
+WINDOWS = 30
+_HOUR_MS, _MINUTE_MS = 3_600_000, 60_000
+
+
+@dataclass(frozen=True)
+class Span:
+    """
+    A span of a grid.
+
+    :param every: length of the windows, as ``parse_step`` reads it.
+    :param zone: time zone of the calendar.
+    """
+
+    start_ms: int
+    end_ms: int
+    every: str
+    zone: tzinfo
+
+    def count_windows(self) -> int:
+        """Return the number of windows without creating them."""
+        step = parse_step(self.every)
+        return count_steps(Window(self.start_ms, self.end_ms), step, self.zone) if step else 0
+
+    def bounds(self) -> tuple[str, str]:
+        """Return start and end in the time zone: only the date at midnight."""
+        start, end = (Window(moment, moment).start.astimezone(self.zone) for moment in (self.start_ms, self.end_ms))
+        return format_bound(start), format_bound(end)
+
+
+def choose_span(
+    *, start: str | None, end: str | None, every: str | None, zone: tzinfo, window: Window | None, newest: Window | None
+) -> Span:
+    """
+    Return the span to show.
+
+    :param start: start of the span in ISO 8601, in ``zone`` if it has no offset; by default 30 windows before the end.
+    :param end: end of the span; by default the end of ``window``, else that of the last complete window.
+    :param every: length of the windows; by default that of ``window``, else that of the newest window.
+    :param window: a window that the span must contain.
+    :param newest: the newest window of the tree; the windows are days if there is none.
+    """
+    known = window or newest
+    every = every or (_name_step(known, zone) if known else "day")
+    step = parse_step(every)
+    if step is None:
+        raise InvalidArgumentError("every is missing", argument="every")
+    end_ms = _parse_bound(end, "end", zone)
+    start_ms = _parse_bound(start, "start", zone)
+    try:
+        if end_ms is None:
+            if window:
+                end_ms = window.end_ms
+            else:
+                first = newest.end_ms if newest else _midnight(zone)
+                complete = count_steps(Window(first, now_ms() + 1), step, zone) - 1 if first <= now_ms() else 0
+                end_ms = to_ms(shift(Window(first, first).start, step, zone, complete))
+        if start_ms is None:
+            start_ms = to_ms(shift(Window(end_ms, end_ms).start, step, zone, -WINDOWS))
+    except (OverflowError, ValueError):
+        raise InvalidArgumentError(f"every={every!r} leads out of the years 1 to 9999", argument="every") from None
+    return Span(start_ms, end_ms, every, zone)
+
+
+def _parse_bound(value: str | None, argument: str, zone: tzinfo) -> int | None:
+    if is_missing(value):
+        return None
+    moment = parse_moment_string(str(value).strip(), argument)
+    if isinstance(moment, datetime) and moment.tzinfo is None:
+        moment = moment.replace(tzinfo=zone)
+    elif not isinstance(moment, (datetime, int)):
+        moment = datetime(moment.year, moment.month, moment.day, tzinfo=zone)
+    return parse_moment(moment, argument)
+
+
+def _midnight(zone: tzinfo) -> int:
+    now = Window(now_ms(), now_ms()).start.astimezone(zone)
+    return to_ms(now.replace(hour=0, minute=0, second=0, microsecond=0))
+
+
+def _name_step(window: Window, zone: tzinfo) -> str:
+    """Return the name of a window's length, or an ISO 8601 duration."""
+    for name, step in STEPS.items():
+        if to_ms(shift(window.start, step, zone)) == window.end_ms:
+            return name
+    length = window.end_ms - window.start_ms
+    for size, unit in ((_HOUR_MS, "H"), (_MINUTE_MS, "M")):
+        if length % size == 0:
+            return f"PT{length // size}{unit}"
+    return f"PT{length / 1000:f}S"
+
+
+def read_newest(dst: FolderPath) -> tuple[Window, list[Entry]] | None:
+    """Read the manifest of the newest window of a tree; None if there is none."""
+    root = dst / MANIFESTS
+    for day in sorted(list_names(root), reverse=True):
+        if day.startswith("start_date="):
+            names = sorted(list_manifests(root / day), reverse=True)
+            for name in names:
+                if window := parse_window(name):
+                    return window, read_manifest(root / day / name)
+    return None

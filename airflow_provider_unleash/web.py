@@ -1,0 +1,177 @@
+"""The app behind the coverage page in Airflow's web interface, for Airflow 3.1 and later."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import cache
+from typing import Annotated
+
+from airflow.api_fastapi.core_api.security import requires_access_asset
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from fastapi import Depends, FastAPI
+from fastapi.responses import HTMLResponse
+
+from airflow_provider_unleash.core.coverage import scan_tree
+from airflow_provider_unleash.core.coverage_page import render_message, render_page
+from airflow_provider_unleash.core.coverage_span import choose_span, read_newest
+from airflow_provider_unleash.core.moments import UTC, parse_timezone
+from airflow_provider_unleash.core.names import parse_window
+from airflow_provider_unleash.core.protocol import check_device_id
+from airflow_provider_unleash.exceptions import InvalidArgumentError
+from airflow_provider_unleash.folders import check_folder, open_folder
+from airflow_provider_unleash.links import read_trees
+
+log = logging.getLogger(__name__)
+
+READ_SECONDS = 30.0
+MAX_WINDOWS = 1_000
+MAX_CELLS = 100_000
+# A store that does not respond occupies a thread for as long as its own timeouts allow, so there are only a few.
+_READS_AT_ONCE = 4
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@dataclass
+class PageQuery:
+    """What the query asks for; empty means the default. ``tree`` is a configured name, never a folder."""
+
+    tree: str = ""
+    start: str = ""
+    end: str = ""
+    every: str = ""
+    timezone: str = ""
+    devices: str = ""
+    settle: str = ""
+    window: str = ""
+    dag_id: str = ""
+
+
+@cache
+def get_app() -> FastAPI:
+    """Return the app. Airflow's API server authenticates its users, who need permission to read assets."""
+    app = FastAPI(title="Unleash live", openapi_url=None)
+    threads = ThreadPoolExecutor(_READS_AT_ONCE, "unleash-coverage")
+
+    @app.get("/coverage", dependencies=[Depends(requires_access_asset("GET"))])
+    async def show_coverage(query: Annotated[PageQuery, Depends()]) -> HTMLResponse:
+        trees: Mapping[str, str] = {}
+        try:
+            trees = read_trees()
+            reading = asyncio.wrap_future(threads.submit(_render, query, trees))
+            status, page = 200, await asyncio.wait_for(reading, READ_SECONDS)
+        except Exception as error:
+            status, message = _explain(error)
+            page = render_message("Coverage", message, form=_format_form(query, trees))
+        return HTMLResponse(page, status, headers=_HEADERS)
+
+    return app
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """Return the status and the message for the user."""
+    if isinstance(error, InvalidArgumentError):
+        return 400, str(error)
+    if isinstance(error, TimeoutError):
+        return 504, f"The store did not respond within {READ_SECONDS:g} seconds"
+    # Its message may be about credentials.
+    log.error("The coverage page cannot be shown", exc_info=error)
+    return 502, f"The manifests cannot be read ({type(error).__name__}). The log of the API server has the reason"
+
+
+def _render(query: PageQuery, trees: Mapping[str, str]) -> str:
+    """Read a tree, and return its page."""
+    name = query.tree or _find_tree(trees, query.dag_id)
+    if name not in trees:
+        raise InvalidArgumentError(f"[unleash] coverage_paths has no tree {name!r}", argument="tree")
+    query = replace(query, tree=name)
+    folder = _open(trees[name])
+    zone = parse_timezone(query.timezone) or UTC
+    window = parse_window(query.window)
+    newest = None if window else read_newest(folder)
+    span = choose_span(
+        start=query.start,
+        end=query.end,
+        every=query.every,
+        zone=zone,
+        window=window,
+        newest=newest and newest[0],
+    )
+    _check_size("windows", span.count_windows(), MAX_WINDOWS)
+    devices = list(dict.fromkeys(filter(None, map(str.strip, query.devices.split(",")))))
+    for device_id in devices:
+        check_device_id(device_id)
+    coverage = scan_tree(
+        folder,
+        devices or None,
+        start=span.start_ms,
+        end=span.end_ms,
+        every=span.every,
+        timezone=zone,
+        settle=query.settle or timedelta(0),
+    )
+    _check_size("devices × windows", len(coverage), MAX_CELLS)
+    start, end = span.bounds()
+    form = _format_form(replace(query, start=start, end=end, every=span.every), trees)
+    return render_page(coverage, trees[name], with_airflow=True, form=form)
+
+
+def _find_tree(trees: Mapping[str, str], dag_id: str) -> str:
+    """Return the first tree, or that whose newest window the DAG has extracted."""
+    if not dag_id:
+        return next(iter(trees), "")
+    for name, dst in trees.items():
+        newest = read_newest(_open(dst))
+        if newest and any(entry.dag_id == dag_id for entry in newest[1]):
+            return name
+    raise InvalidArgumentError(
+        f"No tree has a newest window that the DAG {dag_id} extracted. Choose a tree", argument="dag_id"
+    )
+
+
+def _open(dst: str) -> ObjectStoragePath:
+    check_folder(dst)
+    return open_folder(dst)
+
+
+def _check_size(what: str, number: int, most: int) -> None:
+    if number > most:
+        raise InvalidArgumentError(
+            f"{number:,} {what} are more than {most:,}: choose a shorter span or fewer devices", argument="start"
+        )
+
+
+_FIELDS = (
+    ("start", "From", "date"),
+    ("end", "Until (exclusive)", "date"),
+    ("every", "Windows", "day"),
+    ("timezone", "Time zone", "UTC"),
+    ("settle", "Settle", "such as P2D"),
+    ("devices", "Devices", "all, or ID,ID"),
+)
+
+
+def _format_form(query: PageQuery, trees: Iterable[str]) -> str:
+    """Return the form that chooses what the page shows. Another tree may have another grid, so it starts anew."""
+    options = "".join(
+        f"<option{' selected' if name == query.tree else ''}>{html.escape(name)}</option>" for name in trees
+    )
+    fields = "".join(
+        f'<label>{label} <input name="{name}" placeholder="{hint}" value="{html.escape(getattr(query, name))}"></label>'
+        for name, label, hint in _FIELDS
+    )
+    change = "location.search = new URLSearchParams({tree: this.value})"
+    return (
+        f'<form id="query"><label>Tree <select name="tree" onchange="{change}">{options}</select></label>{fields}'
+        "<button>Show</button></form>"
+    )
