@@ -22,8 +22,9 @@ from airflow_provider_unleash.core.windows import RowCounts, Window, resolve_win
 from airflow_provider_unleash.folders import check_folder, open_folder
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, ConnectedTask
 from airflow_provider_unleash.lineage import Extraction, Written, lineage_of
-from airflow_provider_unleash.links import CoverageLink, has_page
+from airflow_provider_unleash.links import CoverageLink
 from airflow_provider_unleash.metrics import report_extraction
+from airflow_provider_unleash.page import has_page
 from airflow_provider_unleash.tasks import (
     WINDOW_CHECKS,
     check_arguments,

@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowPlugin
 
-from airflow_provider_unleash.links import URL_PREFIX, has_page, page_url
+from airflow_provider_unleash.page import URL_PREFIX, has_page, page_url
 
 _Channel = Callable[..., Awaitable[Any]]
 

@@ -25,11 +25,11 @@ from airflow_provider_unleash.core.names import parse_window
 from airflow_provider_unleash.core.protocol import check_device_id
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.folders import check_folder, open_folder
-from airflow_provider_unleash.links import read_trees
+from airflow_provider_unleash.page import read_trees
 
 log = logging.getLogger(__name__)
 
-READ_SECONDS = 30.0
+READ_SECONDS = 20.0
 MAX_WINDOWS = 1_000
 MAX_CELLS = 100_000
 # A store that does not respond occupies a thread for as long as its own timeouts allow, so there are only a few.

@@ -1,0 +1,34 @@
+"""Whether Airflow's web interface has the coverage page, where, and which trees it may show. Quick to import."""
+
+from __future__ import annotations
+
+from urllib.parse import urlencode, urlsplit
+
+from airflow.providers.common.compat.sdk import AirflowPlugin, conf
+
+from airflow_provider_unleash.exceptions import InvalidArgumentError
+
+SECTION, OPTION = "unleash", "coverage_paths"
+URL_PREFIX = "/unleash"
+
+
+def has_page() -> bool:
+    """Return whether the page is configured and this Airflow can show it, which 3.1 and later can."""
+    return hasattr(AirflowPlugin, "external_views") and bool(conf.get(SECTION, OPTION, fallback=None))
+
+
+def read_trees() -> dict[str, str]:
+    """Return the folders that the page may show, by name."""
+    trees = conf.getjson(SECTION, OPTION, fallback={})
+    if not isinstance(trees, dict) or not all(isinstance(dst, str) and name for name, dst in trees.items()):
+        raise InvalidArgumentError(
+            f'[{SECTION}] {OPTION} must be a JSON object of names and folders, such as {{"lake": "s3://lake/unleash"}}',
+            argument=OPTION,
+        )
+    return trees
+
+
+def page_url(**query: str) -> str:
+    """Return the address of the page on Airflow's own host."""
+    path = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
+    return f"{path}{URL_PREFIX}/coverage" + (f"?{urlencode(query)}" if query else "")
