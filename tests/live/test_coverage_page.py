@@ -96,7 +96,8 @@ def test_the_link_of_a_task_selects_its_window(tour: CoverageSeen) -> None:
 
 
 def test_the_page_is_dark_where_airflow_is(tour: CoverageSeen) -> None:
-    assert tour.colours == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 28)"}
+    light, dark = "rgb(255, 255, 255)", "rgb(20, 24, 28)"
+    assert tour.colours == {"system light": light, "system dark": dark, "Airflow dark": dark}
 
 
 def test_the_browser_sent_no_requests_to_other_hosts(tour: CoverageSeen) -> None:

@@ -145,12 +145,21 @@ def _look_around(page: Page, seen: CoverageSeen, pictures: Path) -> None:
     seen.cells["gap"] = cell.inner_text()
     pictures.mkdir(exist_ok=True)
     page.screenshot(path=pictures / "coverage-page.png")
-    seen.colours["light"] = _colour_of(frame.locator("body"))
+    seen.colours["system light"] = _colour_of(frame.locator("body"))
     page.emulate_media(color_scheme="dark")
-    page.wait_for_timeout(300)
-    seen.colours["dark"] = _colour_of(frame.locator("body"))
-    page.screenshot(path=pictures / "coverage-page-dark.png")
+    seen.colours["system dark"] = _colour_of(frame.locator("body"))
     page.emulate_media(color_scheme="light")
+    page.get_by_role("button", name="User", exact=True).click()
+    page.get_by_role("menuitem", name="Appearance").hover()
+    page.get_by_role("menuitemradio", name="Dark Mode").click()
+    expect(page.locator("html.dark")).to_have_count(1)
+    seen.colours["Airflow dark"] = _colour_of(frame.locator("body"))
+    page.screenshot(path=pictures / "coverage-page-dark.png")
+    page.evaluate("localStorage.removeItem('theme')")
+    page.reload()
+    page.keyboard.press("Escape")
+    frame.locator("#map").focus()
+    page.keyboard.press("n")
 
 
 def _colour_of(element: Locator) -> str:
@@ -183,7 +192,7 @@ def _open_from_dag(page: Page, stage: LiveStage, seen: CoverageSeen) -> None:
 
 def _open_from_task(page: Page, stage: LiveStage, seen: CoverageSeen, pictures: Path) -> None:
     [(run_id,)] = stage.query(f"SELECT run_id FROM dag_run WHERE dag_id = '{DAG_ID}'")
-    page.goto(f"{stage.url}/dags/{DAG_ID}/runs/{run_id}/tasks/extract")
+    page.goto(f"{stage.url}/dags/{DAG_ID}/runs/{run_id}/tasks/extract/details")
     link = page.get_by_role("link", name="Coverage", exact=True)
     expect(link).to_be_visible()
     page.screenshot(path=pictures / "coverage-link.png")
