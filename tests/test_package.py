@@ -90,9 +90,12 @@ def test_the_version_is_written_once():
     assert places == ["__init__.py"]
 
 
-def test_the_distribution_declares_a_provider_and_nothing_else():
+def test_the_distribution_declares_a_provider_and_its_plugin_and_nothing_else():
     entry_points = distribution("airflow-provider-unleash").entry_points
-    assert {(entry.group, entry.name) for entry in entry_points} == {("apache_airflow_provider", "provider_info")}
+    assert {(entry.group, entry.name) for entry in entry_points} == {
+        ("apache_airflow_provider", "provider_info"),
+        ("airflow.plugins", "unleash"),
+    }
 
 
 def test_the_tree_in_the_docstring_is_the_tree_of_the_classes():

@@ -26,12 +26,15 @@ from airflow_provider_unleash.core.manifest import Entry, publish_manifest
 from airflow_provider_unleash.core.moments import format_ms
 from airflow_provider_unleash.core.names import object_name, window_name
 from airflow_provider_unleash.core.stores import FolderPath
+from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.links import CoverageLink
 from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator, UnleashToObjectStorageOperator
+from airflow_provider_unleash.page import read_trees
 from airflow_provider_unleash.plugin import UnleashPlugin
 from airflow_provider_unleash.window import Window, plan_windows
 from tests.support.answering import trickling
 from tests.support.bounds import temporary_folder
+from tests.support.paths import ROOT
 from tests.support.python_processes import import_root
 from tests.support.sample_day import make_context
 from tools.stage import Stage, stopping
@@ -104,6 +107,19 @@ def test_the_entry_point_names_the_plugin() -> None:
 
     [entry] = [one for one in entry_points(group="airflow.plugins") if one.name == "unleash"]
     assert entry.load() is UnleashPlugin
+
+
+def test_the_documented_setting_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    [value] = re.findall("^coverage_paths = (.*)$", (ROOT / "docs" / "coverage.md").read_text(), re.MULTILINE)
+    monkeypatch.setenv(OPTION, value)
+    assert read_trees() == {"lake": "s3://aws_default@lake/unleash", "archive": "gs://lake/archive"}
+
+
+@pytest.mark.parametrize("value", ['["s3://lake"]', '{"lake": 1}', '{"": "s3://lake"}'])
+def test_a_setting_of_another_form_is_an_error(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv(OPTION, value)
+    with pytest.raises(InvalidArgumentError, match="must be a JSON object"):
+        read_trees()
 
 
 # ---- the link from a task ------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from airflow_provider_unleash.core.manifest import Entry, publish_manifest
 from airflow_provider_unleash.core.moments import format_ms
 from airflow_provider_unleash.core.names import object_name
 from airflow_provider_unleash.window import Window, plan_windows
-from tests.support.browser_tour import SECONDS_FOR_A_STEP, WIDE, Seen
+from tests.support.browser_tour import NARROW, SECONDS_FOR_A_STEP, Seen
 from tests.support.live_airflow import LiveStage, wait_until
 from tests.support.paths import EXAMPLES
 
@@ -105,7 +105,7 @@ def start_airflow(stage: LiveStage) -> None:
 def take_tour(page: Page, stage: LiveStage, seen: CoverageSeen, pictures: Path) -> None:
     """Find the page, look at gaps, heal one, and come back from the DAG and from its task."""
     expect.set_options(timeout=SECONDS_FOR_A_STEP * 1000)
-    page.set_viewport_size({"width": WIDE, "height": 900})
+    page.set_viewport_size({"width": NARROW, "height": 640})
     _open_from_navigation(page, stage, seen, pictures)
     _look_around(page, seen, pictures)
     _heal(page, stage, seen)
