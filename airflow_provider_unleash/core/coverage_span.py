@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import date, datetime, tzinfo
 
 from airflow_provider_unleash.core.coverage_text import format_bound
 from airflow_provider_unleash.core.manifest import Entry, list_manifests, list_names, read_manifest
@@ -14,6 +15,8 @@ from airflow_provider_unleash.core.windows import STEPS, Window, count_steps, pa
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
 WINDOWS = 30
+# A time without one is read as UTC.
+_OFFSET = re.compile(r"[Tt ].*([Zz]|[+-]\d\d:?(\d\d)?)$")
 _HOUR_MS, _MINUTE_MS = 3_600_000, 60_000
 
 
@@ -77,12 +80,13 @@ def choose_span(
 
 
 def _parse_bound(value: str | None, argument: str, zone: tzinfo) -> int | None:
-    if is_missing(value):
+    if value is None or is_missing(value):
         return None
-    moment = parse_moment_string(str(value).strip(), argument)
-    if isinstance(moment, datetime) and moment.tzinfo is None:
+    text = value.strip()
+    moment = parse_moment_string(text, argument)
+    if isinstance(moment, datetime) and not _OFFSET.search(text):
         moment = moment.replace(tzinfo=zone)
-    elif not isinstance(moment, (datetime, int)):
+    elif isinstance(moment, date) and not isinstance(moment, datetime):
         moment = datetime(moment.year, moment.month, moment.day, tzinfo=zone)
     return parse_moment(moment, argument)
 
