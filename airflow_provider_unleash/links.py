@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink
 
+from airflow_provider_unleash.core.moments import parse_timezone
 from airflow_provider_unleash.core.names import window_name
 from airflow_provider_unleash.core.stores import place_of
+from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.page import page_url, read_trees
 from airflow_provider_unleash.tasks import timezone_of
 
@@ -27,8 +30,10 @@ class CoverageLink(BaseOperatorLink):
         extraction = operator.extraction
         if extraction is not None:
             query["window"] = window_name(extraction.window)
-            zone = timezone_of(operator.dag)
-            query["timezone"] = str(getattr(zone, "key", None) or getattr(zone, "name", None) or zone)
+            zone = str(timezone_of(operator.dag))
+            with suppress(InvalidArgumentError):  # a fixed offset has no name
+                parse_timezone(zone)
+                query["timezone"] = zone
             if len(extraction.device_ids) == 1:
                 query["device"] = extraction.device_ids[0]
         return page_url(**query)

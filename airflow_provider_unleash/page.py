@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowPlugin, conf
@@ -19,7 +22,9 @@ def has_page() -> bool:
 
 def read_trees() -> dict[str, str]:
     """Return the folders that the page may show, by name."""
-    trees = conf.getjson(SECTION, OPTION, fallback={})
+    trees: Any = None
+    with suppress(ValueError):
+        trees = json.loads(conf.get(SECTION, OPTION, fallback=None) or "{}")
     if not isinstance(trees, dict) or not all(isinstance(dst, str) and name for name, dst in trees.items()):
         raise InvalidArgumentError(
             f'[{SECTION}] {OPTION} must be a JSON object of names and folders, such as {{"lake": "s3://lake/unleash"}}',

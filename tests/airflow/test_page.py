@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import pendulum
 import pytest
 import requests
 from airflow.providers.common.compat.sdk import AirflowPlugin
@@ -115,7 +116,7 @@ def test_the_documented_setting_is_read(monkeypatch: pytest.MonkeyPatch) -> None
     assert read_trees() == {"lake": "s3://aws_default@lake/unleash", "archive": "gs://lake/archive"}
 
 
-@pytest.mark.parametrize("value", ['["s3://lake"]', '{"lake": 1}', '{"": "s3://lake"}'])
+@pytest.mark.parametrize("value", ["s3://lake", '["s3://lake"]', '{"lake": 1}', '{"": "s3://lake"}'])
 def test_a_setting_of_another_form_is_an_error(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(OPTION, value)
     with pytest.raises(InvalidArgumentError, match="must be a JSON object"):
@@ -143,7 +144,7 @@ def run(operator_class: Any, dst: str, **arguments: Any) -> Any:
     from airflow.providers.common.compat.sdk import DAG
 
     window = DAYS[0]
-    with DAG("dag_of_link", schedule=None):
+    with DAG("dag_of_link", schedule=None, start_date=arguments.pop("start_date", None)):
         operator = operator_class(task_id="extract", dst=dst, start=window.start_ms, end=window.end_ms, **arguments)
     operator.execute(make_context())
     return operator
@@ -154,6 +155,14 @@ def test_a_task_links_to_its_window_and_device(serve: Any, lake: str) -> None:
     query = {"tree": "lake", "window": window_name(DAYS[0]), "timezone": "UTC"}
     assert read_link(run(UnleashToObjectStorageOperator, lake, device_id="W1")) == {**query, "device": "W1"}
     assert read_link(run(UnleashAccountToObjectStorageOperator, lake)) == query
+
+
+@pytest.mark.parametrize(("zone", "named"), [("Europe/Berlin", "Europe/Berlin"), ("+05:30", None)])
+def test_the_link_names_the_time_zone_of_the_dag(serve: Any, lake: str, zone: str, named: str | None) -> None:
+    serve(devices=("W1",))
+    start_date = pendulum.datetime(2026, 1, 1, tz=pendulum.timezone(zone) if named else pendulum.FixedTimezone(19_800))
+    operator = run(UnleashToObjectStorageOperator, lake, device_id="W1", start_date=start_date)
+    assert read_link(operator).get("timezone") == named
 
 
 def test_a_task_that_failed_early_links_to_its_tree(lake: str) -> None:
