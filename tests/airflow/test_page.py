@@ -64,8 +64,11 @@ def land(folder: FolderPath, window: Window, *device_ids: str, dag_id: str = "da
 _REGISTERED = """
 import json, sys
 import airflow.plugins_manager
+from airflow.providers.common.compat.sdk import AirflowPlugin, conf
+before = set(sys.modules)
 from airflow_provider_unleash.plugin import UnleashPlugin as plugin
-imported = sorted({"fastapi", "airflow_provider_unleash.web", "airflow_provider_unleash.core"} & set(sys.modules))
+added = set(sys.modules) - before
+imported = sorted({"fastapi", "airflow_provider_unleash.web", "airflow_provider_unleash.core"} & added)
 from airflow_provider_unleash.operators import UnleashToObjectStorageOperator as operator
 print(json.dumps({
     "apps": [app["url_prefix"] for app in getattr(plugin, "fastapi_apps", [])],
