@@ -32,6 +32,7 @@ WRONG_KEY = "wRongKey/4711+key="
 EXTRAS = {
     "auth": "api_key",
     "timeout": 12.5,
+    "response_timeout": 240,
     "max_attempts": 3,
     "page_concurrency": 2,
     "mask_stream_tokens": 1,
