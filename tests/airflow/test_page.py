@@ -34,10 +34,10 @@ from airflow_provider_unleash.page import read_trees
 from airflow_provider_unleash.plugin import UnleashPlugin
 from airflow_provider_unleash.window import Window, plan_windows
 from tests.support.answering import trickling
-from tests.support.bounds import temporary_folder
 from tests.support.paths import ROOT
 from tests.support.python_processes import import_root
 from tests.support.sample_day import make_context
+from tools.bounds import temporary_folder
 from tools.stage import Stage, stopping
 
 OPTION = "AIRFLOW__UNLEASH__COVERAGE_PATHS"

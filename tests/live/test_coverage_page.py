@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 import pytest
 from airflow import __version__ as airflow_version
 
-from tests.support.bounds import temporary_folder
 from tests.support.browser_tour import find_chromium, open_page
 from tests.support.coverage_tour import CAMERAS, DAG_ID, TODAY, CoverageSeen, start_airflow, take_tour
 from tests.support.live_airflow import live_stage
 from tests.support.paths import ROOT
+from tools.bounds import temporary_folder
 from tools.stage import StageError, processes_in
 
 IMAGES = ROOT / "docs" / "images"
