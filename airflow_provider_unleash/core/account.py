@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import pickle
 import tempfile
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from itertools import chain, islice
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import chain
+from typing import TYPE_CHECKING
 from weakref import finalize
 
 from airflow_provider_unleash.core.extract import (
-    PROGRESS_SECONDS,
     OnEmpty,
     check_device,
     check_empty,
@@ -48,38 +43,21 @@ from airflow_provider_unleash.core.manifest import (
 from airflow_provider_unleash.core.names import manifest_name, object_name
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.protocol import Endpoint, Page
+from airflow_provider_unleash.core.runner import DeviceRunner, Failures, enumerate_devices
 from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, is_disk_full, remove_all_staged
 from airflow_provider_unleash.core.stores import FolderPath
-from airflow_provider_unleash.core.throttle import MAX_PAUSE
 from airflow_provider_unleash.core.windows import RowCounts, Window
 from airflow_provider_unleash.exceptions import (
-    AuthenticationError,
     EmptyReplacementError,
-    InvalidArgumentError,
-    PartialExtractionError,
-    PermanentPartialExtractionError,
-    RateLimitError,
-    ServerError,
-    TransientError,
-    TransportError,
     UnexpectedResponseError,
-    UnleashError,
 )
 
 if TYPE_CHECKING:
     from airflow_provider_unleash.core.client import RequestBudget, UnleashClient
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-# An error names this many devices.
-_NAMED_DEVICES = 20
-# So many failures in a row, without a success between them, are those of the API or the store, not of single devices.
-_MAX_FAILURES_IN_A_ROW = 50
-_IDLE_SECONDS = 1.0
 _NO_ROWS = "The devices have"
-# Errors of a store about the name of one object; all others concern the store.
-_NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ)
 
 
 @dataclass(frozen=True)
@@ -171,7 +149,7 @@ def land_account(
             client.open_budget() as budget,
         ):
             source = _Source(client, budget, listed)
-            runner = _DeviceRunner(workers, 4 * client.page_concurrency, devices)
+            runner = DeviceRunner(workers, 4 * client.page_concurrency, devices)
             return (_land_objects if split_by_device else _land_one_object)(job, source, runner, tree)
 
     try:
@@ -266,7 +244,7 @@ class _Source:
 # ---- one object per device -----------------------------------------------------------------------
 
 
-def _land_objects(job: _Job, source: _Source, runner: _DeviceRunner, tree: Tree) -> _Result:
+def _land_objects(job: _Job, source: _Source, runner: DeviceRunner, tree: Tree) -> _Result:
     reported_keys: set[str] = set()
 
     def land_device(device_id: str) -> Record:
@@ -295,7 +273,7 @@ def _land_objects(job: _Job, source: _Source, runner: _DeviceRunner, tree: Tree)
     resumed = len(records)
     if resumed:
         log.info("Resuming: an earlier try has landed %d devices", resumed)
-    failures = _Failures(runner, "The others have landed, and a retry extracts only the failed ones")
+    failures = Failures(runner, "The others have landed, and a retry extracts only the failed ones")
 
     def keep(record: Record) -> None:
         # With "fail", a retry asks for empty windows again, because their data may be late.
@@ -344,11 +322,11 @@ class _NoObjectError(Exception):
     """There are no rows, and no object to replace."""
 
 
-def _land_one_object(job: _Job, source: _Source, runner: _DeviceRunner, tree: Tree) -> _Result:
+def _land_one_object(job: _Job, source: _Source, runner: DeviceRunner, tree: Tree) -> _Result:
     name = object_name(None, job.window, job.extension)
     path = job.dst / name
     reads: dict[str, _Read] = {}
-    failures = _Failures(runner, "Nothing is published, because one object has the rows of all devices")
+    failures = Failures(runner, "Nothing is published, because one object has the rows of all devices")
 
     def read_device(device_id: str) -> _Read:
         return restart_on_change(lambda: _read_device(job, source, device_id, f"{name} {device_id}"))
@@ -381,8 +359,8 @@ def _land_one_object(job: _Job, source: _Source, runner: _DeviceRunner, tree: Tr
     lost = _devices_with_rows(tree.entries()) - reads.keys()
     if lost and not job.replace_with_empty:
         raise EmptyReplacementError(
-            f"Another task wrote rows of {_enumerate(sorted(lost))} to {path} at the same time, so one object replaced "
-            "the other. Use split_by_device=True if several tasks share a window",
+            f"Another task wrote rows of {enumerate_devices(sorted(lost))} to {path} at the same time, so one object "
+            "replaced the other. Use split_by_device=True if several tasks share a window",
             path=str(path),
         )
     for device_id in lost:
@@ -450,7 +428,7 @@ def _check_replacement(job: _Job, tree: Tree, path: FolderPath, with_rows: set[s
         # Read again, because another task may have published rows of other devices meanwhile.
         lost = sorted(_devices_with_rows(tree.entries()) - with_rows)
         if lost or replaces_rows:
-            named = f"of {_enumerate(lost)}" if lost else "which the API now does not return"
+            named = f"of {enumerate_devices(lost)}" if lost else "which the API now does not return"
             raise EmptyReplacementError(
                 f"{path} has rows {named}, and this extraction has none. The object stays unchanged; set "
                 "replace_with_empty=True to replace it, or use split_by_device=True if several tasks share a window",
@@ -465,155 +443,3 @@ def _check_replacement(job: _Job, tree: Tree, path: FolderPath, with_rows: set[s
 
 def _devices_with_rows(entries: Mapping[str, Entry]) -> set[str]:
     return {device_id for device_id, entry in entries.items() if entry.rows and entry.path}
-
-
-# ---- the devices at work -------------------------------------------------------------------------
-
-
-class _DeviceRunner:
-    """
-    Runs a function for each device in threads, and logs the progress.
-
-    :param max_ahead: devices that are at work, or done and not yet consumed.
-    """
-
-    def __init__(self, workers: ThreadPoolExecutor, max_ahead: int, devices: Sequence[str]) -> None:
-        self._workers = workers
-        self._max_ahead = max_ahead
-        self.devices = devices
-        self._began = self._logged = time.monotonic()
-        self.total = len(devices)
-        self.done = self._rows = 0
-        self._finished: SimpleQueue[tuple[str, Future[Any]]] = SimpleQueue()
-
-    def iter_completed(
-        self, work: Callable[[str], T], skip: Container[str], when_idle: Callable[[], None]
-    ) -> Iterator[tuple[str, Future[T]]]:
-        """Yield each device with its result as soon as there is one; call ``when_idle`` each second without any."""
-        remaining = [device_id for device_id in self.devices if device_id not in skip]
-        self.total = len(remaining)
-        rest = iter(remaining)
-        running = 0
-        while True:
-            for device_id in islice(rest, self._max_ahead - running):
-                future = self._workers.submit(work, device_id)
-                future.add_done_callback(lambda future, device_id=device_id: self._finished.put((device_id, future)))  # type: ignore[misc]
-                running += 1
-            if not running:
-                return
-            try:
-                completed = self._finished.get(timeout=_IDLE_SECONDS)
-            except Empty:
-                when_idle()
-            else:
-                yield completed
-                running -= 1
-
-    def finish(self) -> Iterator[Future[Any]]:
-        """Start no more devices, wait for those at work, and yield the results that nobody has consumed."""
-        self._workers.shutdown(cancel_futures=True)
-        while not self._finished.empty():
-            yield self._finished.get()[1]
-
-    def iter_in_order(self, work: Callable[[str], T]) -> Iterator[tuple[str, Future[T]]]:
-        """Yield each device with its result, in the order of the devices."""
-        rest = iter(self.devices)
-        ahead: deque[tuple[str, Future[T]]] = deque()
-        while True:
-            for device_id in islice(rest, self._max_ahead - len(ahead)):
-                ahead.append((device_id, self._workers.submit(work, device_id)))
-            if not ahead:
-                return
-            yield ahead.popleft()
-
-    def log_progress(self, rows: int) -> None:
-        """Count a device that is done, and log the progress every ten seconds."""
-        self.done += 1
-        self._rows += rows
-        now = time.monotonic()
-        if now - self._logged >= PROGRESS_SECONDS:
-            self._logged = now
-            total, seconds = self.total, now - self._began
-            log.info(
-                "%d of %d devices (%.0f %%), %d rows, %.0f devices/s, about %.0f s left",
-                *(self.done, total, 100 * self.done / total, self._rows, self.done / seconds),
-                seconds * (total / self.done - 1),
-            )
-
-
-class _Failures:
-    """
-    The errors of single devices; an error that concerns all devices is raised at once.
-
-    :param consequence: what an error says about the other devices.
-    """
-
-    def __init__(self, runner: _DeviceRunner, consequence: str) -> None:
-        self.errors: dict[str, Exception] = {}
-        self._runner = runner
-        self._consequence = consequence
-        self._in_a_row = 0
-
-    def add_success(self) -> None:
-        self._in_a_row = 0
-
-    def add(self, device_id: str, error: Exception) -> None:
-        if _concerns_all(error):
-            raise error
-        # Without traceback and context: their frames hold the pages of the device.
-        error.__cause__ = error.__context__ = None
-        self.errors[device_id] = error.with_traceback(None)
-        if len(self.errors) <= _NAMED_DEVICES:
-            log.warning("Device %s failed: %s", device_id, _describe(error))
-        self._in_a_row += isinstance(error, (ServerError, TransportError, OSError))
-        if self._in_a_row >= _MAX_FAILURES_IN_A_ROW:
-            note = f"{self._in_a_row} devices failed one after the other, so the other {self._untried} were not tried. "
-            raise self._error(note)
-
-    def check(self) -> None:
-        """Raise an error that names the failed devices, if there are any."""
-        if self.errors:
-            raise self._error()
-
-    @property
-    def _untried(self) -> int:
-        return self._runner.total - self._runner.done - len(self.errors)
-
-    def _error(self, note: str = "") -> UnleashError:
-        named = "".join(f"\n{device_id}: {_describe(error)}" for device_id, error in self._first())
-        more = len(self.errors) - _NAMED_DEVICES
-        message = (
-            f"{len(self.errors)} of {len(self._runner.devices)} devices failed. {note}{self._consequence}.{named}"
-            f"{f'{chr(10)}and {more} more' if more > 0 else ''}"
-        )
-        facts = {"errors": self.errors, "untried": self._untried}
-        transient = [error for error in self.errors.values() if isinstance(error, TransientError)]
-        if not transient:
-            return PermanentPartialExtractionError(message, **facts)
-        delays = [error.retry_after for error in transient if error.retry_after]
-        return PartialExtractionError(message, retry_after=max(delays, default=None), **facts)
-
-    def _first(self) -> list[tuple[str, Exception]]:
-        return sorted(self.errors.items())[:_NAMED_DEVICES]
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _concerns_all(error: Exception) -> bool:
-    """Return whether an error is not about one device: other devices would meet it too."""
-    if isinstance(error, UnleashError):
-        if isinstance(error, InvalidArgumentError):
-            return error.argument != "device_id"
-        if isinstance(error, TransientError) and (error.retry_after or 0.0) > MAX_PAUSE:
-            return True
-        if isinstance(error, TransportError):
-            return error.reason in ("connection", "tls", "cancelled")
-        return isinstance(error, (AuthenticationError, RateLimitError))
-    return not (isinstance(error, OSError) and error.errno in _NAME_ERRORS)
-
-
-def _enumerate(device_ids: Sequence[str]) -> str:
-    more = len(device_ids) - _NAMED_DEVICES
-    return ", ".join(device_ids[:_NAMED_DEVICES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,187 @@
+"""The devices of an account at work: in threads, with their progress and their failures."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from airflow_provider_unleash.core.extract import PROGRESS_SECONDS
+from airflow_provider_unleash.core.throttle import MAX_PAUSE
+from airflow_provider_unleash.exceptions import (
+    AuthenticationError,
+    InvalidArgumentError,
+    PartialExtractionError,
+    PermanentPartialExtractionError,
+    RateLimitError,
+    ServerError,
+    TransientError,
+    TransportError,
+    UnleashError,
+)
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# An error names this many devices.
+_NAMED_DEVICES = 20
+# So many failures in a row, without a success between them, are those of the API or the store, not of single devices.
+_MAX_FAILURES_IN_A_ROW = 50
+_IDLE_SECONDS = 1.0
+# Errors of a store about the name of one object; all others concern the store.
+_NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ)
+
+
+class DeviceRunner:
+    """
+    Runs a function for each device in threads, and logs the progress.
+
+    :param max_ahead: devices that are at work, or done and not yet consumed.
+    """
+
+    def __init__(self, workers: ThreadPoolExecutor, max_ahead: int, devices: Sequence[str]) -> None:
+        self._workers = workers
+        self._max_ahead = max_ahead
+        self.devices = devices
+        self._began = self._logged = time.monotonic()
+        self.total = len(devices)
+        self.done = self._rows = 0
+        self._finished: SimpleQueue[tuple[str, Future[Any]]] = SimpleQueue()
+
+    def iter_completed(
+        self, work: Callable[[str], T], skip: Container[str], when_idle: Callable[[], None]
+    ) -> Iterator[tuple[str, Future[T]]]:
+        """Yield each device with its result as soon as there is one; call ``when_idle`` each second without any."""
+        remaining = [device_id for device_id in self.devices if device_id not in skip]
+        self.total = len(remaining)
+        rest = iter(remaining)
+        running = 0
+        while True:
+            for device_id in islice(rest, self._max_ahead - running):
+                future = self._workers.submit(work, device_id)
+                future.add_done_callback(lambda future, device_id=device_id: self._finished.put((device_id, future)))  # type: ignore[misc]
+                running += 1
+            if not running:
+                return
+            try:
+                completed = self._finished.get(timeout=_IDLE_SECONDS)
+            except Empty:
+                when_idle()
+            else:
+                yield completed
+                running -= 1
+
+    def finish(self) -> Iterator[Future[Any]]:
+        """Start no more devices, wait for those at work, and yield the results that nobody has consumed."""
+        self._workers.shutdown(cancel_futures=True)
+        while not self._finished.empty():
+            yield self._finished.get()[1]
+
+    def iter_in_order(self, work: Callable[[str], T]) -> Iterator[tuple[str, Future[T]]]:
+        """Yield each device with its result, in the order of the devices."""
+        rest = iter(self.devices)
+        ahead: deque[tuple[str, Future[T]]] = deque()
+        while True:
+            for device_id in islice(rest, self._max_ahead - len(ahead)):
+                ahead.append((device_id, self._workers.submit(work, device_id)))
+            if not ahead:
+                return
+            yield ahead.popleft()
+
+    def log_progress(self, rows: int) -> None:
+        """Count a device that is done, and log the progress every ten seconds."""
+        self.done += 1
+        self._rows += rows
+        now = time.monotonic()
+        if now - self._logged >= PROGRESS_SECONDS:
+            self._logged = now
+            total, seconds = self.total, now - self._began
+            log.info(
+                "%d of %d devices (%.0f %%), %d rows, %.0f devices/s, about %.0f s left",
+                *(self.done, total, 100 * self.done / total, self._rows, self.done / seconds),
+                seconds * (total / self.done - 1),
+            )
+
+
+class Failures:
+    """
+    The errors of single devices; an error that concerns all devices is raised at once.
+
+    :param consequence: what an error says about the other devices.
+    """
+
+    def __init__(self, runner: DeviceRunner, consequence: str) -> None:
+        self.errors: dict[str, Exception] = {}
+        self._runner = runner
+        self._consequence = consequence
+        self._in_a_row = 0
+
+    def add_success(self) -> None:
+        self._in_a_row = 0
+
+    def add(self, device_id: str, error: Exception) -> None:
+        if _concerns_all(error):
+            raise error
+        # Without traceback and context: their frames hold the pages of the device.
+        error.__cause__ = error.__context__ = None
+        self.errors[device_id] = error.with_traceback(None)
+        if len(self.errors) <= _NAMED_DEVICES:
+            log.warning("Device %s failed: %s", device_id, _describe(error))
+        self._in_a_row += isinstance(error, (ServerError, TransportError, OSError))
+        if self._in_a_row >= _MAX_FAILURES_IN_A_ROW:
+            note = f"{self._in_a_row} devices failed one after the other, so the other {self._untried} were not tried. "
+            raise self._error(note)
+
+    def check(self) -> None:
+        """Raise an error that names the failed devices, if there are any."""
+        if self.errors:
+            raise self._error()
+
+    @property
+    def _untried(self) -> int:
+        return self._runner.total - self._runner.done - len(self.errors)
+
+    def _error(self, note: str = "") -> UnleashError:
+        named = "".join(f"\n{device_id}: {_describe(error)}" for device_id, error in self._first())
+        more = len(self.errors) - _NAMED_DEVICES
+        message = (
+            f"{len(self.errors)} of {len(self._runner.devices)} devices failed. {note}{self._consequence}.{named}"
+            f"{f'{chr(10)}and {more} more' if more > 0 else ''}"
+        )
+        facts = {"errors": self.errors, "untried": self._untried}
+        transient = [error for error in self.errors.values() if isinstance(error, TransientError)]
+        if not transient:
+            return PermanentPartialExtractionError(message, **facts)
+        delays = [error.retry_after for error in transient if error.retry_after]
+        return PartialExtractionError(message, retry_after=max(delays, default=None), **facts)
+
+    def _first(self) -> list[tuple[str, Exception]]:
+        return sorted(self.errors.items())[:_NAMED_DEVICES]
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _concerns_all(error: Exception) -> bool:
+    """Return whether an error is not about one device: other devices would meet it too."""
+    if isinstance(error, UnleashError):
+        if isinstance(error, InvalidArgumentError):
+            return error.argument != "device_id"
+        if isinstance(error, TransientError) and (error.retry_after or 0.0) > MAX_PAUSE:
+            return True
+        if isinstance(error, TransportError):
+            return error.reason in ("connection", "tls", "cancelled")
+        return isinstance(error, (AuthenticationError, RateLimitError))
+    return not (isinstance(error, OSError) and error.errno in _NAME_ERRORS)
+
+
+def enumerate_devices(device_ids: Sequence[str]) -> str:
+    more = len(device_ids) - _NAMED_DEVICES
+    return ", ".join(device_ids[:_NAMED_DEVICES]) + (f" and {more} more" if more > 0 else "")
