@@ -19,6 +19,7 @@ PINS_3.2.2 := fastapi<0.138 svcs<26
 ENV := $(if $(filter $(DEFAULT_AIRFLOW),$(AIRFLOW)),.venv,.matrix/$(AIRFLOW))
 BIN := $(ENV)/bin
 AZURITE := build/azurite/node_modules/azurite/package.json
+DELTA_READER := build/delta-reader/.installed
 CONSTRAINTS := constraints/airflow-$(AIRFLOW).txt
 
 SHELL := bash
@@ -51,10 +52,10 @@ cluster: .venv/.cluster ## Run Airflow with two Celery workers until Ctrl-C; nee
 
 setup: $(ENV)/.all ## Install everything that tests and checks need into .venv
 
-test: $(ENV)/.all ## Run the fast tests, about 3 minutes; ARGS="tests/core -k name" selects tests
+test: $(ENV)/.all $(DELTA_READER) ## Run the fast tests, about 3 minutes; ARGS="tests/core -k name" selects tests
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow" $(ARGS)
 
-test-slow: $(ENV)/.all ## Run the slow tests, about 4 minutes: real DAG runs, a short chaos, kills, the search for leaked keys
+test-slow: $(ENV)/.all $(DELTA_READER) ## Run the slow tests, about 4 minutes: real DAG runs, a short chaos, kills, the search for leaked keys
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m slow $(ARGS)
 
 check: $(ENV)/.all ## Run ruff, mypy and import-linter
@@ -143,7 +144,7 @@ $(ENV)/.demo $(ENV)/.all: pyproject.toml airflow_provider_unleash/__init__.py $(
 	@touch $@ $(ENV)/.demo
 
 PACKAGES_demo := --editable '.[parquet]' --group demo
-PACKAGES_all = --editable '.[parquet,s3]' --group demo --group test --group check \
+PACKAGES_all = --editable '.[parquet,s3,delta]' --group demo --group test --group check \
   $(if $(filter $(DEFAULT_AIRFLOW),$(AIRFLOW)),--group lineage)
 PACKAGES_bench := --group bench
 PACKAGES_browser := --group browser
@@ -168,6 +169,13 @@ $(AZURITE): | $(ENV)/.stores
 	@PATH="$(abspath $(BIN)):$$PATH" npm install --prefix build/azurite --ignore-scripts --omit=optional \
 	  --no-audit --no-fund --loglevel=error azurite@3.37.0 >/dev/null
 
+# An environment of its own: the newest Delta extension on PyPI needs this DuckDB, which is older than the others use.
+$(DELTA_READER):
+	@echo "Installing DuckDB's Delta extension into build/delta-reader ..."
+	@$(FIND_PYTHON); "$$python" -m venv --clear build/delta-reader
+	@build/delta-reader/bin/python -m pip install -qq --no-compile duckdb==1.5.5 duckdb-extension-delta==1.5.5
+	@touch $@
+
 # --universal: one file for all Pythons and systems, with markers where their versions differ.
 GROUPS := test check demo bench browser cluster dist docs lineage recipes stores
 resolve:
@@ -175,6 +183,6 @@ resolve:
 	@uv="$(UV)"; if [ -z "$$uv" ]; then \
 	  uv=build/uv/bin/uv; [ -x $$uv ] || { $(FIND_PYTHON); "$$python" -m venv build/uv; build/uv/bin/pip install -qq uv; }; fi; \
 	printf '%s\n' 'apache-airflow==$(AIRFLOW)' $(PINS_$(AIRFLOW):%='%') | "$$uv" pip compile - pyproject.toml --quiet \
-	  --universal --python-version 3.11 --extra parquet --extra s3 $(addprefix --group ,$(GROUPS)) \
+	  --universal --python-version 3.11 --extra parquet --extra s3 --extra delta $(addprefix --group ,$(GROUPS)) \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file build/resolved.txt
 	@{ echo '# Written by "make constraints": the newest versions that work together.'; cat build/resolved.txt; } > $(CONSTRAINTS)

@@ -153,6 +153,7 @@ class StorageOperator(FetchOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"column_types": "json"}
     operator_extra_links = (CoverageLink(),) if has_page() else ()
+    _check_format = staticmethod(check_file_format)
 
     def __init__(
         self,
@@ -178,7 +179,7 @@ class StorageOperator(FetchOperator):
         if is_known(self.resume_within):
             parse_duration(self.resume_within, "resume_within")
         if all(map(is_known, (self.file_format, self.compression, self.column_types))):
-            check_file_format(self.file_format, self.compression, self.column_types)
+            self._check_format(self.file_format, self.compression, self.column_types)
         if is_known(self.dst):
             check_folder(str(self.dst))
 
@@ -212,7 +213,7 @@ class StorageOperator(FetchOperator):
     ) -> dict[str, Any]:
         """Return the summary, and add its totals and the manifest to the events of the outlet assets."""
         if self.extraction:
-            columns = columns_of(self.column_types) if self.file_format in ("csv", "parquet") else COLUMNS
+            columns = COLUMNS if self.file_format in ("jsonl", "json") else columns_of(self.column_types)
             account = getattr(manifest.fs, "account_name", None)  # Azure's file system has it
             self.extraction.written = Written(str(self.dst), columns, counts.rows, size, account)
         totals = {"start": format_ms(window.start_ms), "end": format_ms(window.end_ms), **asdict(counts)}

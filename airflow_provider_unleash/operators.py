@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_unleash.core.account import land_account
 from airflow_provider_unleash.core.extract import fetch_records, land
-from airflow_provider_unleash.core.formats import FileFormat
+from airflow_provider_unleash.core.formats import FileFormat, check_account_format
+from airflow_provider_unleash.core.names import DELTA
 from airflow_provider_unleash.core.protocol import check_device_id
 from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, check_checkpoint_pages
 from airflow_provider_unleash.core.windows import Window, partition_key
@@ -22,6 +24,7 @@ from airflow_provider_unleash.listing import (
     UnleashListSessionsOperator,
     UnleashPlanWindowsOperator,
 )
+from airflow_provider_unleash.storage_options import storage_options_of
 from airflow_provider_unleash.tasks import (
     XCOM_RESERVED_KEYS,
     check_arguments,
@@ -98,6 +101,7 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
     """
 
     template_fields: Sequence[str] = (*StorageOperator.template_fields, "device_ids")
+    _check_format = staticmethod(check_account_format)
 
     # The base class has dst and file_format too; here, type checkers see them.
     def __init__(
@@ -137,7 +141,7 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
                 "add the asset to the outlets of a task that runs after them",
                 argument="partition_format",
             )
-        if shares_window and not self.split_by_device:
+        if shares_window and not self.split_by_device and self.file_format != DELTA:
             raise InvalidArgumentError(
                 "Mapped tasks with device_ids would replace each other's object of all devices: use "
                 "split_by_device=True, or one task without device_ids",
@@ -152,7 +156,12 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
             key = partition_key(window, self.partition_format, run_times(context)["timezone"])
         self.extraction = Extraction(client.base_url, self.device_ids or (), window)
         landed = land_account(
-            client, self.device_ids, window, split_by_device=self.split_by_device, **self._land_arguments(context)
+            client,
+            self.device_ids,
+            window,
+            split_by_device=self.split_by_device,
+            storage_options=partial(storage_options_of, str(self.dst)),
+            **self._land_arguments(context),
         )
         self.extraction.device_ids = landed.device_ids
         if landed.is_skipped:

@@ -6,14 +6,16 @@ import logging
 import pickle
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from weakref import finalize
 
+from airflow_provider_unleash.core.delta import StorageOptions, WindowTable
 from airflow_provider_unleash.core.extract import (
     OnEmpty,
     check_device,
@@ -25,7 +27,8 @@ from airflow_provider_unleash.core.extract import (
 from airflow_provider_unleash.core.formats import (
     Compression,
     FileFormat,
-    check_file_format,
+    PageWriter,
+    check_account_format,
     extension_of,
     has_rows,
     open_object,
@@ -40,19 +43,18 @@ from airflow_provider_unleash.core.manifest import (
     open_tree,
     publish_manifest,
 )
-from airflow_provider_unleash.core.names import manifest_name, object_name
+from airflow_provider_unleash.core.names import DELTA, DELTA_LOG, manifest_name, object_name, window_name
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.protocol import Endpoint, Page
 from airflow_provider_unleash.core.runner import DeviceRunner, Failures, enumerate_devices
 from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, is_disk_full, remove_all_staged
 from airflow_provider_unleash.core.stores import FolderPath
 from airflow_provider_unleash.core.windows import RowCounts, Window
-from airflow_provider_unleash.exceptions import (
-    EmptyReplacementError,
-    UnexpectedResponseError,
-)
+from airflow_provider_unleash.exceptions import EmptyReplacementError, UnexpectedResponseError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow_provider_unleash.core.client import RequestBudget, UnleashClient
 
 log = logging.getLogger(__name__)
@@ -99,9 +101,10 @@ def land_account(
     resume_within: timedelta | None = timedelta(days=1),
     dag_id: str | None = None,
     run_id: str | None = None,
+    storage_options: StorageOptions | None = None,
 ) -> LandedAccount:
     """
-    Write the rows of many devices in a window as objects below ``dst``, and a manifest of them.
+    Write the rows of many devices in a window as objects below ``dst``, or to a Delta table, and a manifest of them.
 
     >>> from upath import UPath
     >>> from airflow_provider_unleash.client import UnleashClient
@@ -113,6 +116,8 @@ def land_account(
 
     The client's ``page_concurrency`` is the number of requests in flight for all devices together. The other parameters
     are those of :class:`.UnleashAccountToObjectStorageOperator`; ``dag_id`` and ``run_id`` are kept in the manifest.
+    ``storage_options`` returns the options of ``deltalake`` for the store of a Delta table, such as credentials;
+    ``dst`` has its own.
 
     :raises PartialExtractionError: if some devices failed, at least one of them transiently.
     :raises PermanentPartialExtractionError: if some devices failed, all of them permanently.
@@ -121,9 +126,11 @@ def land_account(
     :raises InvalidArgumentError: if the tree has objects of another layout or format; before any request.
     :raises UnleashError: an error that concerns all devices, such as a wrong key, at once.
     """
-    check_file_format(file_format, compression, column_types)
+    check_account_format(file_format, compression, column_types)
     extension = extension_of(file_format, compression)
-    tree = open_tree(dst, window, Layout(split_by_device, extension))
+    is_table = file_format == DELTA
+    tree = open_tree(dst, window, Layout(split_by_device or is_table, extension))
+    table = WindowTable(dst, window, column_types, storage_options) if is_table else None
     listed = frozenset(client.list_devices()) if device_ids is None else None
     devices = sorted(set(device_ids or listed or ()))
     job = _Job(
@@ -150,13 +157,16 @@ def land_account(
         ):
             source = _Source(client, budget, listed)
             runner = DeviceRunner(workers, 4 * client.page_concurrency, devices)
-            return (_land_objects if split_by_device else _land_one_object)(job, source, runner, tree)
+            if is_split:
+                return _land_objects(job, source, runner, tree)
+            return _land_together(job, source, runner, _OneCommit(job, table) if table else _OneObject(job, tree))
 
+    is_split = split_by_device and table is None
     try:
         result = attempt(job)
     except OSError as error:
-        # Only one object for all devices keeps staged pages until it is published.
-        if split_by_device or not (is_disk_full(error) and job.resume_within and remove_all_staged(dst)):
+        # Only the rows of all devices together keep staged pages until they are published.
+        if is_split or not (is_disk_full(error) and job.resume_within and remove_all_staged(dst)):
             raise
         log.warning("No space left, so staged pages were removed. Reading the window again without: %s", error)
         result = attempt(replace(job, resume_within=timedelta(0)))
@@ -301,7 +311,7 @@ def _land_objects(job: _Job, source: _Source, runner: DeviceRunner, tree: Tree) 
     return _Result(records, sum(sizes), len(sizes), resumed, journal.remove)
 
 
-# ---- one object for all devices ------------------------------------------------------------------
+# ---- all devices together ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -318,25 +328,37 @@ class _Read:
     extracted_at: str
 
 
-class _NoObjectError(Exception):
+class _Target(Protocol):
+    """What the rows of all devices become: published whole, or not at all."""
+
+    name: str
+
+    def open(self) -> AbstractContextManager[PageWriter]: ...
+    def check(self, device_ids: Collection[str], with_rows: set[str]) -> bool:
+        """Check that publishing loses no rows, and return whether there is something to publish."""
+
+    def complete(self) -> Collection[str]:
+        """Complete what was published, and return the devices that lost their rows by it."""
+
+
+class _NothingToPublishError(Exception):
     """There are no rows, and no object to replace."""
 
 
-def _land_one_object(job: _Job, source: _Source, runner: DeviceRunner, tree: Tree) -> _Result:
-    name = object_name(None, job.window, job.extension)
-    path = job.dst / name
+def _land_together(job: _Job, source: _Source, runner: DeviceRunner, target: _Target) -> _Result:
     reads: dict[str, _Read] = {}
-    failures = Failures(runner, "Nothing is published, because one object has the rows of all devices")
+    failures = Failures(runner, "Nothing is published, because the rows of all devices are published together")
 
     def read_device(device_id: str) -> _Read:
-        return restart_on_change(lambda: _read_device(job, source, device_id, f"{name} {device_id}"))
+        return restart_on_change(lambda: _read_device(job, source, device_id))
 
     size, objects = 0, 1
     try:
-        with open_object(path, job.file_format, compression=job.compression, column_types=job.column_types) as writer:
+        with target.open() as writer:
             for device_id, future in runner.iter_in_order(read_device):
                 try:
                     read = future.result()
+                    writer.device_id = device_id
                     for page in () if failures.errors else read.pages:
                         writer.write_page(page)
                 except Exception as error:
@@ -346,22 +368,21 @@ def _land_one_object(job: _Job, source: _Source, runner: DeviceRunner, tree: Tre
                     reads[device_id] = replace(read, pages=())
                     runner.log_progress(read.counts.rows)
             failures.check()
-            _check_replacement(job, tree, path, {device_id for device_id, read in reads.items() if read.counts.rows})
+            with_rows = {device_id for device_id, read in reads.items() if read.counts.rows}
+            is_needed = target.check(reads.keys(), with_rows)
+            if not with_rows and job.on_empty == "fail":
+                check_empty(_NO_ROWS, job.on_empty)
+            if not is_needed:
+                raise _NothingToPublishError
         size = writer.size
-    except _NoObjectError:
+    except _NothingToPublishError:
         objects = 0
+    lost = target.complete()
     records = {}
     for device_id, read in reads.items():
         is_in = read.counts.rows > 0
         records[device_id] = job.record(
-            device_id, read.counts, size if is_in else 0, name if is_in else None, read.extracted_at
-        )
-    lost = _devices_with_rows(tree.entries()) - reads.keys()
-    if lost and not job.replace_with_empty:
-        raise EmptyReplacementError(
-            f"Another task wrote rows of {enumerate_devices(sorted(lost))} to {path} at the same time, so one object "
-            "replaced the other. Use split_by_device=True if several tasks share a window",
-            path=str(path),
+            device_id, read.counts, size if is_in else 0, target.name if is_in else None, read.extracted_at
         )
     for device_id in lost:
         records[device_id] = job.record(device_id, RowCounts(), 0, None, format_now())
@@ -374,8 +395,76 @@ def _land_one_object(job: _Job, source: _Source, runner: DeviceRunner, tree: Tre
     return _Result(records, size, objects, 0, remove_staged_pages)
 
 
-def _read_device(job: _Job, source: _Source, device_id: str, name: str) -> _Read:
+class _OneObject:
+    """One object of all devices."""
+
+    def __init__(self, job: _Job, tree: Tree) -> None:
+        self.name = object_name(None, job.window, job.extension)
+        self._path = job.dst / self.name
+        self._job = job
+        self._tree = tree
+        self._device_ids: Collection[str] = ()
+
+    def open(self) -> AbstractContextManager[PageWriter]:
+        job = self._job
+        return open_object(self._path, job.file_format, compression=job.compression, column_types=job.column_types)
+
+    def check(self, device_ids: Collection[str], with_rows: set[str]) -> bool:
+        job, path = self._job, self._path
+        self._device_ids = device_ids
+        replaces_rows = not with_rows and has_rows(path, job.file_format, job.compression)
+        if not job.replace_with_empty:
+            # Read again, because another task may have published rows of other devices meanwhile.
+            lost = sorted(_devices_with_rows(self._tree.entries()) - with_rows)
+            if lost or replaces_rows:
+                named = f"of {enumerate_devices(lost)}" if lost else "which the API now does not return"
+                raise EmptyReplacementError(
+                    f"{path} has rows {named}, and this extraction has none. The object stays unchanged; set "
+                    "replace_with_empty=True to replace it, or use split_by_device=True if several tasks share a "
+                    "window",
+                    path=str(path),
+                )
+        return bool(with_rows) or replaces_rows
+
+    def complete(self) -> Collection[str]:
+        lost = _devices_with_rows(self._tree.entries()).difference(self._device_ids)
+        if lost and not self._job.replace_with_empty:
+            raise EmptyReplacementError(
+                f"Another task wrote rows of {enumerate_devices(sorted(lost))} to {self._path} at the same time, so "
+                "one object replaced the other. Use split_by_device=True if several tasks share a window",
+                path=str(self._path),
+            )
+        return lost
+
+
+class _OneCommit:
+    """One commit to a Delta table; the rows of other devices stay."""
+
+    name = DELTA_LOG
+
+    def __init__(self, job: _Job, table: WindowTable) -> None:
+        self._job = job
+        self._table = table
+
+    def open(self) -> AbstractContextManager[PageWriter]:
+        return self._table.open_file()
+
+    def check(self, device_ids: Collection[str], with_rows: set[str]) -> bool:
+        self._table.plan(device_ids, with_rows, replace_with_empty=self._job.replace_with_empty)
+        return bool(with_rows)
+
+    def complete(self) -> Collection[str]:
+        self._table.commit()
+        return ()
+
+
+def _devices_with_rows(entries: Mapping[str, Entry]) -> set[str]:
+    return {device_id for device_id, entry in entries.items() if entry.rows and entry.path}
+
+
+def _read_device(job: _Job, source: _Source, device_id: str) -> _Read:
     extracted_at = format_now()
+    name = f"{window_name(job.window)}.{job.extension} {device_id}"
     checkpoint_pages = CHECKPOINT_PAGES if job.resume_within else None
     with open_staging(source, job.dst, name, job.endpoint, checkpoint_pages, job.resume_within) as staging:
         with open_window(source, device_id, job.window, job.endpoint, staging) as pages:
@@ -419,27 +508,3 @@ class _Spool:
             file.seek(0)
             while file.tell() < size:
                 yield pickle.load(file)  # noqa: S301  # only this process can write to it
-
-
-def _check_replacement(job: _Job, tree: Tree, path: FolderPath, with_rows: set[str]) -> None:
-    """Check that publishing the object loses no rows, and is needed."""
-    replaces_rows = not with_rows and has_rows(path, job.file_format, job.compression)
-    if not job.replace_with_empty:
-        # Read again, because another task may have published rows of other devices meanwhile.
-        lost = sorted(_devices_with_rows(tree.entries()) - with_rows)
-        if lost or replaces_rows:
-            named = f"of {enumerate_devices(lost)}" if lost else "which the API now does not return"
-            raise EmptyReplacementError(
-                f"{path} has rows {named}, and this extraction has none. The object stays unchanged; set "
-                "replace_with_empty=True to replace it, or use split_by_device=True if several tasks share a window",
-                path=str(path),
-            )
-    if not with_rows:
-        if job.on_empty == "fail":
-            check_empty(_NO_ROWS, job.on_empty)
-        if not replaces_rows:
-            raise _NoObjectError
-
-
-def _devices_with_rows(entries: Mapping[str, Entry]) -> set[str]:
-    return {device_id for device_id, entry in entries.items() if entry.rows and entry.path}

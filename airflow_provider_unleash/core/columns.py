@@ -107,6 +107,10 @@ EXTRA = "extra"
 HIVE_KEYS = ("device", "start_date")
 
 
+# A table also has these, besides its partition column start_date: the device that was requested, and its window.
+WINDOW_COLUMNS: dict[str, str] = {"device": "string", "window_start": "timestamp", "window_end": "timestamp"}
+
+
 def columns_of(column_types: Mapping[str, str] | None) -> dict[str, str]:
     """Return the columns of Parquet and CSV in order: the eight known ones, ``extra``, the declared ones."""
     columns = {**COLUMNS, EXTRA: "string"}
@@ -129,6 +133,17 @@ def columns_of(column_types: Mapping[str, str] | None) -> dict[str, str]:
             )
         columns[name] = kind
     return columns
+
+
+def table_columns_of(column_types: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the columns of a table's files in order: device and window, then those of :func:`columns_of`."""
+    columns = columns_of(column_types)
+    for name in columns:
+        if name.lower() in WINDOW_COLUMNS:
+            raise InvalidArgumentError(
+                f"column_types: a Delta table already has the column {name!r}", argument="column_types"
+            )
+    return {**WINDOW_COLUMNS, **columns}
 
 
 def iter_columns(page: Page, columns: Mapping[str, str]) -> Iterable[tuple[str, str, Sequence[Any]]]:
@@ -253,7 +268,12 @@ class ArrowConverter:
         return bool(self._pa.types.is_integer(array.type) or self._pa.types.is_null(array.type))
 
 
-_EXTRA_LIBRARIES = {"parquet": ("pyarrow",), "pandas": ("pandas", "pyarrow"), "polars": ("polars", "pyarrow")}
+_EXTRA_LIBRARIES = {
+    "parquet": ("pyarrow",),
+    "delta": ("deltalake", "pyarrow"),
+    "pandas": ("pandas", "pyarrow"),
+    "polars": ("polars", "pyarrow"),
+}
 
 
 def check_extra_installed(extra: str, feature: str, argument: str) -> None:

@@ -18,6 +18,7 @@ from airflow_provider_unleash.core.manifest import (
     Entry,
     Layout,
     iter_days_near,
+    layout_key,
     list_manifests,
     list_names,
     overlap,
@@ -325,12 +326,12 @@ class _Scan:
 
     def drop_other_layouts(self) -> list[tuple[Layout, int]]:
         """Drop objects that do not have the most common layout; return layouts and counts, the most common first."""
-        numbers = Counter(_layout_key(entry.path) for found in self.entries for entry in found.values() if entry.path)
+        numbers = Counter(layout_key(entry.path) for found in self.entries for entry in found.values() if entry.path)
         layouts = numbers.most_common()
         if len(layouts) > 1:
             for found in self.entries:
                 for device_id, entry in list(found.items()):
-                    if entry.path and _layout_key(entry.path) != layouts[0][0]:
+                    if entry.path and layout_key(entry.path) != layouts[0][0]:
                         del found[device_id]
         return [(Layout(*key), number) for key, number in layouts]
 
@@ -338,11 +339,6 @@ class _Scan:
 def _window_in(name: str) -> str:
     """Return the window's name in that of a manifest; after its last Z come a hash and the extension."""
     return name[: name.rfind("Z") + 1]
-
-
-def _layout_key(path: str) -> tuple[bool, str]:
-    """Return what :class:`.Layout` has; creating one for each object would take longer than reading the manifests."""
-    return path.startswith("device="), path[path.rfind("Z.") + 2 :]
 
 
 def _load(load: Callable[[str], bytes], root: FolderPath, names: Iterable[str]) -> Iterator[tuple[str, list[Entry]]]:

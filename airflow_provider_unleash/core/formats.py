@@ -21,7 +21,9 @@ from airflow_provider_unleash.core.columns import (
     columns_of,
     csv_values,
     iter_columns,
+    table_columns_of,
 )
+from airflow_provider_unleash.core.names import DELTA
 from airflow_provider_unleash.core.protocol import EXCERPT_CHARS, Page, mask_tokens_in_text
 from airflow_provider_unleash.core.stores import StoragePath, publish
 from airflow_provider_unleash.exceptions import InvalidArgumentError
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FileFormat = Literal["jsonl", "json", "csv", "parquet"]
+FileFormat = Literal["jsonl", "json", "csv", "parquet", "delta"]
 FILE_FORMATS: tuple[FileFormat, ...] = ("jsonl", "json", "csv", "parquet")
 Compression = Literal["gzip"]
 
@@ -45,6 +47,12 @@ def check_file_format(
     file_format: str, compression: str | None = None, column_types: Mapping[str, str] | None = None
 ) -> None:
     """Check that these can be used together."""
+    if file_format == DELTA:
+        raise InvalidArgumentError(
+            "file_format='delta' needs UnleashAccountToObjectStorageOperator: a table gets one commit per window, not "
+            "one per device",
+            argument="file_format",
+        )
     if file_format not in FILE_FORMATS:
         raise InvalidArgumentError(
             f"file_format={file_format!r} must be one of {', '.join(FILE_FORMATS)}", argument="file_format"
@@ -58,15 +66,36 @@ def check_file_format(
     columns_of(column_types)
 
 
+def check_account_format(
+    file_format: str, compression: str | None = None, column_types: Mapping[str, str] | None = None
+) -> None:
+    """Check that these can be used together for a whole account."""
+    if file_format not in (*FILE_FORMATS, DELTA):
+        raise InvalidArgumentError(
+            f"file_format={file_format!r} must be one of {', '.join((*FILE_FORMATS, DELTA))}", argument="file_format"
+        )
+    if file_format == DELTA:
+        check_file_format("parquet", compression)
+        table_columns_of(column_types)
+    else:
+        check_file_format(file_format, compression, column_types)
+
+
 def extension_of(file_format: FileFormat, compression: Compression | None = None) -> str:
     """Return the extension of objects, such as ``jsonl.gz``."""
     return file_format + (".gz" if compression == "gzip" else "")
 
 
 class PageWriter(ABC):
-    """Writes pages to a binary stream; ``size`` is the bytes of the complete object, once it is published."""
+    """
+    Writes pages to a binary stream.
+
+    :ivar size: bytes of the complete object, once it is published.
+    :ivar device_id: the device that the next pages were requested of; only tables keep it.
+    """
 
     size = 0
+    device_id = ""
 
     def __init__(self, stream: IO[bytes], columns: Mapping[str, str], reported_keys: set[str] | None = None) -> None:
         self._stream = stream
@@ -153,26 +182,25 @@ class CsvWriter(PageWriter):
         self._stream.write(text.getvalue().encode())
 
 
-class ParquetWriter(PageWriter):
-    """Typed columns, zstd, row groups of about 100 000 rows or 64 MiB."""
+class RowGroups:
+    """Writes record batches as a Parquet file: zstd, row groups of about 100 000 rows or 64 MiB."""
 
-    def __init__(self, stream: IO[bytes], columns: Mapping[str, str], reported_keys: set[str] | None = None) -> None:
-        super().__init__(stream, columns, reported_keys)
+    def __init__(self, stream: IO[bytes], schema: pa.Schema, **options: Any) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._converter = ArrowConverter(columns)
         # Frame numbers and timestamps rarely repeat: a dictionary of them takes time and saves no space.
-        repeating = [name for name, kind in columns.items() if kind in ("string", "float64")]
+        is_repeating = (pa.types.is_string, pa.types.is_float64)
+        repeating = [field.name for field in schema if any(check(field.type) for check in is_repeating)]
+        self._to_table = pa.Table.from_batches
         # Readers get the same types without Arrow's own schema, which takes a sixth of a file of 240 rows.
         self._parquet = pq.ParquetWriter(
-            stream, self._converter.schema, compression="zstd", use_dictionary=repeating, store_schema=False
+            stream, schema, compression="zstd", use_dictionary=repeating, store_schema=False, **options
         )
         self._batches: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
 
-    def write_page(self, page: Page) -> None:
-        self._warn_of_new_keys(page)
-        batch = self._converter.convert(page)
+    def write(self, batch: pa.RecordBatch) -> None:
         self._batches.append(batch)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
@@ -180,7 +208,7 @@ class ParquetWriter(PageWriter):
             self._write_row_group()
 
     def _write_row_group(self) -> None:
-        self._parquet.write_table(self._converter.to_table(self._batches))
+        self._parquet.write_table(self._to_table(self._batches))
         self._batches.clear()
         self._rows = self._bytes = 0
 
@@ -193,6 +221,25 @@ class ParquetWriter(PageWriter):
         self._batches.clear()
         with suppress(Exception):  # it writes a footer to the discarded stream
             self._parquet.close()
+
+
+class ParquetWriter(PageWriter):
+    """Typed columns."""
+
+    def __init__(self, stream: IO[bytes], columns: Mapping[str, str], reported_keys: set[str] | None = None) -> None:
+        super().__init__(stream, columns, reported_keys)
+        self._converter = ArrowConverter(columns)
+        self._groups = RowGroups(stream, self._converter.schema)
+
+    def write_page(self, page: Page) -> None:
+        self._warn_of_new_keys(page)
+        self._groups.write(self._converter.convert(page))
+
+    def finish(self) -> None:
+        self._groups.finish()
+
+    def abort(self) -> None:
+        self._groups.abort()
 
 
 _WRITERS: dict[FileFormat, type[PageWriter]] = {
@@ -222,15 +269,22 @@ def open_object(
         check_extra_installed("parquet", "file_format='parquet'", "file_format")
     with publish(path) as stream, _compress(stream, compression) as target:
         writer = _WRITERS[file_format](target, columns_of(column_types), reported_keys)
-        try:
+        with finishing(writer):
             yield writer
-            writer.finish()
-        except BaseException:
-            writer.abort()
-            raise
         if target is not stream:
             target.close()
         writer.size = stream.tell()
+
+
+@contextmanager
+def finishing(writer: PageWriter | RowGroups) -> Iterator[None]:
+    """Finish the writer when the block ends, or abort it if the block raises."""
+    try:
+        yield
+        writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
 
 
 def _compress(stream: IO[bytes], compression: Compression | None) -> AbstractContextManager[IO[bytes]]:

@@ -12,7 +12,14 @@ from itertools import islice
 import msgspec
 
 from airflow_provider_unleash.core.moments import format_ms, now_ms
-from airflow_provider_unleash.core.names import MANIFESTS, manifest_name, parse_window, window_name
+from airflow_provider_unleash.core.names import (
+    DELTA,
+    DELTA_LOG,
+    MANIFESTS,
+    manifest_name,
+    parse_window,
+    window_name,
+)
 from airflow_provider_unleash.core.stores import FolderPath, publish
 from airflow_provider_unleash.core.windows import RowCounts, Window
 from airflow_provider_unleash.exceptions import InvalidArgumentError
@@ -116,7 +123,14 @@ class Layout:
     extension: str
 
     def __str__(self) -> str:
+        if self.extension == DELTA:
+            return "a Delta table"
         return f"{self.extension} objects, one {'per device' if self.is_split else 'for all devices'}"
+
+
+def layout_key(path: str) -> tuple[bool, str]:
+    """Return what :class:`Layout` has; creating one for each object would take longer than reading the manifests."""
+    return (True, DELTA) if path == DELTA_LOG else (path.startswith("device="), path[path.rfind("Z.") + 2 :])
 
 
 @dataclass(frozen=True)
@@ -204,14 +218,19 @@ def _check_layout(dst: FolderPath, names: Iterable[str], layout: Layout) -> None
         path = _object_in_head(dst / MANIFESTS / name)
         if path is None:
             continue
-        found = Layout(path.startswith("device="), path.rpartition("/")[2].partition("_")[2].partition("Z.")[2])
-        if found != layout:
-            raise InvalidArgumentError(
-                f"dst={str(dst)!r} has {found}, such as {path}; this task would write {layout}. A tree has one layout "
-                "and format: use another dst",
-                argument="dst",
-            )
+        _check_same(dst, Layout(*layout_key(path)), f"such as {path}", layout)
         return
+    if layout.extension != DELTA and DELTA_LOG in list_names(dst):
+        _check_same(dst, Layout(True, DELTA), f"see {DELTA_LOG}", layout)
+
+
+def _check_same(dst: FolderPath, found: Layout, evidence: str, layout: Layout) -> None:
+    if found != layout:
+        raise InvalidArgumentError(
+            f"dst={str(dst)!r} has {found}, {evidence}; this task would write {layout}. A tree has one layout and "
+            "format: use another dst",
+            argument="dst",
+        )
 
 
 def _object_in_head(path: FolderPath) -> str | None:

@@ -14,6 +14,8 @@ from airflow_provider_unleash.core.windows import Window
 # Spark, Hive, Athena and Trino ignore folders whose name starts with an underscore.
 MANIFESTS = "_manifest"
 STAGING = "_staging"
+DELTA = "delta"
+DELTA_LOG = "_delta_log"
 
 _INSTANT = r"(\d{8}T\d{6})(?:\.(\d{3}))?Z"
 _WINDOW = re.compile(f"{_INSTANT}_{_INSTANT}")
@@ -24,7 +26,10 @@ def object_name(device_id: str | None, window: Window, extension: str) -> str:
     Return the name of a window's object; ``device_id`` is None for an object of all devices.
 
     ``[device=<id>/]start_date=<YYYY-MM-DD>/<start>_<end>.<extension>``, with the id percent-encoded and times in UTC.
+    In a Delta table, the names of files change when it is compacted, so its log stands for them.
     """
+    if extension == DELTA:
+        return DELTA_LOG
     folder = "" if device_id is None else f"device={quote_device_id(device_id)}/"
     return f"{folder}{window_name(window)}.{extension}"
 

@@ -1,0 +1,481 @@
+"""Delta tables: one commit replaces the rows of some devices in a window. The protocol is that of ``deltalake``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import repeat
+from typing import IO, TYPE_CHECKING, Any
+
+from airflow_provider_unleash.core.columns import (
+    COLUMN_TYPES,
+    WINDOW_COLUMNS,
+    ArrowConverter,
+    check_extra_installed,
+    columns_of,
+    table_columns_of,
+)
+from airflow_provider_unleash.core.formats import PageWriter, RowGroups, finishing
+from airflow_provider_unleash.core.moments import format_ms, to_epoch_ms
+from airflow_provider_unleash.core.names import window_name
+from airflow_provider_unleash.core.protocol import Page
+from airflow_provider_unleash.core.runner import enumerate_devices
+from airflow_provider_unleash.core.stores import FolderPath, publish, store_of
+from airflow_provider_unleash.core.throttle import backoff
+from airflow_provider_unleash.core.windows import Window
+from airflow_provider_unleash.exceptions import (
+    EmptyReplacementError,
+    InvalidArgumentError,
+    TransientError,
+    UnleashError,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+    from deltalake import DeltaTable
+    from deltalake.transaction import AddAction, RemoveAction
+
+log = logging.getLogger(__name__)
+
+# Of Airflow connections, for the library's own store clients:
+# https://docs.rs/object_store/latest/object_store/enum.ObjectStoreScheme.html
+StorageOptions = Callable[[], Mapping[str, str]]
+
+PARTITION = "start_date"
+MAX_COMMITS = 25
+# The rows of files are read back as they are in these tables only. Deletion vectors and renamed columns are elsewhere.
+_READER_FEATURES = {"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
+# Longer strings are cut in statistics, as Delta Lake's own writers do.
+_STATISTICS_CHARS = 32
+# A shorter option is not a secret.
+_SECRET_CHARS = 6
+# Other strings may contain stream tokens, which do not belong in the log.
+_STRINGS_IN_STATISTICS = ("device", "class_name", "device_id", "model_id", "session_id")
+_LAST_CHARACTER = "\U0010ffff"
+# One thread and few rows at a time: what is read is written at once.
+_SCAN = {"batch_size": 32_768, "batch_readahead": 1, "fragment_readahead": 1, "use_threads": False}
+_SCHEMES = {"file": "", "s3": "s3://", "gs": "gs://", "abfs": "az://"}
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a table, not necessarily committed."""
+
+    name: str
+    size: int
+    statistics: str
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """
+    What a commit replaces.
+
+    :param table: the version of the table that was read; None if there is none.
+    :param removed: names of files with rows to replace, and no others.
+    :param rewritten: names of files with such rows, and others.
+    """
+
+    table: DeltaTable | None
+    device_ids: Collection[str]
+    with_rows: Collection[str]
+    replace_with_empty: bool
+    removed: list[str] = field(default_factory=list)
+    rewritten: list[str] = field(default_factory=list)
+
+
+class WindowTable:
+    """
+    The rows of a window in a Delta table, which may not exist yet.
+
+    Each file has the columns ``device, window_start, window_end``, so that a row belongs to the device and window that
+    were requested, whatever its own ``device_id`` and ``timestamp`` are, and after files of many windows are compacted.
+
+    The data is written by this package and committed by the library. Its own ``write_deltalake(predicate=...)`` keeps
+    all rows in memory until the commit.
+
+    :param storage_options: returns the library's options for the store; called for each commit, because credentials
+        may expire.
+    :raises InvalidArgumentError: if the table is another one, or has a column of another type.
+    """
+
+    def __init__(
+        self,
+        dst: FolderPath,
+        window: Window,
+        column_types: Mapping[str, str] | None,
+        storage_options: StorageOptions | None = None,
+    ) -> None:
+        check_extra_installed("delta", "file_format='delta'", "file_format")
+        import pyarrow as pa
+
+        self._dst = dst
+        self._window = window
+        self._columns = columns_of(column_types)
+        self._schema = pa.schema(
+            [(name, _micros(COLUMN_TYPES[kind].arrow(pa))) for name, kind in table_columns_of(column_types).items()]
+        )
+        self._storage_options = storage_options or dict
+        self._folder = window_name(window).partition("/")[0]
+        self._date = self._folder.partition("=")[2]
+        self._uri = _uri_of(dst)
+        self._options: dict[str, str] = {}
+        self._file: _File | None = None
+        self._plan = _Plan(None, (), (), False)
+        with self._masked():
+            self._open()
+
+    # ---- the new rows ----------------------------------------------------------------------------
+
+    @contextmanager
+    def open_file(self) -> Iterator[PageWriter]:
+        """Yield a writer; the file is published when the block ends, and stays unreferenced until :meth:`commit`."""
+        name = self._new_name()
+        with publish(self._dst / name) as stream:
+            writer = WindowWriter(stream, self._window, self._columns, self._schema)
+            with finishing(writer):
+                yield writer
+            writer.size = stream.tell()
+        self._file = _File(name, writer.size, writer.statistics())
+
+    def _new_name(self) -> str:
+        return f"{self._folder}/{window_name(self._window).partition('/')[2]}.{uuid.uuid4().hex}.parquet"
+
+    # ---- the commit ------------------------------------------------------------------------------
+
+    def plan(self, device_ids: Collection[str], with_rows: Collection[str], *, replace_with_empty: bool) -> None:
+        """
+        Find the files that the commit replaces.
+
+        :param device_ids: the devices whose rows are replaced.
+        :param with_rows: those of them that have new rows.
+        :raises EmptyReplacementError: if others of them have rows in the table, unless ``replace_with_empty``.
+        """
+        with self._masked():
+            self._find_replaced(_Plan(self._open(), device_ids, with_rows, replace_with_empty))
+
+    def _find_replaced(self, plan: _Plan) -> None:
+        self._plan = plan
+        lost: set[str] = set()
+        for name, dataset in self._iter_datasets(plan.table) if plan.table else ():
+            rows = self._count(dataset)
+            replaced = {device_id for device_id in plan.device_ids if rows[device_id]}
+            lost |= replaced.difference(plan.with_rows)
+            if replaced:
+                is_whole = sum(rows[device_id] for device_id in replaced) == dataset.count_rows()
+                (plan.removed if is_whole else plan.rewritten).append(name)
+        if lost and not plan.replace_with_empty:
+            raise EmptyReplacementError(
+                f"{self._dst} has rows of {enumerate_devices(sorted(lost))} in the window, and this extraction has "
+                "none. The table stays unchanged; set replace_with_empty=True to remove them",
+                path=str(self._dst),
+            )
+
+    def commit(self) -> None:
+        """
+        Replace the rows of the plan's devices in the window by those of the published file, if there is one.
+
+        :raises TransientError: if other tasks committed first, again and again.
+        """
+        with self._masked():
+            self._commit_or_retry()
+
+    def _commit_or_retry(self) -> None:
+        from deltalake.exceptions import CommitFailedError
+
+        for attempt in range(1, MAX_COMMITS + 1):
+            try:
+                if self._file and self._prepare():
+                    self._plan_again()
+                self._commit(self._plan)
+                return
+            except CommitFailedError:
+                log.info("Another task has committed to %s, so this commit is tried again", self._dst)
+            time.sleep(backoff(attempt))
+            self._plan_again()
+            if self._file and self._plan.table and self._file.name in _names_of(self._plan.table):
+                return  # the commit landed, although it failed
+        raise TransientError(
+            f"Other tasks committed to {self._dst} first, {MAX_COMMITS} times in a row, so the table is unchanged"
+        )
+
+    def _plan_again(self) -> None:
+        self._find_replaced(replace(self._plan, table=self._open(), removed=[], rewritten=[]))
+
+    def _prepare(self) -> bool:
+        """Create the table, or the columns that ``column_types`` declared later; return whether that was needed."""
+        from deltalake import Schema
+
+        table = self._plan.table
+        if table is None:
+            self._create()
+            return True
+        existing = {field.name for field in table.schema().fields}
+        missing = [field for field in Schema.from_arrow(self._schema).fields if field.name not in existing]
+        if missing:
+            table.alter.add_columns(missing)
+        return bool(missing)
+
+    def _commit(self, plan: _Plan) -> None:
+        from deltalake import CommitProperties
+        from deltalake.transaction import RemoveAction
+
+        table = plan.table
+        if table is None or not (self._file or plan.removed or plan.rewritten):
+            return
+        now = int(time.time() * 1000)
+        actions: list[AddAction | RemoveAction] = [self._added(self._file, now)] if self._file else []
+        if plan.rewritten:
+            actions.append(self._added(self._rewrite(table, plan), now))
+        actions += [
+            RemoveAction(path=name, data_change=True, deletion_timestamp=now) for name in plan.removed + plan.rewritten
+        ]
+        # No retries inside the library: it would add the file to a version in which another task has added rows of the
+        # window, or in which a compaction has moved those to remove.
+        table.create_write_transaction(
+            actions,
+            "append",
+            table.schema(),
+            partition_by=[PARTITION],
+            commit_properties=CommitProperties(max_commit_retries=0),
+        )
+
+    def _added(self, file: _File, now: int) -> AddAction:
+        from deltalake.transaction import AddAction
+
+        return AddAction(file.name, file.size, {PARTITION: self._date}, now, True, file.statistics)
+
+    @contextmanager
+    def _masked(self) -> Iterator[None]:
+        """Remove credentials, and colors, from errors of the library: a URL in them may have a signature."""
+        from deltalake.exceptions import DeltaError
+
+        try:
+            yield
+        except UnleashError:
+            raise
+        except Exception as error:
+            message = re.sub(r"\x1b\[\d*m|(?<=sig=)[^&\s\"')]+", "", str(error))
+            for name, secret in self._options.items():
+                if len(secret) >= _SECRET_CHARS and not name.endswith(("region", "url", "endpoint", "account_name")):
+                    message = message.replace(secret, "***")
+            if message == str(error):
+                raise
+            masked = type(error)(message) if isinstance(error, DeltaError) else OSError(message)
+        else:
+            return
+        raise masked
+
+    # ---- the table -------------------------------------------------------------------------------
+
+    def _open(self) -> DeltaTable | None:
+        """Open the table and check it; return None if it does not exist."""
+        from deltalake import DeltaTable
+
+        self._options = dict(self._storage_options())
+        if not DeltaTable.is_deltatable(self._uri, self._options):
+            return None
+        table = DeltaTable(self._uri, storage_options=self._options)
+        self._check(table)
+        return table
+
+    def _create(self) -> None:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError
+
+        try:
+            DeltaTable.create(
+                self._uri, self._full_schema(), mode="ignore", partition_by=[PARTITION], storage_options=self._options
+            )
+        except DeltaError:  # another task creates it at the same time
+            if not DeltaTable.is_deltatable(self._uri, self._options):
+                raise
+
+    def _full_schema(self) -> pa.Schema:
+        import pyarrow as pa
+
+        return self._schema.insert(0, pa.field(PARTITION, pa.date32()))
+
+    def _check(self, table: DeltaTable) -> None:
+        from deltalake import Schema
+
+        features = set(table.protocol().reader_features or ())
+        if table.protocol().min_reader_version == 2 or features - _READER_FEATURES:
+            raise InvalidArgumentError(
+                f"dst={str(self._dst)!r} is a table with column mapping or other features that this package cannot "
+                f"write: {', '.join(sorted(features - _READER_FEATURES)) or 'column mapping'}. Use another dst",
+                argument="dst",
+            )
+        existing = {field.name: field.type for field in table.schema().fields}
+        wanted = {field.name: field.type for field in Schema.from_arrow(self._full_schema()).fields}
+        if table.metadata().partition_columns != [PARTITION] or not existing.keys() >= WINDOW_COLUMNS.keys():
+            raise InvalidArgumentError(
+                f"dst={str(self._dst)!r} is a Delta table that this package did not create. Use another dst",
+                argument="dst",
+            )
+        for name, kind in wanted.items():
+            if existing.get(name, kind) != kind:
+                raise InvalidArgumentError(
+                    f"The column {name!r} of {self._dst} is {existing[name]}, and cannot become {kind}",
+                    argument="column_types",
+                )
+
+    def _iter_datasets(self, table: DeltaTable) -> Iterator[tuple[str, ds.Dataset]]:
+        """Yield files that may have rows of the window, with their names; one without statistics may have any."""
+        import pyarrow as pa
+
+        actions = pa.table(table.get_add_actions(flatten=True))
+        names = ("path", f"partition.{PARTITION}", "min.window_start", "max.window_start")
+        columns = [actions.column(name).to_pylist() if name in actions.schema.names else repeat(None) for name in names]
+        start = self._window.start
+        for name, date, first, last in zip(*columns, strict=False):
+            if str(date) == self._date and (first or start) <= start <= (last or start):
+                yield name, self._open_dataset(table, [name])
+
+    # ---- the rows in its files -------------------------------------------------------------------
+
+    def _open_dataset(self, table: DeltaTable, names: Sequence[str]) -> ds.Dataset:
+        import pyarrow as pa
+        import pyarrow.dataset as ds
+
+        schema = pa.schema(table.schema().to_arrow())
+        schema = schema.remove(schema.get_field_index(PARTITION))
+        paths = [(self._dst / name).path for name in names]
+        return ds.dataset(paths, schema=schema, format="parquet", filesystem=self._dst.fs)
+
+    @property
+    def _in_window(self) -> ds.Expression:
+        import pyarrow as pa
+        import pyarrow.dataset as ds
+
+        start, end = (pa.scalar(moment, pa.timestamp("us", "UTC")) for moment in (self._window.start, self._window.end))
+        return (ds.field("window_start") == start) & (ds.field("window_end") == end)
+
+    def _count(self, dataset: ds.Dataset) -> Counter[str | None]:
+        """Return the number of rows in the window by device."""
+        rows: Counter[str | None] = Counter()
+        for batch in dataset.scanner(columns=["device"], filter=self._in_window, **_SCAN).to_batches():
+            counts = batch.column("device").value_counts()
+            rows.update(dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)))
+        return rows
+
+    def _rewrite(self, table: DeltaTable, plan: _Plan) -> _File:
+        """Write the rows that stay of files that have some of them, and return the new file."""
+        import pyarrow.compute as pc
+        import pyarrow.dataset as ds
+
+        dataset = self._open_dataset(table, plan.rewritten)
+        is_replaced = self._in_window & ds.field("device").isin(list(plan.device_ids))
+        stays = ~pc.coalesce(is_replaced, pc.scalar(False))
+        name = self._new_name()
+        metadata: list[Any] = []
+        with publish(self._dst / name) as stream:
+            groups = RowGroups(stream, dataset.schema, metadata_collector=metadata)
+            with finishing(groups):
+                for batch in dataset.scanner(filter=stays, **_SCAN).to_batches():
+                    groups.write(batch)
+            size = stream.tell()
+        return _File(name, size, _statistics_of(metadata[0]))
+
+
+class WindowWriter(PageWriter):
+    """Writes pages as a Parquet file of a table."""
+
+    def __init__(self, stream: IO[bytes], window: Window, columns: Mapping[str, str], schema: pa.Schema) -> None:
+        import pyarrow as pa
+
+        super().__init__(stream, columns)
+        self._pa = pa
+        self._converter = ArrowConverter(columns)
+        self._bounds = [pa.scalar(bound, pa.timestamp("us", "UTC")) for bound in (window.start, window.end)]
+        self._schema = schema
+        self._metadata: list[Any] = []
+        self._groups = RowGroups(stream, schema, metadata_collector=self._metadata)
+
+    def write_page(self, page: Page) -> None:
+        self._warn_of_new_keys(page)
+        batch = self._converter.convert(page)
+        constants = [
+            self._pa.repeat(value, batch.num_rows) for value in (self._pa.scalar(self.device_id), *self._bounds)
+        ]
+        arrays = [*constants, *batch.columns]
+        casted = [array.cast(field.type) for array, field in zip(arrays, self._schema, strict=True)]
+        self._groups.write(self._pa.record_batch(casted, schema=self._schema))
+
+    def finish(self) -> None:
+        self._groups.finish()
+
+    def abort(self) -> None:
+        self._groups.abort()
+
+    def statistics(self) -> str:
+        """Return the statistics of the finished file, as Delta Lake has them."""
+        return _statistics_of(self._metadata[0])
+
+
+def _micros(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a column in a table: Delta Lake stores timestamps in microseconds only."""
+    import pyarrow as pa
+
+    return pa.timestamp("us", kind.tz) if pa.types.is_timestamp(kind) else kind
+
+
+def _statistics_of(metadata: Any) -> str:
+    """
+    Return the statistics of all columns that have values, from those of a Parquet file.
+
+    All, because ``DeltaTable.to_pyarrow_dataset`` skips files by mistake if a filtered column has none.
+    """
+    least: dict[str, Any] = {}
+    most: dict[str, Any] = {}
+    nulls: dict[str, int] = {}
+    for index, name in enumerate(metadata.schema.names):
+        found = [metadata.row_group(group).column(index).statistics for group in range(metadata.num_row_groups)]
+        nulls[name] = sum(one.null_count for one in found)
+        if nulls[name] == metadata.num_rows:
+            continue
+        ranges = [(one.min, one.max) for one in found if one.has_min_max]
+        has_all = all(one.has_min_max or not one.num_values for one in found)
+        if has_all and (name in _STRINGS_IN_STATISTICS or not isinstance(ranges[0][0], str)):
+            least[name] = _bound(min(low for low, _ in ranges))
+            most[name] = _bound(max(high for _, high in ranges), is_upper=True)
+        else:  # Parquet leaves out those of long strings
+            least[name], most[name] = "", _LAST_CHARACTER
+    return json.dumps({"numRecords": metadata.num_rows, "minValues": least, "maxValues": most, "nullCount": nulls})
+
+
+def _bound(value: Any, *, is_upper: bool = False) -> Any:
+    if isinstance(value, datetime):
+        return format_ms(to_epoch_ms(value, "timestamp"))
+    if isinstance(value, str) and len(value) > _STATISTICS_CHARS:
+        return value[:_STATISTICS_CHARS] + (_LAST_CHARACTER if is_upper else "")
+    return value
+
+
+def _names_of(table: DeltaTable) -> set[str]:
+    import pyarrow as pa
+
+    return set(pa.table(table.get_add_actions()).column("path").to_pylist())
+
+
+def _uri_of(dst: FolderPath) -> str:
+    """Return the URI that the library's store clients take."""
+    scheme = _SCHEMES.get(store_of(dst.protocol).name)
+    if scheme is None:
+        raise InvalidArgumentError(
+            f"dst={str(dst)!r}: a Delta table can be in a folder, S3, Google Cloud Storage or Azure", argument="dst"
+        )
+    if re.search(r"[%\\]", dst.path):
+        raise InvalidArgumentError(
+            f"dst={str(dst)!r}: the folder of a Delta table cannot have % or \\ in its name", argument="dst"
+        )
+    return f"{scheme}{dst.path}"
