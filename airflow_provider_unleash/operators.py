@@ -16,6 +16,7 @@ from airflow_provider_unleash.core.names import DELTA
 from airflow_provider_unleash.core.protocol import check_device_id
 from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, check_checkpoint_pages
 from airflow_provider_unleash.core.windows import Window, partition_key
+from airflow_provider_unleash.delta import storage_options_of
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.fetching import FetchOperator, StorageOperator, place_in_summary
 from airflow_provider_unleash.lineage import Extraction
@@ -24,7 +25,6 @@ from airflow_provider_unleash.listing import (
     UnleashListSessionsOperator,
     UnleashPlanWindowsOperator,
 )
-from airflow_provider_unleash.storage_options import storage_options_of
 from airflow_provider_unleash.tasks import (
     XCOM_RESERVED_KEYS,
     check_arguments,
@@ -63,6 +63,10 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
     If a device fails, the others go on, and the task fails at the end. A retry extracts only the devices that have not
     landed. An error that concerns all devices, such as a wrong key, ends the task at once.
 
+    With ``file_format="delta"``, ``dst`` is a Delta table. One commit replaces the rows of the devices in the window;
+    rows of other devices and windows stay. If a device fails, nothing is committed. ``split_by_device`` makes no
+    difference.
+
     The summary has ``start, end, window_rule, endpoint, file_format, devices, devices_with_rows, pages, rows,
     rows_before_start, rows_after_end, rows_at_end, bytes, objects, overlapping_windows, manifest: {path, url}`` and the
     statistics ``seconds, requests, retries, throttled_seconds, resumed_devices`` (devices that an earlier try had
@@ -72,12 +76,13 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
     :param dst: folder URL with the Airflow connection in it, such as ``s3://aws_default@lake/unleash`` (templated).
     :param device_ids: devices to extract: a list, or the output of a task; None means all devices that the account has
         when the task runs (templated).
-    :param file_format: ``jsonl``, ``json`` (one array), ``csv`` or ``parquet`` (needs pyarrow) (templated).
-    :param compression: ``gzip`` or None; Parquet is compressed internally (templated).
-    :param column_types: additional columns of Parquet and CSV, such as ``{"confidence": "float64"}``; the types are
-        string, int64, float64, bool and timestamp (templated).
+    :param file_format: ``jsonl``, ``json`` (one array), ``csv``, ``parquet`` (needs pyarrow) or ``delta`` (a Delta
+        table; needs deltalake and pyarrow) (templated).
+    :param compression: ``gzip`` or None; Parquet and Delta tables are compressed internally (templated).
+    :param column_types: additional columns of Parquet, CSV and Delta tables, such as ``{"confidence": "float64"}``; the
+        types are string, int64, float64, bool and timestamp (templated).
     :param split_by_device: True for one object per device, False for one object for all devices.
-    :param replace_with_empty: let a response without rows replace an object that has rows. With one object for all
+    :param replace_with_empty: let a response without rows replace rows in the store. With one object for all
         devices: also let it lose the rows of devices that this task does not extract.
     :param partition_format: give the events of ``outlets`` a partition key (Airflow 3.3): the window's start in this
         format, such as ``%Y-%m-%d``, in the timetable's time zone, else the DAG's.

@@ -21,7 +21,7 @@ DOCUMENTS = documents()
 BLOCKS = [block for document in DOCUMENTS for block in read_blocks(document)]
 EXAMPLE_DAGS = ROOT / "example_dags"
 EXAMPLES = {path.relative_to(EXAMPLE_DAGS).as_posix(): path.read_text() for path in sorted(EXAMPLE_DAGS.rglob("*.py"))}
-PUBLIC = ("assets", "client", "coverage", "cursor", "exceptions", "hooks", "operators", "sensors", "triggers")
+PUBLIC = ("assets", "client", "coverage", "cursor", "delta", "exceptions", "hooks", "operators", "sensors", "triggers")
 FIELDS = airflow_provider_unleash.get_provider_info()["connection-types"][0]["conn-fields"]
 
 

@@ -127,7 +127,7 @@ class WindowTable:
         self._storage_options = storage_options or dict
         self._folder = window_name(window).partition("/")[0]
         self._date = self._folder.partition("=")[2]
-        self._uri = _uri_of(dst)
+        self._uri = table_uri(dst)
         self._options: dict[str, str] = {}
         self._file: _File | None = None
         self._plan = _Plan(None, (), (), False)
@@ -467,7 +467,7 @@ def _names_of(table: DeltaTable) -> set[str]:
     return set(pa.table(table.get_add_actions()).column("path").to_pylist())
 
 
-def _uri_of(dst: FolderPath) -> str:
+def table_uri(dst: FolderPath) -> str:
     """Return the URI that the library's store clients take."""
     scheme = _SCHEMES.get(store_of(dst.protocol).name)
     if scheme is None:

@@ -20,10 +20,12 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
+from airflow_provider_unleash.delta import open_delta_table
 from airflow_provider_unleash.simulator import Simulator
 from tests.support.airflow_home import dags_folder
 from tests.support.dag_runs import DagRun, dags_of, has_asset_state_store, load_dag, run_dag_file
-from tests.support.expected_rows import contents_in, files_in, rows_by_device
+from tests.support.delta_reader import delta_scan
+from tests.support.expected_rows import contents_in, daily_means, files_in, rows_by_device
 from tests.support.paths import EXAMPLES as EXAMPLES_FOLDER
 from tests.support.sample_day import (
     DAY_END,
@@ -131,6 +133,28 @@ def check_files(sim: Simulator, lake: Path, expected: dict[str, int]) -> None:
         table = pq.read_table(lake / name, partitioning=None)
         records = sim.rows(device, DAY_START, DAY_END - 1)
         assert table.column("frame_number").to_pylist() == [record["frame_number"] for record in records]
+
+
+@pytest.mark.slow
+def test_delta_writes_the_rows_of_every_device_to_a_table_that_maintenance_compacts(
+    run_example, airflow_home, serve, tree_of
+):
+    table = tree_of("delta")
+    for seed in (1, 2):
+        sim = serve(seed=seed)
+        run = run_example("delta")
+        assert run.xcoms["extract"]["rows"] == sum(rows_by_device(sim, DAY_START, DAY_END - 1).values())
+    before = open_delta_table(f"file://{table}").to_pyarrow_table().num_rows
+    maintained = run_example("delta", variable="maintenance_dag")
+    assert maintained.xcoms == {"compact": 0, "vacuum": 0}
+    assert open_delta_table(f"file://{table}").to_pyarrow_table().num_rows == before
+    query = (EXAMPLES_FOLDER / "sql" / "delta_scan.sql").read_text()
+    counted = {
+        (device, name): (detections, mean)
+        for device, name, detections, mean in delta_scan(query.replace("s3://lake/unleash_delta", str(table)))
+    }
+    expected = daily_means(sim, DAY_START, DAY_END - 1)
+    assert {key: (mean, detections) for key, (detections, mean) in counted.items()} == expected
 
 
 @pytest.mark.slow

@@ -25,11 +25,12 @@ print(json.dumps(connection.execute(sys.argv[1]).fetchall(), default=str))
 """
 
 
-def delta_scan(query: str, table: Path) -> list[tuple[Any, ...]]:
-    """Return the rows of a query of ``t``, which is a Delta table; dates and times are text."""
+def delta_scan(query: str, table: Path | None = None) -> list[tuple[Any, ...]]:
+    """Return the rows of a query; with a table, ``t`` is that Delta table. Dates and times are text."""
     if not PYTHON.exists():
         raise RuntimeError("DuckDB's Delta extension is not installed; make test installs it")
-    query = f"WITH t AS (FROM delta_scan('{table}')) {query}"
+    if table is not None:
+        query = f"WITH t AS (FROM delta_scan('{table}')) {query}"
     done = subprocess.run([PYTHON, "-c", _QUERY, query], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [tuple(row) for row in json.loads(done.stdout)]

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
@@ -26,13 +27,15 @@ import pytest
 from airflow_provider_unleash.core.formats import open_object
 from airflow_provider_unleash.core.names import MANIFESTS
 from airflow_provider_unleash.core.protocol import Page
+from airflow_provider_unleash.delta import open_delta_table
 from airflow_provider_unleash.exceptions import EmptyReplacementError, ServerError
-from airflow_provider_unleash.operators import UnleashToObjectStorageOperator
+from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator, UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Fault, Simulator
 from tests.support.not_retried import not_retried
 from tests.support.pages import read_records
 from tests.support.python_processes import import_root
 from tests.support.sample_day import DAY_END, DAY_START, STREET, make_context
+from tests.support.secret_search import leaks
 
 one_airflow = pytest.mark.one_airflow
 
@@ -84,6 +87,14 @@ def objects(lake: Store) -> dict[str, bytes]:
 
 def dst(lake: Store) -> str:
     return f"{lake.scheme}://{CONN_ID}@lake/unleash"
+
+
+def secrets_of(lake: Store) -> list[str]:
+    """Return the secrets of the connection, also those in a connection string."""
+    fields = lake.connection(lake.endpoint)
+    text = str(fields.get("extra", {}).get("connection_string", ""))
+    parts = [part.partition("=")[2] for part in text.split(";") if part.startswith("AccountKey=")]
+    return [secret for secret in (fields.get("password"), *parts) if secret]
 
 
 def path_of(lake: Store, name: str) -> Any:
@@ -216,6 +227,29 @@ class _Connected:
 
 class StoreCases(_Connected):
     """Tests within this process; they take seconds."""
+
+    def test_a_commit_replaces_the_rows_of_a_window_in_a_delta_table(
+        self, serve: Callable[..., Simulator], lake: Store, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        pytest.importorskip("deltalake", reason="the extra delta is not installed")
+        caplog.set_level("DEBUG")
+        for seed in (1, 2):
+            sim = serve(seed=seed)
+            operator = UnleashAccountToObjectStorageOperator(task_id="extract", dst=dst(lake), file_format="delta")
+            summary = operator.execute(make_context())
+            table = open_delta_table(dst(lake))
+            found = Counter(table.to_pyarrow_table(columns=["device"]).column("device").to_pylist())
+            expected = {device: len(in_window(sim, device)) for device in sim.devices}
+            assert found == {device: rows for device, rows in expected.items() if rows}
+            assert (summary["file_format"], summary["rows"]) == ("delta", found.total())
+        files = [name for name in names_in(lake) if not name.startswith("_delta_log/")]
+        assert len(files) == 2
+        vacuumed = table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
+        assert len(vacuumed) == 1
+        assert set(vacuumed) < set(files)
+        log = b"".join(lake.read(name) for name in lake.names() if name.startswith("_"))
+        for secret in secrets_of(lake):
+            assert leaks(secret, {"log": caplog.text, "objects": log, "summary": json.dumps(summary)}) == []
 
     @pytest.mark.parametrize(("file_format", "compression"), [*product(FORMATS[:3], (None, "gzip")), ("parquet", None)])
     def test_an_object_has_the_rows_of_the_api_and_the_summary_names_it(

@@ -1,14 +1,35 @@
-"""Airflow connections as options of ``deltalake``, whose store clients are not those of ``ObjectStoragePath``."""
+"""Delta tables: Airflow connections for ``deltalake``, which has store clients of its own."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from airflow_provider_unleash.core.columns import check_extra_installed
+from airflow_provider_unleash.core.delta import table_uri
 from airflow_provider_unleash.core.stores import split_dst
 from airflow_provider_unleash.exceptions import InvalidArgumentError
+from airflow_provider_unleash.folders import check_folder, open_folder
 from airflow_provider_unleash.hooks import get_connection
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+    from deltalake import DeltaTable
+
+
+def open_delta_table(dst: str | ObjectStoragePath) -> DeltaTable:
+    """
+    Return the Delta table in a folder, opened with the Airflow connection in its URL; for queries and maintenance.
+
+    :param dst: folder URL, as for :class:`.UnleashAccountToObjectStorageOperator`.
+    :raises InvalidArgumentError: if the folder or its connection cannot be used, or deltalake is not installed.
+    """
+    check_extra_installed("delta", "open_delta_table", "dst")
+    check_folder(str(dst))
+    from deltalake import DeltaTable
+
+    return DeltaTable(table_uri(open_folder(dst)), storage_options=storage_options_of(str(dst)))
 
 
 def storage_options_of(dst: str) -> dict[str, str]:
