@@ -102,7 +102,7 @@ bench: $(ENV)/.bench ## Compare speed and memory with other tools, 30 minutes; A
 bench-cluster: .venv/.cluster ## Time a backfill with 1, 2 and 4 Celery workers, 10 minutes; ARGS=--page writes docs/scale.md
 	@.venv/bin/python -m tools.scaling $(ARGS)
 
-matrix: ## Run all tests on every Airflow, write docs/compatibility.md; TARGETS="2.11.2 lowest": only tests that depend on Airflow
+matrix: $(DELTA_READER) ## Run all tests on every Airflow, write docs/compatibility.md; TARGETS="2.11.2 lowest": only tests that depend on Airflow
 	@$(FIND_PYTHON); "$$python" -m tools.matrix $(or $(TARGETS),--page $(MATRIX)) $(if $(ARGS),--pytest "$(ARGS)")
 
 # The lowest versions of all dependencies but Airflow and its providers, which the core does not import.
@@ -111,7 +111,7 @@ matrix: ## Run all tests on every Airflow, write docs/compatibility.md; TARGETS=
 	@.matrix/lowest/bin/python -m pip install -qq --no-compile $$(.matrix/lowest/bin/python -m tools.lowest)
 	@touch $@
 
-lowest: .matrix/lowest/.lowest
+lowest: .matrix/lowest/.lowest $(DELTA_READER)
 	@.matrix/lowest/bin/python -m pytest --numprocesses auto --dist worksteal tests/core $(ARGS)
 
 dist: $(ENV)/.dist ## Build wheel and sdist, and try them in an empty environment; TARGETS as for matrix; ARGS=--extras

@@ -95,6 +95,8 @@ def test_each_extra_installs_its_libraries_without_upper_bounds(metadata):
     extras = {(line.partition("extra == ")[2].strip("'\""), re.split(r"[\[>=<; ]", line)[0]) for line in needed}
     assert {(extra, name) for extra, name in extras if extra} == {
         ("parquet", "pyarrow"),
+        ("delta", "deltalake"),
+        ("delta", "pyarrow"),
         ("pandas", "pandas"),
         ("pandas", "pyarrow"),
         ("polars", "polars"),
@@ -111,7 +113,8 @@ def test_each_extra_installs_its_libraries_without_upper_bounds(metadata):
 
 def test_the_lowest_versions_are_those_of_the_metadata_without_airflow():
     pins = lowest.pins(
-        {"dependencies": ["apache-airflow>=2.11", "a>=1"]}, {"parquet": ["p>=2"], "pandas": ["p>=2"], "polars": []}
+        {"dependencies": ["apache-airflow>=2.11", "a>=1"]},
+        {"parquet": ["p>=2"], "delta": [], "pandas": ["p>=2"], "polars": []},
     )
     assert pins == ["a==1", "p==2"]
 

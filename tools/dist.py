@@ -39,6 +39,7 @@ EXTRAS = {
     "s3": ["s3fs", "airflow.providers.amazon.aws.fs.s3"],
     "gcs": ["gcsfs", "airflow.providers.google.cloud.fs.gcs"],
     "azure": ["adlfs", "airflow.providers.microsoft.azure.fs.adls"],
+    "delta": ["deltalake", "pyarrow.dataset"],
     "pandas": ["pandas", "pyarrow"],
     "polars": ["polars", "pyarrow"],
     "openlineage": ["airflow.providers.openlineage.extractors", "openlineage.client"],

@@ -13,7 +13,7 @@ TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3", "hypothesis>=6",
 
 def pins(project: dict[str, list[str]], extras: dict[str, list[str]]) -> list[str]:
     """Return each requirement with its lowest version, without Airflow and its providers."""
-    lines = [*project["dependencies"], *extras["parquet"], *extras["pandas"], *extras["polars"]]
+    lines = [*project["dependencies"], *extras["parquet"], *extras["delta"], *extras["pandas"], *extras["polars"]]
     names = [line for line in lines if not line.startswith("apache-airflow")]
     return sorted({re.sub(r">=", "==", line) for line in names})
 

@@ -481,6 +481,7 @@ def test_kill_9_at_any_moment_loses_and_doubles_no_row(tmp_path: Path, store: st
         kill_often(f"file://{lake}", {}, {})
         assert {name for name in files_in(lake) if name.endswith(".parquet")} == active_files(lake)
         return
+    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
     with SeaweedFS() as s3:
         bucket = S3Lake(s3)
         kill_often("s3://lake/tree", {"key": ACCESS_KEY, "secret": SECRET_KEY, "endpoint_url": s3.url}, s3_options(s3))
@@ -706,6 +707,7 @@ def test_a_retry_of_a_long_device_requests_only_the_rest(tmp_path: Path) -> None
 
 
 def test_a_table_on_s3(tmp_path: Path) -> None:
+    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
     with SeaweedFS() as store:
         S3Lake(store)
         dst = UPath("s3://lake/tree", key=ACCESS_KEY, secret=SECRET_KEY, endpoint_url=store.url)
@@ -721,6 +723,7 @@ def test_a_table_on_s3(tmp_path: Path) -> None:
 
 
 def test_errors_of_a_store_contain_no_credentials(tmp_path: Path) -> None:
+    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
     dst = UPath("s3://lake/tree", key="AKIDEXAMPLE", secret="secret-of-the-key", endpoint_url="http://127.0.0.1:9")
     options = {
         "aws_access_key_id": "AKIDEXAMPLE",
