@@ -13,7 +13,7 @@ from airflow_provider_unleash.core.coverage import Coverage
 from airflow_provider_unleash.core.coverage_text import describe_others, format_bound, name_devices, share_gaps
 from airflow_provider_unleash.core.manifest import Layout, format_now
 from airflow_provider_unleash.core.moments import to_epoch_ms
-from airflow_provider_unleash.core.names import object_name, window_name
+from airflow_provider_unleash.core.names import DELTA, object_name, window_name
 
 _MAX_LISTED_GAPS = 500
 
@@ -89,6 +89,9 @@ def format_command(coverage: Coverage, dst: str, *, with_airflow: bool) -> str:
         imports = "import os\nfrom upath import UPath\nfrom airflow_provider_unleash.client import UnleashClient"
         client, folder = 'UnleashClient(os.environ["UNLEASH_API_KEY"])', f"UPath({dst!r})"
     arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    if with_airflow and file_format == DELTA:
+        imports += "\nfrom airflow_provider_unleash.delta import storage_options_of"
+        arguments += f", storage_options=lambda: storage_options_of({dst!r})"
     return _COMMAND.format(imports=imports, client=client, folder=folder, options=arguments)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -11,22 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from itertools import repeat
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_unleash.core.columns import (
     COLUMN_TYPES,
     WINDOW_COLUMNS,
-    ArrowConverter,
     check_extra_installed,
     columns_of,
     table_columns_of,
 )
+from airflow_provider_unleash.core.delta_files import DataFile, WindowWriter, statistics_of, to_micros
 from airflow_provider_unleash.core.formats import PageWriter, RowGroups, finishing
-from airflow_provider_unleash.core.moments import format_ms, to_epoch_ms
 from airflow_provider_unleash.core.names import window_name
-from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.core.runner import enumerate_devices
 from airflow_provider_unleash.core.stores import FolderPath, publish, store_of
 from airflow_provider_unleash.core.throttle import backoff
@@ -46,33 +42,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of Airflow connections, for the library's own store clients:
-# https://docs.rs/object_store/latest/object_store/enum.ObjectStoreScheme.html
+# The options of the library's store clients, such as credentials:
+# https://docs.rs/object_store/latest/object_store/#configuration-system
 StorageOptions = Callable[[], Mapping[str, str]]
 
 PARTITION = "start_date"
 MAX_COMMITS = 25
 # The rows of files are read back as they are in these tables only. Deletion vectors and renamed columns are elsewhere.
 _READER_FEATURES = {"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
-# Longer strings are cut in statistics, as Delta Lake's own writers do.
-_STATISTICS_CHARS = 32
 # A shorter option is not a secret.
 _SECRET_CHARS = 6
-# Other strings may contain stream tokens, which do not belong in the log.
-_STRINGS_IN_STATISTICS = ("device", "class_name", "device_id", "model_id", "session_id")
-_LAST_CHARACTER = "\U0010ffff"
 # One thread and few rows at a time: what is read is written at once.
 _SCAN = {"batch_size": 32_768, "batch_readahead": 1, "fragment_readahead": 1, "use_threads": False}
 _SCHEMES = {"file": "", "s3": "s3://", "gs": "gs://", "abfs": "az://"}
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file of a table, not necessarily committed."""
-
-    name: str
-    size: int
-    statistics: str
 
 
 @dataclass(frozen=True)
@@ -122,14 +104,14 @@ class WindowTable:
         self._window = window
         self._columns = columns_of(column_types)
         self._schema = pa.schema(
-            [(name, _micros(COLUMN_TYPES[kind].arrow(pa))) for name, kind in table_columns_of(column_types).items()]
+            [(name, to_micros(COLUMN_TYPES[kind].arrow(pa))) for name, kind in table_columns_of(column_types).items()]
         )
         self._storage_options = storage_options or dict
         self._folder = window_name(window).partition("/")[0]
         self._date = self._folder.partition("=")[2]
         self._uri = table_uri(dst)
         self._options: dict[str, str] = {}
-        self._file: _File | None = None
+        self._file: DataFile | None = None
         self._plan = _Plan(None, (), (), False)
         with self._masked():
             self._open()
@@ -145,7 +127,7 @@ class WindowTable:
             with finishing(writer):
                 yield writer
             writer.size = stream.tell()
-        self._file = _File(name, writer.size, writer.statistics())
+        self._file = DataFile(name, writer.size, writer.statistics())
 
     def _new_name(self) -> str:
         return f"{self._folder}/{window_name(self._window).partition('/')[2]}.{uuid.uuid4().hex}.parquet"
@@ -249,7 +231,7 @@ class WindowTable:
             commit_properties=CommitProperties(max_commit_retries=0),
         )
 
-    def _added(self, file: _File, now: int) -> AddAction:
+    def _added(self, file: DataFile, now: int) -> AddAction:
         from deltalake.transaction import AddAction
 
         return AddAction(file.name, file.size, {PARTITION: self._date}, now, True, file.statistics)
@@ -350,6 +332,7 @@ class WindowTable:
         schema = pa.schema(table.schema().to_arrow())
         schema = schema.remove(schema.get_field_index(PARTITION))
         paths = [(self._dst / name).path for name in names]
+        self._dst.fs.invalidate_cache()  # a listing from before the file
         return ds.dataset(paths, schema=schema, format="parquet", filesystem=self._dst.fs)
 
     @property
@@ -368,7 +351,7 @@ class WindowTable:
             rows.update(dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)))
         return rows
 
-    def _rewrite(self, table: DeltaTable, plan: _Plan) -> _File:
+    def _rewrite(self, table: DeltaTable, plan: _Plan) -> DataFile:
         """Write the rows that stay of files that have some of them, and return the new file."""
         import pyarrow.compute as pc
         import pyarrow.dataset as ds
@@ -384,81 +367,7 @@ class WindowTable:
                 for batch in dataset.scanner(filter=stays, **_SCAN).to_batches():
                     groups.write(batch)
             size = stream.tell()
-        return _File(name, size, _statistics_of(metadata[0]))
-
-
-class WindowWriter(PageWriter):
-    """Writes pages as a Parquet file of a table."""
-
-    def __init__(self, stream: IO[bytes], window: Window, columns: Mapping[str, str], schema: pa.Schema) -> None:
-        import pyarrow as pa
-
-        super().__init__(stream, columns)
-        self._pa = pa
-        self._converter = ArrowConverter(columns)
-        self._bounds = [pa.scalar(bound, pa.timestamp("us", "UTC")) for bound in (window.start, window.end)]
-        self._schema = schema
-        self._metadata: list[Any] = []
-        self._groups = RowGroups(stream, schema, metadata_collector=self._metadata)
-
-    def write_page(self, page: Page) -> None:
-        self._warn_of_new_keys(page)
-        batch = self._converter.convert(page)
-        constants = [
-            self._pa.repeat(value, batch.num_rows) for value in (self._pa.scalar(self.device_id), *self._bounds)
-        ]
-        arrays = [*constants, *batch.columns]
-        casted = [array.cast(field.type) for array, field in zip(arrays, self._schema, strict=True)]
-        self._groups.write(self._pa.record_batch(casted, schema=self._schema))
-
-    def finish(self) -> None:
-        self._groups.finish()
-
-    def abort(self) -> None:
-        self._groups.abort()
-
-    def statistics(self) -> str:
-        """Return the statistics of the finished file, as Delta Lake has them."""
-        return _statistics_of(self._metadata[0])
-
-
-def _micros(kind: pa.DataType) -> pa.DataType:
-    """Return the type of a column in a table: Delta Lake stores timestamps in microseconds only."""
-    import pyarrow as pa
-
-    return pa.timestamp("us", kind.tz) if pa.types.is_timestamp(kind) else kind
-
-
-def _statistics_of(metadata: Any) -> str:
-    """
-    Return the statistics of all columns that have values, from those of a Parquet file.
-
-    All, because ``DeltaTable.to_pyarrow_dataset`` skips files by mistake if a filtered column has none.
-    """
-    least: dict[str, Any] = {}
-    most: dict[str, Any] = {}
-    nulls: dict[str, int] = {}
-    for index, name in enumerate(metadata.schema.names):
-        found = [metadata.row_group(group).column(index).statistics for group in range(metadata.num_row_groups)]
-        nulls[name] = sum(one.null_count for one in found)
-        if nulls[name] == metadata.num_rows:
-            continue
-        ranges = [(one.min, one.max) for one in found if one.has_min_max]
-        has_all = all(one.has_min_max or not one.num_values for one in found)
-        if has_all and (name in _STRINGS_IN_STATISTICS or not isinstance(ranges[0][0], str)):
-            least[name] = _bound(min(low for low, _ in ranges))
-            most[name] = _bound(max(high for _, high in ranges), is_upper=True)
-        else:  # Parquet leaves out those of long strings
-            least[name], most[name] = "", _LAST_CHARACTER
-    return json.dumps({"numRecords": metadata.num_rows, "minValues": least, "maxValues": most, "nullCount": nulls})
-
-
-def _bound(value: Any, *, is_upper: bool = False) -> Any:
-    if isinstance(value, datetime):
-        return format_ms(to_epoch_ms(value, "timestamp"))
-    if isinstance(value, str) and len(value) > _STATISTICS_CHARS:
-        return value[:_STATISTICS_CHARS] + (_LAST_CHARACTER if is_upper else "")
-    return value
+        return DataFile(name, size, statistics_of(metadata[0]))
 
 
 def _names_of(table: DeltaTable) -> set[str]:

@@ -12,6 +12,8 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, Asset
 
 from airflow_provider_unleash.core import columns
+from airflow_provider_unleash.core.coverage import read_coverage
+from airflow_provider_unleash.core.coverage_page import format_command
 from airflow_provider_unleash.core.delta import WindowTable
 from airflow_provider_unleash.delta import open_delta_table, storage_options_of
 from airflow_provider_unleash.exceptions import InvalidArgumentError
@@ -75,6 +77,17 @@ def test_open_delta_table_names_the_extra_and_checks_the_folder(monkeypatch: pyt
     monkeypatch.setattr(columns, "find_spec", lambda name: None)
     with pytest.raises(InvalidArgumentError, match=r"airflow-provider-unleash\[delta\]"):
         open_delta_table("file:///lake")
+
+
+def test_the_command_of_a_coverage_page_has_the_options_of_the_store(sim: Simulator, tmp_path: Path) -> None:
+    day = {"start": "2026-01-12", "end": "2026-01-13"}
+    dst = f"file://{tmp_path}"
+    UnleashAccountToObjectStorageOperator(task_id="t", dst=dst, file_format="delta", **day).execute(make_context())
+    coverage = read_coverage(dst, device_ids=[STREET], every="day", **day)
+    command = format_command(coverage, dst, with_airflow=True)
+    assert "file_format='delta'" in command
+    assert f"storage_options=lambda: storage_options_of({dst!r})" in command
+    assert "storage_options" not in format_command(coverage, dst, with_airflow=False)
 
 
 # ---- connections ---------------------------------------------------------------------------------

@@ -41,8 +41,8 @@ from airflow_provider_unleash.window import Window
 from tests.support.delta_reader import delta_scan
 from tests.support.expected_rows import files_in
 from tests.support.python_processes import import_root
-from tests.support.s3_lake import S3Lake
-from tests.support.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
+from tools.s3_lake import S3Lake
+from tools.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
 
 START, HOUR = 1_768_176_000_000, 3_600_000
 DAY = Window(START, START + 24 * HOUR)
@@ -519,12 +519,12 @@ def kill_often(dst: str, file_system: dict[str, Any], storage_options: dict[str,
 
         assert extract(0, hour(1)).startswith("0 ")
         assert extract(0).startswith("0 ")
-        seconds = float(extract(0).split()[1])
+        _, seconds, commit_seconds = map(float, extract(0, at_commit=True).split())
         before = killed = landed = 0
         for seed in range(1, SEEDS + 1):
             rng = random.Random(seed)
             at_commit = rng.random() < 0.6
-            delay = rng.uniform(0, 0.4 * seconds) if at_commit else rng.uniform(0, 1.2 * seconds)
+            delay = rng.uniform(0, 1.2 * (commit_seconds if at_commit else seconds))
             is_killed = extract(seed, DAY, delay, at_commit) == "killed"
             found = content(uri, **options)
             assert found in (expected(before), expected(seed)), seed

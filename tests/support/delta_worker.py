@@ -2,7 +2,8 @@
 Extractions to a Delta table that are killed: ``python -m tests.support.delta_worker`` reads a JSON object per line.
 
 Each starts a copy of the process, which has imported everything, and kills it ``delay`` seconds after it has started
-or, with ``at_commit``, after its commit has begun. The answer is a line with the seconds that it took, or "killed".
+or, with ``at_commit``, after its commit has begun. The answer is a line with "killed", or its exit code and the seconds
+that it took, and its commit.
 """
 
 from __future__ import annotations
@@ -43,8 +44,10 @@ def run_and_kill(job: Mapping[str, Any]) -> str:
             code = 0
         finally:
             os._exit(code)
+    committed = began
     if job["at_commit"]:
         select.select([begun], [], [], 60)
+        committed = time.monotonic()
     until = time.monotonic() + job["delay"]
     while time.monotonic() < until:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -56,7 +59,10 @@ def run_and_kill(job: Mapping[str, Any]) -> str:
         ended, status = os.waitpid(child, 0)
     os.close(begun)
     os.close(begins)
-    return "killed" if os.WIFSIGNALED(status) else f"{os.waitstatus_to_exitcode(status)} {time.monotonic() - began}"
+    if os.WIFSIGNALED(status):
+        return "killed"
+    ended_at = time.monotonic()
+    return f"{os.waitstatus_to_exitcode(status)} {ended_at - began} {ended_at - committed}"
 
 
 def extract(job: Mapping[str, Any], begins: int) -> None:
