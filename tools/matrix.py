@@ -67,6 +67,8 @@ Features that an older Airflow does not have are absent there; everything else w
   dates; 2.11 uses the run's start date instead.
 - **Partition dates** (rule 3) are passed to tasks since 3.3. On 3.2, a task gets only the partition key, so a partition
   run fails at once and asks for `start` and `end`.
+- **Partition keys of events** (`partition_format`) need 3.3. On older versions, the parameter is an error when the DAG
+  is parsed.
 - **The connection form** comes from the provider info since 3.2. Older versions import the hook, and Airflow 2.11 and
   3.0 build the form with Flask AppBuilder. On 3.0, only the FAB provider includes it; without that provider, enter the
   extra fields as JSON in *Extra*.
