@@ -211,7 +211,10 @@ def _is_start(moment: datetime, partition_format: str) -> bool:
     """Return whether a moment is the one that its key names."""
     with suppress(ValueError, re.error):  # unknown or repeated directives
         named = datetime.strptime(moment.strftime(partition_format), partition_format)
-        return named.replace(tzinfo=None) == moment.replace(tzinfo=None)
+        if named.tzinfo is None:
+            named = named.replace(tzinfo=moment.tzinfo)
+        # Compared in UTC, because a day begins at 01:00 where clocks go forward at midnight.
+        return named.astimezone(UTC) == moment.astimezone(UTC)
     return False
 
 

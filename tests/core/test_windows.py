@@ -28,7 +28,8 @@ from tests.support.pages import sample
 
 UTC = timezone.utc
 BERLIN, SYDNEY = ZoneInfo("Europe/Berlin"), ZoneInfo("Australia/Sydney")
-LORD_HOWE, APIA = ZoneInfo("Australia/Lord_Howe"), ZoneInfo("Pacific/Apia")
+# Lord Howe changes its clocks by half an hour, Apia has skipped a day, and a day of Santiago may begin at 01:00.
+LORD_HOWE, APIA, SANTIAGO = ZoneInfo("Australia/Lord_Howe"), ZoneInfo("Pacific/Apia"), ZoneInfo("America/Santiago")
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 MIDNIGHT = 1_597_622_400_000  # 2020-08-17T00:00:00Z
@@ -421,6 +422,7 @@ def window_in(zone: Any, start: str, end: str) -> Window:
         (BERLIN, "2026-03-29", "2026-03-30", "%Y-%m-%d", "2026-03-29"),
         (BERLIN, "2026-10-25", "2026-10-26", "%Y-%m-%d", "2026-10-25"),
         (SYDNEY, "2026-01-12", "2026-01-13", "%Y-%m-%d", "2026-01-12"),
+        (SANTIAGO, "2026-09-06", "2026-09-07", "%Y-%m-%d", "2026-09-06"),
     ],
 )
 def test_the_partition_key_is_the_start_of_the_window_in_the_time_zone(zone, start, end, partition_format, key):
