@@ -102,7 +102,7 @@ def check_dst(dst: str) -> None:
         problem = "contains control or invisible characters, or starts or ends with white space"
     elif store.extra and not bucket:
         problem = "has no bucket"
-    elif store.extra and not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
+    elif store.extra and not re.fullmatch(r"[A-Za-z0-9._-]+|arn:[A-Za-z0-9:._-]+", bucket):
         problem = "has a bucket with characters that no store allows"
     elif {".", ".."} & set(re.split(r"[/\\@]", unquote(place))):
         problem = "contains a dot segment, which leads elsewhere"

@@ -53,7 +53,7 @@ def test_a_folder_that_leads_elsewhere_is_refused_before_any_request(dst, when):
     [
         *("/lake", "/", "/lake/", "file:///lake", "file:///", "local:///lake", "memory://lake", "memory:///lake"),
         *("s3://b", "s3://c@b", "s3://c@b/", "s3://c@b/a//b", "s3://c@b/a..b/.hidden/...", "S3://c@b/x"),
-        "/Straße 1/人",
+        *("/Straße 1/人", "s3://c@arn:aws:s3:eu-west-1:123456789012:accesspoint/lake/x"),
         *("gs://c@b/x", "abfs://c@container/x", "s3://c@b/100%/x", "/lake/device=%2e", "s3://c@b/\u2024\u2024/x"),
     ],
 )
