@@ -312,13 +312,13 @@ def _iter_all(reader: PageReader, window: Window | None) -> Generator[Page, None
 
 def _check_ca_bundle(verify: object) -> None:
     reason = "Without verification, any server could receive the API key"
-    if isinstance(verify, str) and Path(verify).exists():
-        if Path(verify).is_dir():
-            return
+    if isinstance(verify, str):
         try:
+            if Path(verify).is_dir():
+                return
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(verify)
             return
-        except OSError as error:  # unreadable, or without certificates
+        except (OSError, ValueError) as error:  # missing, unreadable, without certificates, or not a path
             reason = str(error)
     raise InvalidArgumentError(
         f"verify={verify!r} must be true or the path of a CA bundle. {reason}", argument="verify"
