@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_unleash.core.log_once import warn_once
+from airflow_provider_unleash.core.log_once import log_once
 from airflow_provider_unleash.simulator import Simulator
 from tests.support import airflow_home as home
 from tests.support.answering import answering
@@ -47,7 +47,7 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(autouse=True)
 def repeat_warnings() -> None:
     """Let each test see the warnings that a process logs only once."""
-    warn_once.cache_clear()
+    log_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

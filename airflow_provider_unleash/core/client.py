@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from airflow_provider_unleash.core import protocol
-from airflow_provider_unleash.core.log_once import warn_once
+from airflow_provider_unleash.core.log_once import log_once
 from airflow_provider_unleash.core.pages import PageReader, ReadAhead
 from airflow_provider_unleash.core.protocol import Auth, Endpoint, Page, Response
 from airflow_provider_unleash.core.records import Moment, RecordSource
@@ -291,7 +291,7 @@ class UnleashClient(RecordSource):
             return masked
         if masked is not page:
             self._warned_of_tokens = True
-            warn_once(
+            log_once(
                 log,
                 "Rows contain stream tokens (?token=...): anyone who reads them can open the live stream. Set the "
                 'connection\'s extra {"mask_stream_tokens": 1} to mask them, or 0 to keep them',

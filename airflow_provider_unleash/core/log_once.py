@@ -1,4 +1,4 @@
-"""Warnings that would repeat: for each poll of a long wait, or for each client of a task."""
+"""Messages that would repeat: for each poll of a long wait, or for each client of a task."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from functools import lru_cache
 
 
 @lru_cache(maxsize=256)
-def warn_once(log: logging.Logger, message: str, level: int = logging.WARNING) -> None:
-    """Log a warning, once per process; a lower ``level`` is for one that another process has logged."""
+def log_once(log: logging.Logger, message: str, level: int = logging.WARNING) -> None:
+    """Log a message, once per process."""
     log.log(level, "%s", message)

@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from airflow_provider_unleash.core.log_once import warn_once
+from airflow_provider_unleash.core.log_once import log_once
 from airflow_provider_unleash.core.moments import MIN_EPOCH_MS, format_ms, parse_moment
 from airflow_provider_unleash.core.protocol import EXCERPT_CHARS
 from airflow_provider_unleash.core.windows import data_interval_window, to_ms
@@ -86,7 +86,7 @@ class SessionList:
         if self._undated:
             ids = ", ".join(repr(session[:EXCERPT_CHARS]) for session in self._undated[:5])
             more = f" and {len(self._undated) - 5} more" if len(self._undated) > 5 else ""
-            warn_once(
+            log_once(
                 log,
                 f"Skipping sessions whose id is not in epoch milliseconds, so that their start is unknown: {ids}{more}"
                 ". Set known_sessions to compare ids only",
