@@ -166,7 +166,7 @@ class PageReader:
         """
         Compare a page with both ends and the page before it.
 
-        By digest only some, because that takes longer than parsing them.
+        Only a few pages are compared by digest, because computing it takes longer than parsing the page.
         """
         for other in (self.first, self.last, self._previous):
             if (
