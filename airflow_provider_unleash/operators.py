@@ -136,6 +136,10 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
             check_device_ids(self.device_ids)
         if self.partition_format is not None:
             check_partition_support(self.partition_format)
+            if not self.outlets:
+                raise InvalidArgumentError(
+                    "partition_format needs an asset in outlets, whose events get the key", argument="partition_format"
+                )
 
     def _execute(self, context: Context) -> Any:
         # With a start of their own, mapped tasks have windows, and so objects, of their own.

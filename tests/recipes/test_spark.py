@@ -16,7 +16,7 @@ import fsspec
 import pyarrow.dataset as ds
 import pytest
 
-from airflow_provider_unleash.core.formats import object_name
+from airflow_provider_unleash.core.names import object_name
 from tests.support.expected_rows import daily_means
 from tests.support.pages import Place, page_of, record, write
 from tests.support.paths import RECIPES, ROOT
