@@ -67,6 +67,7 @@ def _aws_options(conn_id: str | None) -> dict[str, str]:
         aws_region=hook.region_name or session.region_name,
         aws_endpoint_url=endpoint,
         aws_allow_http=_allows_http(endpoint),
+        aws_skip_signature=None if found else "true",  # as in the file system of Airflow's provider
     )
 
 
@@ -113,6 +114,7 @@ def _google_options(conn_id: str) -> dict[str, str]:
         google_service_account_key=key if isinstance(key, str) or not key else json.dumps(key),
         google_service_account=extra.get("key_path"),
         google_base_url=endpoint,
+        google_skip_signature="true" if extra.get("is_anonymous") else None,
         allow_http=_allows_http(endpoint),
     )
 

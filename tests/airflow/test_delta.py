@@ -152,6 +152,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
         {"conn_type": "google_cloud_platform", "extra": {"key_path": "/key.json"}},
         {"google_service_account": "/key.json"},
     ),
+    "google: public": (
+        "gs",
+        {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True}},
+        {"google_skip_signature": "true"},
+    ),
     "google: environment": ("gs", {"conn_type": "google_cloud_platform"}, {}),
 }
 

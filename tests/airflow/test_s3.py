@@ -20,7 +20,7 @@ from airflow_provider_unleash.exceptions import ServerError
 from airflow_provider_unleash.folders import open_folder
 from airflow_provider_unleash.simulator import Fault
 from airflow_provider_unleash.window import plan_windows
-from tests.support.store_cases import NAME, ProcessCases, StoreCases, extract, page_of, path_of
+from tests.support.store_cases import NAME, ProcessCases, StoreCases, TableCases, extract, page_of, path_of
 from tools.s3_lake import connection_to, open_client
 from tools.seaweedfs import serve_s3
 
@@ -80,7 +80,7 @@ def lake(seaweedfs: S3Store) -> Iterator[S3Store]:
     seaweedfs.clear()
 
 
-class TestS3(StoreCases):
+class TestS3(StoreCases, TableCases):
     @pytest.mark.one_airflow
     def test_a_multipart_upload_that_fails_is_aborted(self, lake):
         def fail_half_way() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.azurite import connection_string, serve_blobs
-from tests.support.store_cases import ProcessCases, StoreCases, extract
+from tests.support.store_cases import ProcessCases, StoreCases, TableCases, extract
 
 pytest.importorskip("adlfs", reason="the group stores is not installed")
 
@@ -67,7 +67,7 @@ def lake(azurite: AzureStore) -> Iterator[AzureStore]:
     azurite.clear()
 
 
-class TestAzure(StoreCases):
+class TestAzure(StoreCases, TableCases):
     def test_a_missing_container_fails_the_extraction(self, serve, lake):
         serve()
         with pytest.raises(FileNotFoundError):
