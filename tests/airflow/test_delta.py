@@ -19,6 +19,7 @@ from airflow_provider_unleash.delta import open_delta_table, storage_options_of
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator, UnleashToObjectStorageOperator
 from airflow_provider_unleash.simulator import Simulator
+from airflow_provider_unleash.window import Window
 from tests.support.answering import answering
 from tests.support.not_retried import not_retried
 from tests.support.sample_day import CROWD, DAY_END, DAY_START, STREET, make_context
@@ -27,21 +28,31 @@ from tests.support.secret_search import leaks
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
 
+class Events:
+    """The ``outlet_events`` of a task with one outlet; assets are not hashable in every Airflow."""
+
+    def __init__(self) -> None:
+        self.event = SimpleNamespace(extra={})
+
+    def __getitem__(self, asset: object) -> SimpleNamespace:
+        return self.event
+
+
 def test_the_summary_and_the_event_are_those_of_other_formats(sim: Simulator, tmp_path: Path) -> None:
     outlet = Asset(uri="s3://lake/unleash")
-    extras = {outlet: SimpleNamespace(extra={})}
+    events = Events()
     summaries = {}
     for file_format in ("parquet", "delta"):
         operator = UnleashAccountToObjectStorageOperator(
             task_id="extract", dst=f"file://{tmp_path}/{file_format}", file_format=file_format, outlets=[outlet]
         )
-        summaries[file_format] = operator.execute({**make_context(), "outlet_events": extras})
+        summaries[file_format] = operator.execute({**make_context(), "outlet_events": events})
     delta, parquet = summaries["delta"], summaries["parquet"]
     assert delta.keys() == parquet.keys()
     same = ("start", "end", "window_rule", "devices", "devices_with_rows", "pages", "rows", "requests")
     assert {name: delta[name] for name in same} == {name: parquet[name] for name in same}
     assert (delta["file_format"], delta["objects"]) == ("delta", 1)
-    assert extras[outlet].extra["manifest"] == delta["manifest"]
+    assert events.event.extra["manifest"] == delta["manifest"]
     assert open_delta_table(f"file://{tmp_path}/delta").to_pyarrow_table().num_rows == delta["rows"]
 
 
@@ -230,10 +241,8 @@ def test_an_error_of_a_store_shows_no_credential(
         dst = SimpleNamespace(protocol="abfs", path="lake/t", fs=None)
     options = {**storage_options_of(f"{scheme}://store@lake/t"), "max_retries": "0"}
     assert secret in json.dumps(options)
-    from tests.core.test_delta import DAY
-
     with pytest.raises(OSError, match="Generic") as caught:
-        WindowTable(dst, DAY, None, lambda: options)
+        WindowTable(dst, Window(DAY_START, DAY_END), None, lambda: options)
     assert leaks(secret, {"error": f"{caught.value!r} {caught.value}", "log": caplog.text}) == []
 
 
