@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 import pytest
 
+from airflow_provider_unleash.core.names import hash_ids
 from airflow_provider_unleash.simulator import generate_rows
 from tests.support.live_airflow import ROWS_PER_DAY, Observed, Run, observe
 from tests.support.run_kinds import RUN_KINDS, TO_XCOM, RunKind
@@ -76,6 +77,9 @@ def test_the_event_of_an_outlet_describes_the_written_rows_and_the_partition(kin
     run = run_of(kind, observed)
     expected = {name: run.xcom[name] for name in ("device_id", "start", "end", "rows", "pages", "files")}
     expected["bytes"] = sum(file["bytes"] for file in run.xcom["files"])
+    lake, _, name = run.xcom["files"][0]["path"].partition(f"/device={kind.dag_id}/")
+    manifest = f"{lake}/_manifest/{name.removesuffix('jsonl')}{hash_ids([kind.dag_id])}.manifest"
+    expected["manifest"] = {"path": manifest, "url": manifest}
     if run.partition_date is not None:
         expected["partition_key"] = f"{run.partition_date:%Y-%m-%d}"
     assert run.events == [(kind.outlet, expected)]

@@ -153,8 +153,6 @@ BERLIN_23 = "2026-03-28T23:00Z → 2026-03-29T22:00Z (23 h)"
 BERLIN_25 = "2026-10-24T22:00Z → 2026-10-25T23:00Z (25 h)"
 SYDNEY_23 = "2026-10-03T14:00Z → 2026-10-04T13:00Z (23 h)"
 SYDNEY_25 = "2026-04-04T13:00Z → 2026-04-05T14:00Z (25 h)"
-UTC_LAST_24 = "2026-10-24T23:00Z → 2026-10-25T23:00Z (24 h)"
-UTC_FIRST_24 = "2026-10-24T22:00Z → 2026-10-25T22:00Z (24 h)"
 
 CLOCKS = [
     _clock("berlin_23_interval", "2026-03-29", IN_BERLIN, BERLIN_23, BERLIN_23, "data_interval", BERLIN, ""),
@@ -169,9 +167,9 @@ CLOCKS = [
     _partition("berlin_25_partition", "2026-10-26", PARTITION_IN_BERLIN, "2026-10-24T22:00Z", BERLIN_25, BERLIN),
     _partition("sydney_23_partition", "2026-10-05", PARTITION_IN_SYDNEY, "2026-10-03T14:00Z", SYDNEY_23, SYDNEY),
     _partition("sydney_25_partition", "2026-04-06", PARTITION_IN_SYDNEY, "2026-04-04T13:00Z", SYDNEY_25, SYDNEY),
-    # The timetable is in Berlin but the DAG is in UTC, and whole days are the DAG's: one of the 25 hours is left out.
-    _clock("utc_25", "2026-10-25T23:00", TRIGGER_IN_BERLIN, "empty, at 2026-10-25T23:00Z", UTC_LAST_24, "window"),
-    _partition("utc_25_partition", "2026-10-25T23:00", PARTITION_IN_BERLIN, "2026-10-24T22:00Z", UTC_FIRST_24),
+    # The DAG is in UTC, but whole days are those of the timetable.
+    _clock("utc_25", "2026-10-25T23:00", TRIGGER_IN_BERLIN, "empty, at 2026-10-25T23:00Z", BERLIN_25, "window"),
+    _partition("utc_25_partition", "2026-10-25T23:00", PARTITION_IN_BERLIN, "2026-10-24T22:00Z", BERLIN_25),
 ]
 
 
@@ -209,10 +207,10 @@ TRIGGERED = [
     _by_command("cli_none_window", TRIGGER, "None", DAY, Outcome(NONE, UP_TO_RUN, "window")),
     _by_command("cli_none_given", TRIGGER, "None", GIVEN, Outcome(NONE, JAN_12, "start_end")),
     _by_command("cli_at_daily", TRIGGER_AT, '"@daily"', "", _empty("manual", EMPTY_AT_RUN)),
-    _by_command("cli_at_daily_window", TRIGGER_AT, '"@daily"', DAY, Outcome(EMPTY_AT_RUN, UP_TO_RUN, "window")),
+    _by_command("cli_at_daily_window", TRIGGER_AT, '"@daily"', DAY, Outcome(EMPTY_AT_RUN, NOON, "window")),
     _by_command("cli_at_interval", TRIGGER_AT, CRON_INTERVAL, "", Outcome(LAST_DAY, LAST_DAY, "data_interval")),
     _by_command("cli_at_none", TRIGGER_AT, "None", "", _empty("manual", EMPTY_AT_RUN)),
-    _by_command("cli_at_none_window", TRIGGER_AT, "None", DAY, Outcome(EMPTY_AT_RUN, UP_TO_RUN, "window")),
+    _by_command("cli_at_none_window", TRIGGER_AT, "None", DAY, Outcome(EMPTY_AT_RUN, NOON, "window")),
 ]
 
 
