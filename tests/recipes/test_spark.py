@@ -17,6 +17,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from airflow_provider_unleash.core.names import object_name
+from airflow_provider_unleash.window import Window
 from tests.support.expected_rows import daily_means
 from tests.support.pages import Place, page_of, record, write
 from tests.support.paths import RECIPES, ROOT
@@ -142,7 +143,7 @@ def test_the_documented_arguments_read_json_and_json_lines_with_the_same_types(s
 
 def test_the_column_device_id_tells_devices_apart_that_sparks_defaults_merge(spark, tmp_path):
     for device_id in ("0123", "123"):
-        path = tmp_path / object_name(device_id, DAY_START, DAY_START + DAY_MS, "parquet")
+        path = tmp_path / object_name(device_id, Window(DAY_START, DAY_START + DAY_MS), "parquet")
         write(Place(str(path), "file", fsspec.filesystem("file")), [page_of(record(device_id=device_id))], "parquet")
     rows = spark.read.parquet(str(tmp_path)).select("device", "device_id").collect()
     assert sorted(tuple(row) for row in rows) == [(123, "0123"), (123, "123")]
