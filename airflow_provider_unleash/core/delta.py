@@ -383,8 +383,9 @@ def table_uri(dst: FolderPath) -> str:
         raise InvalidArgumentError(
             f"dst={str(dst)!r}: a Delta table can be in a folder, S3, Google Cloud Storage or Azure", argument="dst"
         )
-    if re.search(r"[%\\]", dst.path):
+    # The library would read # and ? as parts of a URL, and write the log to another folder than the data.
+    if re.search(r"[%\\#?]|//" if scheme else r"[%\\]", dst.path):
         raise InvalidArgumentError(
-            f"dst={str(dst)!r}: the folder of a Delta table cannot have % or \\ in its name", argument="dst"
+            f"dst={str(dst)!r}: the folder of a Delta table cannot have %, \\, #, ? or // in its name", argument="dst"
         )
     return f"{scheme}{dst.path}"

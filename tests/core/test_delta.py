@@ -746,3 +746,11 @@ def test_odd_folder_names(tmp_path: Path) -> None:
         error = fail_from(sim, tmp_path / "lake%20")
         assert (type(error), error.argument) == (InvalidArgumentError, "dst")
     assert content(folder) == {("A", 1, 1): 1}
+
+
+@pytest.mark.parametrize("name", ["tree#1", "tree?1", "a//tree", "tree%201", "a\\tree"])
+def test_names_of_a_bucket_that_the_library_would_read_as_another_folder_are_refused(name: str) -> None:
+    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
+    with pytest.raises(InvalidArgumentError, match="the folder of a Delta table cannot have") as caught:
+        delta.table_uri(UPath(f"s3://lake/{name}"))
+    assert caught.value.argument == "dst"
