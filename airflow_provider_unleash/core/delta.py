@@ -167,6 +167,7 @@ class WindowTable:
         Replace the rows of the plan's devices in the window by those of the published file, if there is one.
 
         :raises TransientError: if other tasks committed first, again and again.
+        :raises CommitFailedError: if the table cannot be written for another reason, such as an append-only one.
         """
         with self._masked():
             self._commit_or_retry()
@@ -180,12 +181,17 @@ class WindowTable:
                     self._plan_again()
                 self._commit(self._plan)
                 return
-            except CommitFailedError:
-                log.info("Another task has committed to %s, so this commit is tried again", self._dst)
+            except CommitFailedError as error:
+                failure = error
             time.sleep(backoff(attempt))
+            planned = self._plan.table
             self._plan_again()
-            if self._file and self._plan.table and self._file.name in _names_of(self._plan.table):
+            table = self._plan.table
+            if self._file and table and self._file.name in _names_of(table):
                 return  # the commit landed, although it failed
+            if planned and table and planned.version() == table.version():
+                raise failure  # no other task has committed
+            log.info("Another task has committed to %s, so this commit is tried again", self._dst)
         raise TransientError(
             f"Other tasks committed to {self._dst} first, {MAX_COMMITS} times in a row, so the table is unchanged"
         )

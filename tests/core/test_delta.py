@@ -383,17 +383,37 @@ def test_a_commit_that_landed_although_it_failed_is_not_repeated(
 
 
 def test_endless_conflicts_end_in_a_transient_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deltalake.exceptions import CommitFailedError
+    commit = delta.WindowTable._commit
 
-    def fail(self: Any, plan: Any) -> None:
-        raise CommitFailedError("conflict")
+    def commit_after_another(self: Any, plan: Any) -> None:
+        DeltaTable(tmp_path).alter.set_table_description("another commit")
+        commit(self, plan)
 
-    monkeypatch.setattr(delta.WindowTable, "_commit", fail)
+    monkeypatch.setattr(delta.WindowTable, "_commit", commit_after_another)
     with serve({"A": 1}) as sim:
         error = fail_from(sim, tmp_path)
     assert type(error) is TransientError
     assert "25 times in a row" in str(error)
     assert content(tmp_path) == {}
+
+
+def test_a_table_that_refuses_the_commit_says_why_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deltalake.exceptions import CommitFailedError
+
+    commit = delta.WindowTable._commit
+    commits: list[Any] = []
+
+    def count_and_commit(self: Any, plan: Any) -> None:
+        commits.append(plan)
+        commit(self, plan)
+
+    monkeypatch.setattr(delta.WindowTable, "_commit", count_and_commit)
+    with serve({"A": 1}) as sim:
+        land_from(sim, tmp_path)
+        DeltaTable(tmp_path).alter.set_table_properties({"delta.appendOnly": "true"})
+        with pytest.raises(CommitFailedError, match="append-only"):
+            land_from(sim, tmp_path)
+    assert len(commits) == 2
 
 
 @pytest.mark.parametrize("windows", [1, 4])
