@@ -310,7 +310,14 @@ class WindowTable:
                 f"dst={str(self._dst)!r} is a Delta table that this package did not create. Use another dst",
                 argument="dst",
             )
+        similar = {name.lower(): name for name in existing}
         for name, kind in wanted.items():
+            # Compare case-insensitively, as Delta Lake does.
+            if similar.get(name.lower(), name) != name:
+                raise InvalidArgumentError(
+                    f"column_types: {self._dst} has the column {similar[name.lower()]!r}, so it cannot have {name!r}",
+                    argument="column_types",
+                )
             if existing.get(name, kind) != kind:
                 raise InvalidArgumentError(
                     f"The column {name!r} of {self._dst} is {existing[name]}, and cannot become {kind}",
@@ -322,10 +329,13 @@ class WindowTable:
         import pyarrow as pa
 
         actions = pa.table(table.get_add_actions(flatten=True))
-        names = ("path", f"partition.{PARTITION}", "min.window_start", "max.window_start")
-        columns = [actions.column(name).to_pylist() if name in actions.schema.names else repeat(None) for name in names]
+        paths, dates = (actions.column(name).to_pylist() for name in ("path", f"partition.{PARTITION}"))
+        ranges = [
+            actions.column(name).to_pylist() if name in actions.schema.names else repeat(None)
+            for name in ("min.window_start", "max.window_start")
+        ]
         start = self._window.start
-        for name, date, first, last in zip(*columns, strict=False):
+        for name, date, first, last in zip(paths, dates, *ranges, strict=False):
             if str(date) == self._date and (first or start) <= start <= (last or start):
                 yield name, self._open_dataset(table, [name])
 

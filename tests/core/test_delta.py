@@ -279,6 +279,23 @@ def test_files_without_statistics_are_replaced_too(tmp_path: Path) -> None:
     assert content(tmp_path) == {("A", 1, 2): 1, ("A", 2, 2): 1}
 
 
+def test_another_name_for_the_day_of_files_doubles_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library does not document the names of these columns, so a later version may have others."""
+    with serve({"A": 1}) as sim:
+        land_from(sim, tmp_path)
+        list_files = DeltaTable.get_add_actions
+
+        def rename(table: DeltaTable, flatten: bool = False) -> Any:
+            actions = pa.table(list_files(table, flatten))
+            return actions.rename_columns([name.replace("partition.", "day.") for name in actions.column_names])
+
+        with monkeypatch.context() as patched:
+            patched.setattr(DeltaTable, "get_add_actions", rename)
+            with pytest.raises(KeyError, match="start_date"):
+                land_from(sim, tmp_path)
+    assert content(tmp_path) == {("A", 0, 1): 24}
+
+
 def test_a_device_that_the_account_no_longer_lists_keeps_its_rows(tmp_path: Path) -> None:
     with serve({"A": 1, "OLD": 1}) as sim:
         land_from(sim, tmp_path)
@@ -608,6 +625,15 @@ def test_a_column_cannot_change_its_type(tmp_path: Path) -> None:
         assert error.argument == "column_types"
         assert "'zone'" in str(error)
         assert sim.requests == []
+
+
+def test_columns_cannot_differ_in_case_only(tmp_path: Path) -> None:
+    """Delta Lake compares names case-insensitively, so Spark could not read the table."""
+    with serve({"A": 1}) as sim:
+        land_from(sim, tmp_path, column_types={"zone": "string"})
+        error = fail_from(sim, tmp_path, column_types={"Zone": "string"})
+    assert (type(error), error.argument) == (InvalidArgumentError, "column_types")
+    assert re.search(r"has the column 'zone', so it cannot have 'Zone'", str(error))
 
 
 @pytest.mark.parametrize("name", ["device", "window_start", "Window_End", "start_date"])
