@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_unleash.core.columns import check_extra_installed
-from airflow_provider_unleash.core.delta import table_uri
+from airflow_provider_unleash.core.delta import masked_errors, table_uri
 from airflow_provider_unleash.core.stores import split_dst
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.folders import check_folder, open_folder
@@ -29,7 +29,9 @@ def open_delta_table(dst: str | ObjectStoragePath) -> DeltaTable:
     check_folder(str(dst))
     from deltalake import DeltaTable
 
-    return DeltaTable(table_uri(open_folder(dst)), storage_options=storage_options_of(str(dst)))
+    uri, options = table_uri(open_folder(dst)), storage_options_of(str(dst))
+    with masked_errors(lambda: options):
+        return DeltaTable(uri, storage_options=options)
 
 
 def storage_options_of(dst: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
@@ -242,26 +242,8 @@ class WindowTable:
 
         return AddAction(file.name, file.size, {PARTITION: self._date}, now, True, file.statistics)
 
-    @contextmanager
-    def _masked(self) -> Iterator[None]:
-        """Remove credentials, and colors, from errors of the library: a URL in them may have a signature."""
-        from deltalake.exceptions import DeltaError
-
-        try:
-            yield
-        except UnleashError:
-            raise
-        except Exception as error:
-            message = re.sub(r"\x1b\[\d*m|(?<=sig=)[^&\s\"')]+", "", str(error))
-            for name, secret in self._options.items():
-                if len(secret) >= _SECRET_CHARS and not name.endswith(("region", "url", "endpoint", "account_name")):
-                    message = message.replace(secret, "***")
-            if message == str(error):
-                raise
-            masked = type(error)(message) if isinstance(error, DeltaError) else OSError(message)
-        else:
-            return
-        raise masked
+    def _masked(self) -> AbstractContextManager[None]:
+        return masked_errors(lambda: self._options)
 
     # ---- the table -------------------------------------------------------------------------------
 
@@ -390,6 +372,28 @@ def _names_of(table: DeltaTable) -> set[str]:
     import pyarrow as pa
 
     return set(pa.table(table.get_add_actions()).column("path").to_pylist())
+
+
+@contextmanager
+def masked_errors(storage_options: StorageOptions) -> Iterator[None]:
+    """Remove credentials, and colors, from errors of the library: a URL in them may have a signature."""
+    from deltalake.exceptions import DeltaError
+
+    try:
+        yield
+    except UnleashError:
+        raise
+    except Exception as error:
+        message = re.sub(r"\x1b\[\d*m|(?<=sig=)[^&\s\"')]+", "", str(error))
+        for name, secret in storage_options().items():
+            if len(secret) >= _SECRET_CHARS and not name.endswith(("region", "url", "endpoint", "account_name")):
+                message = message.replace(secret, "***")
+        if message == str(error):
+            raise
+        masked = type(error)(message) if isinstance(error, DeltaError) else OSError(message)
+    else:
+        return
+    raise masked
 
 
 def table_uri(dst: FolderPath) -> str:

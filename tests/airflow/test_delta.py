@@ -246,6 +246,21 @@ def test_an_error_of_a_store_shows_no_credential(
     assert leaks(secret, {"error": f"{caught.value!r} {caught.value}", "log": caplog.text}) == []
 
 
+def test_an_error_of_open_delta_table_shows_no_credential(
+    connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
+    secret = "rEcOgnisable4711key"
+    extra = {"endpoint_url": f"http://127.0.0.1:9/{secret}", "region_name": "eu-central-1"}
+    connect(conn_id="store", conn_type="aws", login="key", password=secret, extra=extra)
+    quick = {**storage_options_of("s3://store@lake/t"), "max_retries": "0"}
+    monkeypatch.setattr("airflow_provider_unleash.delta.storage_options_of", lambda dst: quick)
+    with pytest.raises(OSError, match="Generic S3 error") as caught:
+        open_delta_table("s3://store@lake/t")
+    assert "127.0.0.1:9/***" in str(caught.value)
+    assert leaks(secret, {"error": f"{caught.value!r} {caught.value}"}) == []
+
+
 def test_a_templated_format_is_checked_when_the_task_runs(sim: Simulator, tmp_path: Path) -> None:
     with DAG(dag_id="templated"):
         operator = UnleashAccountToObjectStorageOperator(
