@@ -139,7 +139,7 @@ def _list_cells(coverage: Coverage, device_id: str, runs: dict[tuple[str | None,
     Return the cells of a device as columns with an item per window, short because there may be many.
 
     ``states`` has the first letter of each state. Times are in seconds after the end of the window. ``first`` has only
-    those that differ from ``last``, and ``paths`` only those that :func:`.object_name` does not give, by window.
+    those that differ from ``last``, and ``paths`` only those that the page's script does not derive, by window.
     """
     rows, sizes, last, run = [], [], [], []
     first: dict[int, int] = {}
@@ -156,7 +156,8 @@ def _list_cells(coverage: Coverage, device_id: str, runs: dict[tuple[str | None,
             first[number] = _delay(first_extracted_at, window.end_ms)
         if entry and layout:
             owner = device_id if layout.is_split else None
-            expected = object_name(owner, window, layout.extension) if entry.rows else None
+            has_object = entry.rows and layout.extension != DELTA
+            expected = object_name(owner, window, layout.extension) if has_object else None
             if entry.path != expected:
                 paths[number] = entry.path
     states = "".join(state[0] for state in coverage.states_of(device_id))
