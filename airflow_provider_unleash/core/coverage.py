@@ -17,7 +17,7 @@ import msgspec
 from airflow_provider_unleash.core.manifest import (
     Entry,
     Layout,
-    iter_days_near,
+    choose_folders,
     layout_key,
     list_manifests,
     list_names,
@@ -298,7 +298,7 @@ class _Scan:
         is_local = store_of(root.protocol).name == "file"
         load = _load_file if is_local else root.fs.cat_file
         size = _LOCAL_FILES_PER_READ if is_local else 1
-        days = sorted({f"start_date={day}" for day in iter_days_near(span)} & set(list_names(root)))
+        days = choose_folders(list_names(root), span)
         with ThreadPoolExecutor(_READERS, "unleash-manifest") as readers:
             listed = readers.map(lambda day: [f"{day}/{name}" for name in list_manifests(root / day)], days)
             names = [name for name in chain.from_iterable(listed) if self._is_in_grid(name, span)]

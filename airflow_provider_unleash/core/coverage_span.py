@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, tzinfo
 
@@ -99,8 +100,9 @@ def _midnight(zone: tzinfo) -> int:
 def _name_step(window: Window, zone: tzinfo) -> str:
     """Return the name of a window's length, or an ISO 8601 duration."""
     for name, step in STEPS.items():
-        if to_ms(shift(window.start, step, zone)) == window.end_ms:
-            return name
+        with suppress(OverflowError, ValueError):  # after the year 9999
+            if to_ms(shift(window.start, step, zone)) == window.end_ms:
+                return name
     length = window.end_ms - window.start_ms
     for size, unit in ((_HOUR_MS, "H"), (_MINUTE_MS, "M")):
         if length % size == 0:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from itertools import islice
 
 import msgspec
@@ -165,9 +165,7 @@ def open_tree(dst: FolderPath, window: Window, layout: Layout, *, same_day: bool
     """
     root = dst / MANIFESTS
     folders = {name for name in list_names(root) if name.startswith("start_date=")}
-    first = window.start.date()
-    days = (day for day in iter_days_near(window) if day >= first or not same_day)
-    near = sorted(folders & {f"start_date={day}" for day in days})
+    near = choose_folders(folders, window, same_day=same_day)
     names = [f"{folder}/{name}" for folder in near for name in list_manifests(root / folder)]
     # Each window once: a tree with a task per device has thousands of manifests of the same window.
     windows = {found for name in {name.rpartition("Z")[0] + "Z" for name in names} if (found := parse_window(name))}
@@ -198,14 +196,33 @@ def list_names(folder: FolderPath) -> list[str]:
         return []
 
 
-def iter_days_near(window: Window) -> Iterator[date]:
-    """Yield the days of the window, and those on which a longer window that contains its start may begin."""
+def choose_folders(folders: Iterable[str], window: Window, *, same_day: bool = False) -> list[str]:
+    """
+    Return those of the folders, in order, that may have windows which share time with the window.
+
+    They are of the days of the window and, without ``same_day``, of those on which a longer window that contains its
+    start may begin.
+    """
     first, last = window.start.date(), window.end.date()
-    for days in range(-7, (last - first).days + 1):  # a week before, for weeks that begin on any day
-        yield first + timedelta(days=days)
-    for month in (first.month, (first.month - 1) // 3 * 3 + 1, 1):
-        yield first.replace(month=month, day=1)
-        yield first.replace(month=month, day=1) - timedelta(days=1)  # in a time zone east of UTC
+    begins = {first}
+    if not same_day:
+        for month in (first.month, (first.month - 1) // 3 * 3 + 1, 1):
+            begin = first.replace(month=month, day=1)
+            begins |= {begin, _days_before(begin, 1)}  # the latter in a time zone east of UTC
+        first = _days_before(first, 7)  # for weeks that begin on any day
+    # Go through the folders, not the days: a span may have millions.
+    days = {name: _day_of(name) for name in folders}
+    return sorted(name for name, day in days.items() if day and (first <= day <= last or day in begins))
+
+
+def _day_of(folder: str) -> date | None:
+    with suppress(ValueError):
+        return date.fromisoformat(folder.removeprefix("start_date="))
+    return None
+
+
+def _days_before(day: date, days: int) -> date:
+    return date.fromordinal(max(day.toordinal() - days, 1))
 
 
 def overlap(one: Window, other: Window) -> bool:

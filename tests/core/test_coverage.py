@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -152,6 +153,19 @@ def test_windows_of_another_grid_are_reported_and_not_counted(folder: Any) -> No
     coverage = read(folder)
     assert coverage.other_windows == sorted([window_name(week), window_name(hour)])
     assert coverage.counts() == {"landed": 1, "empty": 0, "unsettled": 0, "missing": 6}
+
+
+def test_a_span_of_all_years_costs_no_more_than_the_days_of_the_tree(folder: Any) -> None:
+    """Whoever may see the coverage page may ask for it."""
+    land(folder, DAYS[0])
+    tracemalloc.start()
+    try:
+        coverage = read(folder, start="0001-01-01", end="9999-12-31", every="P9999Y")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert coverage.other_windows == [window_name(DAYS[0])]
+    assert peak < 10_000_000
 
 
 def test_objects_of_another_layout_are_reported_and_not_counted(folder: Any) -> None:

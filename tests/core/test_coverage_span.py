@@ -10,6 +10,7 @@ import pytest
 
 from airflow_provider_unleash.core.coverage_span import WINDOWS, Span, choose_span, read_newest
 from airflow_provider_unleash.core.manifest import publish_manifest
+from airflow_provider_unleash.core.names import parse_window
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.window import Window, plan_windows
 
@@ -60,6 +61,11 @@ def test_a_tree_without_manifests_has_days_until_midnight() -> None:
 def test_a_given_window_is_the_last_one() -> None:
     [window] = plan_windows("2025-03-01", "2025-03-02", every="day")
     assert choose(window=window).bounds() == ("2025-01-31", "2025-03-02")
+
+
+def test_a_given_window_may_be_the_last_of_the_calendar() -> None:
+    span = choose(window=parse_window("99991231T000000Z_99991231T120000Z"))
+    assert (span.every, span.count_windows()) == ("PT12H", WINDOWS)
 
 
 def test_given_bounds_are_in_the_time_zone() -> None:
