@@ -130,10 +130,17 @@ def _find_tree(trees: Mapping[str, str], dag_id: str) -> str:
     """Return the first tree, or that whose newest window the DAG has extracted."""
     if not dag_id:
         return next(iter(trees), "")
+    failure = None
     for name, dst in trees.items():
-        newest = read_newest(_open(dst))
+        try:
+            newest = read_newest(_open(dst))
+        except Exception as error:
+            failure = failure or error  # another tree may be the one
+            continue
         if newest and any(entry.dag_id == dag_id for entry in newest[1]):
             return name
+    if failure:
+        raise failure
     raise InvalidArgumentError(
         f"No tree has a newest window that the DAG {dag_id} extracted. Choose a tree", argument="dag_id"
     )

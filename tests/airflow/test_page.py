@@ -218,10 +218,10 @@ def server() -> Iterator[Server]:
         passwords.write_text(json.dumps({"viewer": "viewer", "nobody": "nobody"}))
         trees = {
             "days": f"file://{folder}/days",
-            "hours": f"file://{folder}/hours",
             "damaged": f"file://{folder}/damaged",
-            "slow": "s3://slow_store@lake/tree",
             "lost": "s3://no_such_connection@lake/tree",
+            "hours": f"file://{folder}/hours",
+            "slow": "s3://slow_store@lake/tree",
         }
         stage.environ |= {
             OPTION: json.dumps(trees),
@@ -317,6 +317,7 @@ class TestPage:
             assert re.search(f'name="{name}"[^>]* value="{re.escape(value)}"', page.text)
 
     def test_the_page_of_a_dag_shows_the_tree_that_it_extracts_to(self, server: Server) -> None:
+        """Trees that cannot be read come before it."""
         assert "<option selected>hours</option>" in server.get(dag_id="hourly").text
 
     @pytest.mark.parametrize(
