@@ -98,7 +98,7 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
     :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
     :raises PartialExtractionError: if some devices failed, at least one of them in a way that a retry may cure.
     :raises PermanentPartialExtractionError: if some devices failed, and no retry can help any of them.
-    :raises EmptyReplacementError: if one object for all devices would lose rows.
+    :raises EmptyReplacementError: if one object for all devices, or a Delta table, would lose rows.
     :raises EmptyResultError: if no device has rows and ``on_empty="fail"``.
     :raises InvalidArgumentError: if ``dst`` has objects of another layout or format, or if mapped tasks with
         ``device_ids`` would write to one object.

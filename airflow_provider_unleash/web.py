@@ -142,7 +142,7 @@ def _find_tree(trees: Mapping[str, str], dag_id: str) -> str:
     if failure:
         raise failure
     raise InvalidArgumentError(
-        f"No tree has a newest window that the DAG {dag_id} extracted. Choose a tree", argument="dag_id"
+        f"The DAG {dag_id} has not extracted the newest window of any tree. Choose a tree", argument="dag_id"
     )
 
 

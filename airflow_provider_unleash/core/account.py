@@ -122,7 +122,7 @@ def land_account(
     :raises PartialExtractionError: if some devices failed, at least one of them transiently.
     :raises PermanentPartialExtractionError: if some devices failed, all of them permanently.
     :raises EmptyResultError: if no device has rows and ``on_empty="fail"``.
-    :raises EmptyReplacementError: if one object of all devices would lose the rows of some.
+    :raises EmptyReplacementError: if one object of all devices, or a Delta table, would lose the rows of some.
     :raises InvalidArgumentError: if the tree has objects of another layout or format; before any request.
     :raises UnleashError: an error that concerns all devices, such as a wrong key, at once.
     """
