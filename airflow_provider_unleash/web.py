@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import html
 import logging
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 READ_SECONDS = 20.0
 MAX_WINDOWS = 1_000
 MAX_CELLS = 100_000
+# In memory, a line of a manifest takes about 1 KB.
+MAX_LINES = 300_000
 # A store that does not respond occupies a thread for as long as its own timeouts allow, so there are only a few.
 _READS_AT_ONCE = 4
 
@@ -119,6 +122,7 @@ def _render(query: PageQuery, trees: Mapping[str, str]) -> str:
         every=span.every,
         timezone=zone,
         settle=query.settle or timedelta(0),
+        check=_limit_reads(),
     )
     _check_size("devices × windows", len(coverage), MAX_CELLS)
     start, end = span.bounds()
@@ -144,6 +148,18 @@ def _find_tree(trees: Mapping[str, str], dag_id: str) -> str:
     raise InvalidArgumentError(
         f"The DAG {dag_id} has not extracted the newest window of any tree. Choose a tree", argument="dag_id"
     )
+
+
+def _limit_reads() -> Callable[[int], None]:
+    """Return a check that ends a scan which is too large, or whose page nobody waits for any longer."""
+    deadline = time.monotonic() + READ_SECONDS
+
+    def check(lines: int) -> None:
+        _check_size("lines of manifests", lines, MAX_LINES)
+        if time.monotonic() > deadline:
+            raise TimeoutError
+
+    return check
 
 
 def _open(dst: str) -> ObjectStoragePath:

@@ -251,15 +251,20 @@ def scan_tree(
     every: object,
     timezone: object = None,
     settle: object = timedelta(0),
+    check: Callable[[int], None] | None = None,
 ) -> Coverage:
-    """Do what :func:`read_coverage` does; without ``device_ids``, for the devices that the manifests name."""
+    """
+    Do what :func:`read_coverage` does; without ``device_ids``, for the devices that the manifests name.
+
+    Each manifest is read after a call of ``check`` with the number of lines read so far; an error of it ends the scan.
+    """
     windows = plan_windows(start, end, every=every, timezone=timezone)
     settle_ms = _parse_settle(settle)
     try:
         settled_at = [format_ms(window.end_ms + settle_ms) for window in windows]
     except OverflowError:
         raise InvalidArgumentError(f"settle={settle!r} is too long", argument="settle") from None
-    scan = _Scan(windows)
+    scan = _Scan(windows, check)
     if windows:
         scan.read(dst, Window(windows[0].start_ms, windows[-1].end_ms))
     layouts = scan.drop_other_layouts()
@@ -286,10 +291,12 @@ def _parse_settle(settle: object) -> int:
 class _Scan:
     """The entries of manifests, by window of the grid and device."""
 
-    def __init__(self, windows: Sequence[Window]) -> None:
+    def __init__(self, windows: Sequence[Window], check: Callable[[int], None] | None) -> None:
         self.entries: list[dict[str, Entry]] = [{} for _ in windows]
         self.first_extracted_at: list[dict[str, str]] = [{} for _ in windows]
         self.other_windows: set[str] = set()
+        self._check = check
+        self._lines = 0
         self._numbers = {window_name(window): number for number, window in enumerate(windows)}
 
     def read(self, dst: FolderPath, span: Window) -> None:
@@ -303,9 +310,20 @@ class _Scan:
             listed = readers.map(lambda day: [f"{day}/{name}" for name in list_manifests(root / day)], days)
             names = [name for name in chain.from_iterable(listed) if self._is_in_grid(name, span)]
             batches = [names[first : first + size] for first in range(0, len(names), size)]
-            loaded = readers.map(lambda batch: list(_load(load, root, batch)), batches)
+            loaded = readers.map(lambda batch: list(self._load(load, root, batch)), batches)
             for name, entries in chain.from_iterable(loaded):
                 self._add(self._numbers[_window_in(name)], entries)
+
+    def _load(
+        self, load: Callable[[str], bytes], root: FolderPath, names: Iterable[str]
+    ) -> Iterator[tuple[str, list[Entry]]]:
+        for name in names:
+            if self._check:
+                self._check(self._lines)
+            with suppress(FileNotFoundError):  # removed meanwhile
+                entries = parse_manifest(f"{root}/{name}", load(f"{root.path}/{name}"))
+                self._lines += len(entries)
+                yield name, entries
 
     def _is_in_grid(self, name: str, span: Window) -> bool:
         window = _window_in(name)
@@ -339,12 +357,6 @@ class _Scan:
 def _window_in(name: str) -> str:
     """Return the window's name in that of a manifest; after its last Z come a hash and the extension."""
     return name[: name.rfind("Z") + 1]
-
-
-def _load(load: Callable[[str], bytes], root: FolderPath, names: Iterable[str]) -> Iterator[tuple[str, list[Entry]]]:
-    for name in names:
-        with suppress(FileNotFoundError):  # removed meanwhile
-            yield name, parse_manifest(f"{root}/{name}", load(f"{root.path}/{name}"))
 
 
 def _load_file(path: str) -> bytes:

@@ -178,6 +178,28 @@ def test_a_task_of_another_folder_has_no_link(lake: str) -> None:
     assert CoverageLink().get_link(operator, ti_key=None) == ""
 
 
+# ---- what the page reads -------------------------------------------------------------------------
+
+
+@needs_pages
+def test_reading_ends_at_a_limit_of_lines_and_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread would otherwise go on after the page has told its user that the store does not respond."""
+    from upath import UPath
+
+    from airflow_provider_unleash import web
+
+    for day in DAYS:
+        land(UPath(tmp_path), day, "W1", "W2")
+    query, trees = web.PageQuery(end="2026-05-08", devices="W1"), {"lake": f"file://{tmp_path}"}
+    assert "W1" in web._render(query, trees)
+    monkeypatch.setattr(web, "MAX_LINES", 10)
+    with pytest.raises(InvalidArgumentError, match="12 lines of manifests are more than 10"):
+        web._render(query, trees)
+    monkeypatch.setattr(web, "READ_SECONDS", -1.0)
+    with pytest.raises(TimeoutError):
+        web._render(query, trees)
+
+
 # ---- the page on a real API server ---------------------------------------------------------------
 
 
