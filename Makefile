@@ -50,7 +50,7 @@ cluster: .venv/.cluster ## Run Airflow with two Celery workers until Ctrl-C; nee
 
 ##@ Contribute
 
-setup: $(ENV)/.all ## Install everything that tests and checks need into .venv
+setup: $(ENV)/.all $(DELTA_READER) ## Install everything that tests and checks need into .venv
 
 test: $(ENV)/.all $(DELTA_READER) ## Run the fast tests, about 3 minutes; ARGS="tests/core -k name" selects tests
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow" $(ARGS)

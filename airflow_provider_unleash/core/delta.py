@@ -121,6 +121,7 @@ class WindowTable:
     @contextmanager
     def open_file(self) -> Iterator[PageWriter]:
         """Yield a writer; the file is published when the block ends, and stays unreferenced until :meth:`commit`."""
+        self._file = None  # of an attempt that failed
         name = self._new_name()
         with publish(self._dst / name) as stream:
             writer = WindowWriter(stream, self._window, self._columns, self._schema)
@@ -250,11 +251,13 @@ class WindowTable:
     def _open(self) -> DeltaTable | None:
         """Open the table and check it; return None if it does not exist."""
         from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
 
         self._options = dict(self._storage_options())
-        if not DeltaTable.is_deltatable(self._uri, self._options):
+        try:
+            table = DeltaTable(self._uri, storage_options=self._options)
+        except TableNotFoundError:
             return None
-        table = DeltaTable(self._uri, storage_options=self._options)
         self._check(table)
         return table
 
@@ -390,7 +393,9 @@ def masked_errors(storage_options: StorageOptions) -> Iterator[None]:
                 message = message.replace(secret, "***")
         if message == str(error):
             raise
-        masked = type(error)(message) if isinstance(error, DeltaError) else OSError(message)
+        masked: Exception = type(error)(message) if isinstance(error, DeltaError) else OSError(message)
+        if isinstance(error, OSError) and isinstance(masked, OSError):
+            masked.errno = error.errno  # such as that of a full disk
     else:
         return
     raise masked

@@ -237,7 +237,8 @@ def _check_layout(dst: FolderPath, names: Iterable[str], layout: Layout) -> None
             continue
         _check_same(dst, Layout(*layout_key(path)), f"such as {path}", layout)
         return
-    if layout.extension != DELTA and DELTA_LOG in list_names(dst):
+    # Some stores keep a folder, or list it in itself, after its objects were removed.
+    if layout.extension != DELTA and any(name.endswith(".json") for name in list_names(dst / DELTA_LOG)):
         _check_same(dst, Layout(True, DELTA), f"see {DELTA_LOG}", layout)
 
 

@@ -28,7 +28,7 @@ print(json.dumps(connection.execute(sys.argv[1]).fetchall(), default=str))
 def delta_scan(query: str, table: Path | None = None) -> list[tuple[Any, ...]]:
     """Return the rows of a query; with a table, ``t`` is that Delta table. Dates and times are text."""
     if not PYTHON.exists():
-        raise RuntimeError("DuckDB's Delta extension is not installed; make test installs it")
+        raise RuntimeError("DuckDB's Delta extension is not installed; make setup installs it")
     if table is not None:
         query = f"WITH t AS (FROM delta_scan('{table}')) {query}"
     done = subprocess.run([PYTHON, "-c", _QUERY, query], capture_output=True, text=True, check=False)

@@ -362,10 +362,10 @@ class StoreCases(_Connected):
         assert body.count(b"\n") == size * 1000
 
 
-@pytest.mark.slow
 class TableCases(_Connected):
     """Delta tables; no emulator of Google Cloud Storage has the API that deltalake uses."""
 
+    @pytest.mark.slow  # on the class, it would apply to all tests of the classes that inherit it
     def test_a_commit_replaces_the_rows_of_a_window_in_a_delta_table(
         self, serve: Callable[..., Simulator], lake: Store, caplog: pytest.LogCaptureFixture
     ) -> None:
