@@ -111,8 +111,8 @@ def test_a_coverage_page_has_the_log_as_file_and_the_options_of_the_store_in_its
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "azure: key": (
         "abfs",
-        {"conn_type": "wasb", "login": "acc", "password": "key"},
-        {"account_name": "acc", "account_key": "key"},
+        {"conn_type": "wasb", "login": "acc", "password": "key-of-acc"},
+        {"account_name": "acc", "account_key": "key-of-acc"},
     ),
     "azure: host": (
         "abfss",

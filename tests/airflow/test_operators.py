@@ -618,11 +618,11 @@ def test_a_missing_connection_in_dst_is_named_before_any_request_and_not_retried
 @pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("s3a", "s3"), ("gs", "gcs"), ("abfs", "azure")])
 def test_a_scheme_without_its_file_system_names_the_extra_that_installs_it(serve, connect, monkeypatch, scheme, extra):
     sim = serve()
-    connect(conn_id="store", conn_type="generic")
+    connect(conn_id="unserved", conn_type="generic")  # Airflow caches the file system of a connection
     fs = pytest.importorskip("airflow.sdk.io.fs")  # in Airflow 2 and 3.0, elsewhere
     monkeypatch.setattr(fs, "_register_filesystems", lambda: {"file": fs._file})
     with not_retried(errors.InvalidArgumentError, match=rf"airflow-provider-unleash\[{extra}\]"):
-        store(f"{scheme}://store@lake/{scheme}")
+        store(f"{scheme}://unserved@lake/{scheme}")
     assert sim.requests == []
 
 
