@@ -73,7 +73,10 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         **{kind: [{"integration-name": name, "python-modules": [module]}] for kind, module in modules.items()},
-        "extra-links": ["airflow_provider_unleash.links.CoverageLink"],
+        "extra-links": [
+            "airflow_provider_unleash.links.CoverageLink",
+            "airflow_provider_unleash.links.ManifestLink",
+        ],
         "config": {
             "unleash": {
                 "description": "The coverage page in Airflow's web interface, on Airflow 3.1 and later.",

@@ -22,7 +22,7 @@ from airflow_provider_unleash.core.windows import RowCounts, Window, resolve_win
 from airflow_provider_unleash.folders import check_folder, open_folder
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, ConnectedTask
 from airflow_provider_unleash.lineage import Extraction, Written, lineage_of
-from airflow_provider_unleash.links import CoverageLink
+from airflow_provider_unleash.links import CoverageLink, ManifestLink
 from airflow_provider_unleash.metrics import report_extraction
 from airflow_provider_unleash.page import has_page
 from airflow_provider_unleash.tasks import (
@@ -152,7 +152,7 @@ class StorageOperator(FetchOperator):
         *("dst", "file_format", "compression", "column_types", "resume_within"),
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"column_types": "json"}
-    operator_extra_links = (CoverageLink(),) if has_page() else ()
+    operator_extra_links = (CoverageLink(), ManifestLink()) if has_page() else ()
     _check_format = staticmethod(check_file_format)
 
     def __init__(
@@ -214,8 +214,9 @@ class StorageOperator(FetchOperator):
         """Return the summary, and add its totals and the manifest to the events of the outlet assets."""
         if self.extraction:
             columns = COLUMNS if self.file_format in ("jsonl", "json") else columns_of(self.column_types)
+            name = "/".join(manifest.path.split("/")[-2:])
             account = getattr(manifest.fs, "account_name", None)  # Azure's file system has it
-            self.extraction.written = Written(str(self.dst), columns, counts.rows, size, account)
+            self.extraction.written = Written(str(self.dst), name, columns, counts.rows, size, account)
         totals = {"start": format_ms(window.start_ms), "end": format_ms(window.end_ms), **asdict(counts)}
         place = place_in_summary(manifest)
         add_to_events(context, self.outlets, {**totals, **facts, "bytes": size, "manifest": place}, partition_key)

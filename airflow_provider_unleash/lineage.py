@@ -25,11 +25,12 @@ class Written:
     """
     What an extraction wrote; ``size`` is in bytes.
 
-    ``dst`` is the folder: with the object, each run would make a dataset that no other run uses. ``account`` is the
-    Azure storage account, which the URL does not name.
+    ``dst`` is the folder: with the object, each run would make a dataset that no other run uses. ``manifest`` is
+    relative to the folder of manifests. ``account`` is the Azure storage account, which the URL does not name.
     """
 
     dst: str
+    manifest: str
     columns: Mapping[str, str]
     rows: int
     size: int

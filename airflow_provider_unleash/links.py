@@ -22,8 +22,7 @@ class CoverageLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """Return the address. Airflow calls this in the process that has executed the operator."""
-        place = place_of(str(operator.dst))
-        tree = next((name for name, dst in read_trees().items() if place_of(dst) == place), None)
+        tree = _find_tree(operator)
         if tree is None:
             return ""
         query = {"tree": tree}
@@ -37,3 +36,22 @@ class CoverageLink(BaseOperatorLink):
             if len(extraction.device_ids) == 1:
                 query["device"] = extraction.device_ids[0]
         return page_url(**query)
+
+
+class ManifestLink(BaseOperatorLink):
+    """From an extraction to its manifest; empty if it failed, or if the page does not show its folder."""
+
+    name = "Manifest"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """Return the address. Airflow calls this in the process that has executed the operator."""
+        tree = _find_tree(operator)
+        extraction = operator.extraction
+        if tree is None or extraction is None or extraction.written is None:
+            return ""
+        return page_url("manifest", tree=tree, file=extraction.written.manifest)
+
+
+def _find_tree(operator: Any) -> str | None:
+    place = place_of(str(operator.dst))
+    return next((name for name, dst in read_trees().items() if place_of(dst) == place), None)

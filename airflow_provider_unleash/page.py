@@ -33,7 +33,7 @@ def read_trees() -> dict[str, str]:
     return trees
 
 
-def page_url(**query: str) -> str:
-    """Return the address of the page on Airflow's own host."""
+def page_url(name: str = "coverage", **query: str) -> str:
+    """Return the address of the page, or of a manifest, on Airflow's own host."""
     path = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
-    return f"{path}{URL_PREFIX}/coverage" + (f"?{urlencode(query)}" if query else "")
+    return f"{path}{URL_PREFIX}/{name}" + (f"?{urlencode(query)}" if query else "")

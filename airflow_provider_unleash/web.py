@@ -5,36 +5,39 @@ from __future__ import annotations
 import asyncio
 import html
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from airflow.api_fastapi.core_api.security import requires_access_asset
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fastapi import Depends, FastAPI
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from airflow_provider_unleash.core.coverage import scan_tree
 from airflow_provider_unleash.core.coverage_page import render_message, render_page
 from airflow_provider_unleash.core.coverage_span import choose_span, read_newest
 from airflow_provider_unleash.core.moments import UTC, parse_timezone
-from airflow_provider_unleash.core.names import parse_window
+from airflow_provider_unleash.core.names import MANIFESTS, parse_window, window_name
 from airflow_provider_unleash.core.protocol import check_device_id
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.folders import check_folder, open_folder
 from airflow_provider_unleash.page import read_trees
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 READ_SECONDS = 20.0
 MAX_WINDOWS = 1_000
 MAX_CELLS = 100_000
 # In memory, a line of a manifest takes about 1 KB.
 MAX_LINES = 300_000
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 # A store that does not respond occupies a thread for as long as its own timeouts allow, so there are only a few.
 _READS_AT_ONCE = 4
 
@@ -66,17 +69,27 @@ def get_app() -> FastAPI:
     app = FastAPI(title="Unleash live", openapi_url=None)
     threads = ThreadPoolExecutor(_READS_AT_ONCE, "unleash-coverage")
 
+    async def read(work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.wait_for(asyncio.wrap_future(threads.submit(work, *arguments)), READ_SECONDS)
+
     @app.get("/coverage", dependencies=[Depends(requires_access_asset("GET"))])
     async def show_coverage(query: Annotated[PageQuery, Depends()]) -> HTMLResponse:
         trees: Mapping[str, str] = {}
         try:
             trees = read_trees()
-            reading = asyncio.wrap_future(threads.submit(_render, query, trees))
-            status, page = 200, await asyncio.wait_for(reading, READ_SECONDS)
+            status, page = 200, await read(_render, query, trees)
         except Exception as error:
             status, message = _explain(error)
             page = render_message("Coverage", message, form=_format_form(query, trees))
         return HTMLResponse(page, status, headers=_HEADERS)
+
+    @app.get("/manifest", dependencies=[Depends(requires_access_asset("GET"))])
+    async def show_manifest(tree: str, file: str) -> PlainTextResponse:
+        try:
+            status, text = 200, await read(_read_manifest, tree, file)
+        except Exception as error:
+            status, text = _explain(error)
+        return PlainTextResponse(text, status, headers=_HEADERS)
 
     return app
 
@@ -85,6 +98,8 @@ def _explain(error: Exception) -> tuple[int, str]:
     """Return the status and the message for the user."""
     if isinstance(error, InvalidArgumentError):
         return 400, str(error)
+    if isinstance(error, FileNotFoundError):
+        return 404, "There is no such manifest"
     if isinstance(error, TimeoutError):
         return 504, f"The store did not respond within {READ_SECONDS:g} seconds"
     # Its message may be about credentials.
@@ -95,10 +110,8 @@ def _explain(error: Exception) -> tuple[int, str]:
 def _render(query: PageQuery, trees: Mapping[str, str]) -> str:
     """Read a tree, and return its page."""
     name = query.tree or _find_tree(trees, query.dag_id)
-    if name not in trees:
-        raise InvalidArgumentError(f"[unleash] coverage_paths has no tree {name!r}", argument="tree")
+    folder = _open_tree(trees, name)
     query = replace(query, tree=name)
-    folder = _open(trees[name])
     zone = parse_timezone(query.timezone) or UTC
     window = parse_window(query.window)
     newest = None if window else read_newest(folder)
@@ -128,6 +141,23 @@ def _render(query: PageQuery, trees: Mapping[str, str]) -> str:
     start, end = span.bounds()
     form = _format_form(replace(query, start=start, end=end, every=span.every), trees)
     return render_page(coverage, trees[name], with_airflow=True, form=form)
+
+
+def _read_manifest(tree: str, file: str) -> str:
+    """Return the content of a manifest; its name comes from the address, so it must be exactly that of a window."""
+    folder = _open_tree(read_trees(), tree)
+    window = parse_window(file)
+    if window is None or not re.fullmatch(re.escape(window_name(window)) + r"(\.[0-9a-f]{8})?\.manifest", file):
+        raise InvalidArgumentError(f"{file!r} is not the name of a manifest", argument="file")
+    path = folder / MANIFESTS / file
+    content: bytes = path.fs.cat_file(path.path, end=MAX_MANIFEST_BYTES)
+    return content.decode("utf-8", "replace")
+
+
+def _open_tree(trees: Mapping[str, str], name: str) -> ObjectStoragePath:
+    if name not in trees:
+        raise InvalidArgumentError(f"[unleash] coverage_paths has no tree {name!r}", argument="tree")
+    return _open(trees[name])
 
 
 def _find_tree(trees: Mapping[str, str], dag_id: str) -> str:

@@ -196,7 +196,7 @@ def test_before_the_first_request_and_without_openlineage_there_is_no_lineage_an
     ) + (
         "from airflow_provider_unleash.lineage import Extraction, Written, lineage_of\n"
         "from airflow_provider_unleash.window import Window\n"
-        "written = Written('s3://lake', {}, 1, 2)\n"
+        "written = Written('s3://lake', '', {}, 1, 2)\n"
         "print(lineage_of(Extraction('https://a', ['b'], Window(0, 1), written)))\n"
     )
     assert run_code(code).splitlines()[-1] == "None"

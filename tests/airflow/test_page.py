@@ -28,7 +28,7 @@ from airflow_provider_unleash.core.moments import format_ms
 from airflow_provider_unleash.core.names import object_name, window_name
 from airflow_provider_unleash.core.stores import FolderPath
 from airflow_provider_unleash.exceptions import InvalidArgumentError
-from airflow_provider_unleash.links import CoverageLink
+from airflow_provider_unleash.links import CoverageLink, ManifestLink
 from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator, UnleashToObjectStorageOperator
 from airflow_provider_unleash.page import read_trees
 from airflow_provider_unleash.plugin import UnleashPlugin
@@ -99,7 +99,7 @@ def test_the_page_its_entries_and_the_link_are_registered_if_airflow_can_show_th
     page = f"{path}/unleash/coverage"
     expected = {"apps": ["/unleash"], "views": [["nav", page], ["dag", page + "?dag_id={DAG_ID}"]]}
     nothing: dict[str, Any] = {"apps": [], "views": [], "links": [], "imported": []}
-    assert found == ({**expected, "links": ["Coverage"], "imported": []} if HAS_PAGES else nothing)
+    assert found == ({**expected, "links": ["Coverage", "Manifest"], "imported": []} if HAS_PAGES else nothing)
 
 
 def test_a_setting_that_cannot_be_read_does_not_break_other_processes() -> None:
@@ -175,7 +175,26 @@ def test_a_task_that_failed_early_links_to_its_tree(lake: str) -> None:
 
 def test_a_task_of_another_folder_has_no_link(lake: str) -> None:
     operator = UnleashToObjectStorageOperator(task_id="extract", dst=f"{lake}/other", device_id="W1")
-    assert CoverageLink().get_link(operator, ti_key=None) == ""
+    assert CoverageLink().get_link(operator, ti_key=None) == ManifestLink().get_link(operator, ti_key=None) == ""
+
+
+def test_a_task_that_succeeded_links_to_its_manifest(serve: Any, lake: str) -> None:
+    serve(devices=("W1", "W2"))
+    assert manifest_of(UnleashToObjectStorageOperator(task_id="extract", dst=lake, device_id="W1")) == ""
+    for operator in (
+        run(UnleashToObjectStorageOperator, lake, device_id="W1"),
+        run(UnleashAccountToObjectStorageOperator, lake, device_ids=["W1", "W2"]),
+        run(UnleashAccountToObjectStorageOperator, lake),
+    ):
+        assert (Path(urlsplit(lake).path) / "_manifest" / manifest_of(operator)).exists()
+    assert manifest_of(operator) == f"{window_name(DAYS[0])}.manifest"
+
+
+def manifest_of(operator: Any) -> str:
+    """Return the file that the link names."""
+    query = parse_qs(urlsplit(ManifestLink().get_link(operator, ti_key=None)).query)
+    assert not query or query["tree"] == ["lake"]
+    return query.get("file", [""])[0]
 
 
 # ---- what the page reads -------------------------------------------------------------------------
@@ -301,6 +320,12 @@ class TestPermission:
         assert server.get(user, tree="days").status_code == status
         assert server.get(user, path="/api/v2/assets").status_code == status
 
+    def test_only_users_who_may_read_assets_see_a_manifest(self, server: Server, user: str | None, status: int) -> None:
+        file = f"{window_name(DAYS[0])}.manifest"
+        answer = server.get(user, path="/unleash/manifest", tree="days", file=file)
+        assert answer.status_code == status
+        assert ('"device_id":"W1"' in answer.text) is (status == 200)
+
     def test_an_error_tells_others_nothing_about_the_trees(self, server: Server, user: str | None, status: int) -> None:
         answer = server.get(user, tree="no such tree")
         assert answer.status_code == (400 if status == 200 else status)
@@ -317,6 +342,24 @@ class TestPage:
         assert [device["states"][-7:] for device in data["devices"]] == ["lllmlll"] * 2
         assert "open_folder('file://" in data["command"]
         assert page.headers["Content-Security-Policy"] == "frame-ancestors 'self'"
+
+    @pytest.mark.parametrize(
+        ("tree", "file", "status"),
+        [
+            *(("days", file, 400) for file in ("", "../days/x.manifest", f"../{window_name(DAYS[0])}.manifest")),
+            *(("days", f"{window_name(DAYS[0])}.{end}", 400) for end in ("parquet", "manifest/../x", "00.manifest")),
+            ("days", f"{window_name(DAYS[3])}.manifest", 404),
+            ("days", f"{window_name(DAYS[0])}.0123abcd.manifest", 404),
+            ("file:///etc", f"{window_name(DAYS[0])}.manifest", 400),
+            ("lost", f"{window_name(DAYS[0])}.manifest", 400),
+        ],
+    )
+    def test_only_manifests_of_configured_trees_are_shown(
+        self, server: Server, tree: str, file: str, status: int
+    ) -> None:
+        answer = server.get(path="/unleash/manifest", tree=tree, file=file)
+        assert answer.status_code == status
+        assert answer.headers["Content-Type"].startswith("text/plain")
 
     def test_the_last_window_is_the_last_complete_one(self, server: Server) -> None:
         now = time.time() * 1000
