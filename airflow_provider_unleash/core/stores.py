@@ -93,11 +93,11 @@ def check_dst(dst: str) -> None:
     scheme, store, place = split_dst(dst)
     bucket = place.partition("/")[0].rpartition("@")[2]
     problem = None
-    # ObjectStoragePath would use the current folder after two slashes, and the root after "/?".
-    if not re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme) or (
-        store.name == "file" and not re.match("/(?![/?#])", place)
-    ):
+    # After two slashes, ObjectStoragePath would use the current folder.
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme) or (store.name == "file" and not re.match("/(?!/)", place)):
         problem = "is not a URL or absolute path"
+    elif re.search(r"[?#]/*$|\?#", place):
+        problem = "ends in ? or #, or contains ?#, which ObjectStoragePath leaves out"
     elif "://" in place:
         problem = "contains two URLs"
     elif not dst.isprintable() or dst != dst.strip():

@@ -25,7 +25,8 @@ from tests.support.sample_day import DAY_START
     "dst",
     [
         *("", " ", "None", "lake", "./lake", "../lake", "~/lake", "file:/lake", "file:lake", "c:\\lake", "://lake"),
-        *("//", "/?", "/#/x", "///x", "file:////", "s3://s3://c@b/x", "file:///lake/s3://c@b"),
+        *("//", "///x", "file:////", "s3://s3://c@b/x", "file:///lake/s3://c@b"),
+        *("/?/", "/lake?", "/lake?#x", "s3://c@b/x#/"),
         *("file://lake/x", "file://../etc", "file://localhost/lake", "file://~/lake", "file://", "local://lake"),
         *("s3://", "s3:///", "s3://c@", "s3://c@/lake", "s3:///lake", "gs://c@", "abfs://@/x", "\x00://lake"),
         *("s3://c@b/../x", "s3://c@b/x/..", "s3://c@../x", "s3://..", "s3://c@b/./x", "S3://c@b/../x"),
