@@ -52,7 +52,7 @@ cluster: .venv/.cluster ## Run Airflow with two Celery workers until Ctrl-C; nee
 
 setup: $(ENV)/.all $(DELTA_READER) ## Install everything that tests and checks need into .venv
 
-test: $(ENV)/.all $(DELTA_READER) ## Run the fast tests, about 3 minutes; ARGS="tests/core -k name" selects tests
+test: $(ENV)/.all $(DELTA_READER) ## Run the fast tests, about 4 minutes; ARGS="tests/core -k name" selects tests
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: $(ENV)/.all $(DELTA_READER) ## Run the slow tests, about 4 minutes: real DAG runs, a short chaos, kills, the search for leaked keys
