@@ -46,7 +46,7 @@ EXTRA = {name: value for name, value in SUMMARY.items() if name not in ("window_
         ("s3a://aws_default@lake/unleash", "s3://lake/unleash"),
         ("s3://aws_default@lake", "s3://lake/"),
         ("s3://lake/a@b", "s3://lake/a@b"),
-        ("s3://lake/Ünleash #1?", "s3://lake/%C3%9Cnleash%20%231%3F"),
+        ("s3://lake/Ünleash #1?x", "s3://lake/%C3%9Cnleash%20%231%3Fx"),
         ("gs://google_default@lake/unleash", "gs://lake/unleash"),
         ("gcs://lake/unleash", "gs://lake/unleash"),
         ("abfs://wasb_default@lake/unleash", "abfs://lake/unleash"),
