@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from airflow.cli.cli_config import ARG_VERBOSE, ActionCommand, Arg, CLICommand, GroupCommand, lazy_load_command
 from airflow.utils.cli import suppress_logs_and_warning
-
-if TYPE_CHECKING:
-    from airflow_provider_unleash.core.stores import FolderPath
 
 
 def get_commands() -> list[CLICommand]:
@@ -31,10 +27,6 @@ def get_commands() -> list[CLICommand]:
 def show_coverage(arguments: argparse.Namespace) -> None:
     """Print the coverage of a folder whose URL may have an Airflow connection in it, and exit."""
     from airflow_provider_unleash.coverage import show
-    from airflow_provider_unleash.folders import check_folder, open_folder
+    from airflow_provider_unleash.folders import open_checked_folder
 
-    def open_checked(dst: str) -> FolderPath:
-        check_folder(dst)
-        return open_folder(dst)
-
-    sys.exit(show(arguments, open_checked, with_airflow=True))
+    sys.exit(show(arguments, open_checked_folder, with_airflow=True))

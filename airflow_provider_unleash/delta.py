@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 from airflow_provider_unleash.core.columns import check_extra_installed
 from airflow_provider_unleash.core.delta import masked_errors, table_uri
-from airflow_provider_unleash.core.stores import split_dst
+from airflow_provider_unleash.core.stores import split_bucket, split_dst
 from airflow_provider_unleash.exceptions import InvalidArgumentError
-from airflow_provider_unleash.folders import check_folder, open_folder
+from airflow_provider_unleash.folders import open_checked_folder
 from airflow_provider_unleash.hooks import get_connection
 
 if TYPE_CHECKING:
@@ -26,10 +26,9 @@ def open_delta_table(dst: str | ObjectStoragePath) -> DeltaTable:
     :raises InvalidArgumentError: if the folder or its connection cannot be used, or deltalake is not installed.
     """
     check_extra_installed("delta", "open_delta_table", "dst")
-    check_folder(str(dst))
     from deltalake import DeltaTable
 
-    uri, options = table_uri(open_folder(dst)), storage_options_of(str(dst))
+    uri, options = table_uri(open_checked_folder(dst)), storage_options_of(str(dst))
     with masked_errors(lambda: options):
         return DeltaTable(uri, storage_options=options)
 
@@ -44,7 +43,7 @@ def storage_options_of(dst: str) -> dict[str, str]:
     :raises InvalidArgumentError: if the connection authenticates in a way that ``deltalake`` does not support.
     """
     _, store, place = split_dst(dst)
-    conn_id = place.partition("/")[0].rpartition("@")[0]
+    conn_id, _ = split_bucket(place)
     if store.name == "s3":
         return _aws_options(conn_id or None)
     if store.name == "abfs" and conn_id:

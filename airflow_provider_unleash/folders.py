@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 from upath.registry import available_implementations
 
-from airflow_provider_unleash.core.stores import check_dst, split_dst
+from airflow_provider_unleash.core.stores import check_dst, split_bucket, split_dst
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.hooks import get_connection
 
@@ -23,10 +23,16 @@ def check_folder(dst: str) -> None:
         raise InvalidArgumentError(f"dst={dst!r}: no file system has the scheme {scheme}://{hint}", argument="dst")
 
 
+def open_checked_folder(dst: str | ObjectStoragePath) -> ObjectStoragePath:
+    """Check a folder that no operator has checked, and return it."""
+    check_folder(str(dst))
+    return open_folder(dst)
+
+
 def open_folder(dst: str | ObjectStoragePath) -> ObjectStoragePath:
     """Return the folder of a ``dst`` that :func:`check_folder` accepts."""
     _, store, place = split_dst(str(dst))
-    conn_id, _, _ = place.partition("/")[0].rpartition("@")
+    conn_id, _ = split_bucket(place)
     if conn_id:
         get_connection(conn_id, "dst")  # the Amazon provider would continue without credentials
     try:

@@ -26,7 +26,7 @@ from airflow_provider_unleash.core.moments import UTC, parse_timezone
 from airflow_provider_unleash.core.names import MANIFESTS, parse_window, window_name
 from airflow_provider_unleash.core.protocol import check_device_id
 from airflow_provider_unleash.exceptions import InvalidArgumentError
-from airflow_provider_unleash.folders import check_folder, open_folder
+from airflow_provider_unleash.folders import open_checked_folder
 from airflow_provider_unleash.page import read_trees
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def _read_manifest(tree: str, file: str) -> str:
 def _open_tree(trees: Mapping[str, str], name: str) -> ObjectStoragePath:
     if name not in trees:
         raise InvalidArgumentError(f"[unleash] coverage_paths has no tree {name!r}", argument="tree")
-    return _open(trees[name])
+    return open_checked_folder(trees[name])
 
 
 def _find_tree(trees: Mapping[str, str], dag_id: str) -> str:
@@ -167,7 +167,7 @@ def _find_tree(trees: Mapping[str, str], dag_id: str) -> str:
     failure = None
     for name, dst in trees.items():
         try:
-            newest = read_newest(_open(dst))
+            newest = read_newest(open_checked_folder(dst))
         except Exception as error:
             failure = failure or error  # another tree may be the one
             continue
@@ -190,11 +190,6 @@ def _limit_reads() -> Callable[[int], None]:
             raise TimeoutError
 
     return check
-
-
-def _open(dst: str) -> ObjectStoragePath:
-    check_folder(dst)
-    return open_folder(dst)
 
 
 def _check_size(what: str, number: int, most: int) -> None:

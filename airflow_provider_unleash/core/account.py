@@ -129,6 +129,7 @@ def land_account(
     check_account_format(file_format, compression, column_types)
     extension = extension_of(file_format, compression)
     is_table = file_format == DELTA
+    is_split = split_by_device and not is_table
     tree = open_tree(dst, window, Layout(split_by_device or is_table, extension))
     table = WindowTable(dst, window, column_types, storage_options) if is_table else None
     listed = frozenset(client.list_devices()) if device_ids is None else None
@@ -161,7 +162,6 @@ def land_account(
                 return _land_objects(job, source, runner, tree)
             return _land_together(job, source, runner, _OneCommit(job, table) if table else _OneObject(job, tree))
 
-    is_split = split_by_device and table is None
     try:
         result = attempt(job)
     except OSError as error:
@@ -311,7 +311,7 @@ def _land_objects(job: _Job, source: _Source, runner: DeviceRunner, tree: Tree) 
     return _Result(records, sum(sizes), len(sizes), resumed, journal.remove)
 
 
-# ---- all devices together ------------------------------------------------------------------
+# ---- all devices together ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

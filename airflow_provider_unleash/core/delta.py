@@ -107,8 +107,7 @@ class WindowTable:
             [(name, to_micros(COLUMN_TYPES[kind].arrow(pa))) for name, kind in table_columns_of(column_types).items()]
         )
         self._storage_options = storage_options or dict
-        self._folder = window_name(window).partition("/")[0]
-        self._date = self._folder.partition("=")[2]
+        self._date = f"{window.start:%Y-%m-%d}"
         self._uri = table_uri(dst)
         self._options: dict[str, str] = {}
         self._file: DataFile | None = None
@@ -131,7 +130,7 @@ class WindowTable:
         self._file = DataFile(name, writer.size, writer.statistics())
 
     def _new_name(self) -> str:
-        return f"{self._folder}/{window_name(self._window).partition('/')[2]}.{uuid.uuid4().hex}.parquet"
+        return f"{window_name(self._window)}.{uuid.uuid4().hex}.parquet"
 
     # ---- the commit ------------------------------------------------------------------------------
 

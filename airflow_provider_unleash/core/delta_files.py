@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any
 
-from airflow_provider_unleash.core.columns import ArrowConverter
-from airflow_provider_unleash.core.formats import PageWriter, RowGroups
+from airflow_provider_unleash.core.formats import ParquetWriter
 from airflow_provider_unleash.core.moments import format_ms, to_epoch_ms
 from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.core.windows import Window
@@ -33,35 +32,26 @@ class DataFile:
     statistics: str
 
 
-class WindowWriter(PageWriter):
+class WindowWriter(ParquetWriter):
     """Writes pages as a Parquet file of a table."""
 
     def __init__(self, stream: IO[bytes], window: Window, columns: Mapping[str, str], schema: pa.Schema) -> None:
         import pyarrow as pa
 
-        super().__init__(stream, columns)
+        self._metadata: list[Any] = []
+        super().__init__(stream, columns, schema=schema, metadata_collector=self._metadata)
         self._pa = pa
-        self._converter = ArrowConverter(columns)
         self._bounds = [pa.scalar(bound, pa.timestamp("us", "UTC")) for bound in (window.start, window.end)]
         self._schema = schema
-        self._metadata: list[Any] = []
-        self._groups = RowGroups(stream, schema, metadata_collector=self._metadata)
 
-    def write_page(self, page: Page) -> None:
-        self._warn_of_new_keys(page)
-        batch = self._converter.convert(page)
+    def _to_batch(self, page: Page) -> pa.RecordBatch:
+        batch = super()._to_batch(page)
         constants = [
             self._pa.repeat(value, batch.num_rows) for value in (self._pa.scalar(self.device_id), *self._bounds)
         ]
         arrays = [*constants, *batch.columns]
         casted = [array.cast(field.type) for array, field in zip(arrays, self._schema, strict=True)]
-        self._groups.write(self._pa.record_batch(casted, schema=self._schema))
-
-    def finish(self) -> None:
-        self._groups.finish()
-
-    def abort(self) -> None:
-        self._groups.abort()
+        return self._pa.record_batch(casted, schema=self._schema)
 
     def statistics(self) -> str:
         """Return the statistics of the finished file, as Delta Lake has them."""

@@ -7,7 +7,7 @@ import gzip
 import io
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from itertools import chain, islice, starmap
@@ -53,10 +53,7 @@ def check_file_format(
             "one per device",
             argument="file_format",
         )
-    if file_format not in FILE_FORMATS:
-        raise InvalidArgumentError(
-            f"file_format={file_format!r} must be one of {', '.join(FILE_FORMATS)}", argument="file_format"
-        )
+    _check_known(file_format, FILE_FORMATS)
     if compression not in (None, "gzip"):
         raise InvalidArgumentError(f"compression={compression!r} must be 'gzip' or None", argument="compression")
     if compression and file_format == "parquet":
@@ -70,15 +67,19 @@ def check_account_format(
     file_format: str, compression: str | None = None, column_types: Mapping[str, str] | None = None
 ) -> None:
     """Check that these can be used together for a whole account."""
-    if file_format not in (*FILE_FORMATS, DELTA):
-        raise InvalidArgumentError(
-            f"file_format={file_format!r} must be one of {', '.join((*FILE_FORMATS, DELTA))}", argument="file_format"
-        )
+    _check_known(file_format, (*FILE_FORMATS, DELTA))
     if file_format == DELTA:
         check_file_format("parquet", compression)
         table_columns_of(column_types)
     else:
         check_file_format(file_format, compression, column_types)
+
+
+def _check_known(file_format: str, known: Sequence[str]) -> None:
+    if file_format not in known:
+        raise InvalidArgumentError(
+            f"file_format={file_format!r} must be one of {', '.join(known)}", argument="file_format"
+        )
 
 
 def extension_of(file_format: FileFormat, compression: Compression | None = None) -> str:
@@ -226,14 +227,24 @@ class RowGroups:
 class ParquetWriter(PageWriter):
     """Typed columns."""
 
-    def __init__(self, stream: IO[bytes], columns: Mapping[str, str], reported_keys: set[str] | None = None) -> None:
+    def __init__(
+        self,
+        stream: IO[bytes],
+        columns: Mapping[str, str],
+        reported_keys: set[str] | None = None,
+        schema: pa.Schema | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(stream, columns, reported_keys)
         self._converter = ArrowConverter(columns)
-        self._groups = RowGroups(stream, self._converter.schema)
+        self._groups = RowGroups(stream, self._converter.schema if schema is None else schema, **options)
 
     def write_page(self, page: Page) -> None:
         self._warn_of_new_keys(page)
-        self._groups.write(self._converter.convert(page))
+        self._groups.write(self._to_batch(page))
+
+    def _to_batch(self, page: Page) -> pa.RecordBatch:
+        return self._converter.convert(page)
 
     def finish(self) -> None:
         self._groups.finish()

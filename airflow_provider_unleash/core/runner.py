@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -64,8 +65,7 @@ class DeviceRunner:
         running = 0
         while True:
             for device_id in islice(rest, self._max_ahead - running):
-                future = self._workers.submit(work, device_id)
-                future.add_done_callback(lambda future, device_id=device_id: self._finished.put((device_id, future)))  # type: ignore[misc]
+                self._workers.submit(work, device_id).add_done_callback(partial(self._add_finished, device_id))
                 running += 1
             if not running:
                 return
@@ -76,6 +76,9 @@ class DeviceRunner:
             else:
                 yield completed
                 running -= 1
+
+    def _add_finished(self, device_id: str, future: Future[Any]) -> None:
+        self._finished.put((device_id, future))
 
     def finish(self) -> Iterator[Future[Any]]:
         """Start no more devices, wait for those at work, and yield the results that nobody has consumed."""

@@ -83,6 +83,12 @@ def split_dst(dst: str) -> tuple[str, Store, str]:
     return scheme, store_of(scheme), place
 
 
+def split_bucket(place: str) -> tuple[str, str]:
+    """Return the Airflow connection and the bucket at the start of what follows the scheme; both may be empty."""
+    conn_id, _, bucket = place.partition("/")[0].rpartition("@")
+    return conn_id, bucket
+
+
 def store_of(scheme: str) -> Store:
     """Return the store of a scheme."""
     return _STORES.get(scheme.lower(), Store(scheme.lower(), scheme.lower()))
@@ -91,7 +97,7 @@ def store_of(scheme: str) -> Store:
 def check_dst(dst: str) -> None:
     """Check that the URL or absolute path of a folder leads where it says; a template may have rendered to None."""
     scheme, store, place = split_dst(dst)
-    bucket = place.partition("/")[0].rpartition("@")[2]
+    bucket = split_bucket(place)[1]
     problem = None
     # After two slashes, ObjectStoragePath would use the current folder.
     if not re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme) or (store.name == "file" and not re.match("/(?!/)", place)):
@@ -122,9 +128,10 @@ def url_of(path: StoragePath) -> str:
 def place_of(dst: str) -> tuple[str, str, str]:
     """Return scheme, bucket and key of a folder, whichever Airflow connection and spelling lead there."""
     _, store, place = split_dst(dst)
-    bucket, _, key = place.partition("/")
+    _, bucket = split_bucket(place)
+    key = place.partition("/")[2]
     key = re.sub("/+", "/", key).strip("/") if store.name == "file" else key.rstrip("/")
-    return store.name, bucket.rpartition("@")[2], key
+    return store.name, bucket, key
 
 
 def publish(path: StoragePath) -> AbstractContextManager[IO[bytes]]:
