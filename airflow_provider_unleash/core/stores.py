@@ -314,19 +314,20 @@ def _remove_abandoned(target: Path) -> None:
     with suppress(FileNotFoundError):  # a failed task removed the folder
         for sibling in list(target.parent.glob(f".{glob.escape(target.name)}.*.tmp")):
             with suppress(OSError):
-                if _is_abandoned(sibling):
-                    sibling.unlink()
+                _remove_if_abandoned(sibling)
 
 
-def _is_abandoned(sibling: Path) -> bool:
+def _remove_if_abandoned(sibling: Path) -> None:
     try:
         with sibling.open("r+b") as stream:  # NFS only locks files that are open for writing
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+            # While it is locked: its writer may be about to lock it, and then looks whether it is still there.
+            sibling.unlink()
     except BlockingIOError:
-        return False
+        pass
     except OSError:  # a file system without locks, or a file that is not writable
-        return time.time() - sibling.stat().st_mtime > _ABANDONED_SECONDS
+        if time.time() - sibling.stat().st_mtime > _ABANDONED_SECONDS:
+            sibling.unlink()
 
 
 def remove_tree(path: StoragePath) -> None:

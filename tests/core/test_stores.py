@@ -233,9 +233,18 @@ def write_concurrently(paths: list[Any], fails: Callable[[int], bool]) -> list[B
     return errors
 
 
-def test_many_concurrent_writers_leave_one_complete_object(folder: Any) -> None:
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Let threads take turns so often that each step of one falls between two steps of another."""
+    seconds = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(seconds)
+
+
+def test_many_concurrent_writers_leave_one_complete_object(folder: Any, eager_threads: None) -> None:
     path = folder / "new" / "deep" / "o"
-    assert write_concurrently([path] * 10, lambda turn: turn % 3 == 0) == []
+    assert write_concurrently([path] * 200, lambda turn: turn % 3 == 0) == []
     assert tree(folder).keys() == {"new", "new/deep", "new/deep/o"}
     rows = read_file(path, "jsonl")
     assert (len(rows), len({row["writer"] for row in rows})) == (50, 1)
