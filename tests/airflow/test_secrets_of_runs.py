@@ -119,6 +119,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         "AIRFLOW__CORE__FERNET_KEY": "",  # otherwise the arguments of triggers are encrypted
         "AIRFLOW__CORE__HIDE_SENSITIVE_VAR_CONN_FIELDS": "False",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
+        "AIRFLOW__OPENLINEAGE__EXECUTE_IN_THREAD": "True",  # a process for each event takes half of the time
         "AIRFLOW__OPENLINEAGE__INCLUDE_FULL_TASK_INFO": "True",
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(
             {"type": "file", "log_file_path": f"{folder}/lineage.json", "append": True}
