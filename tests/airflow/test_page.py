@@ -93,7 +93,10 @@ def test_without_the_setting_nothing_is_registered() -> None:
     assert not UnleashToObjectStorageOperator.operator_extra_links
 
 
-@pytest.mark.parametrize(("base_url", "path"), [("http://airflow:8080", ""), ("https://company/data/", "/data")])
+@pytest.mark.parametrize(
+    ("base_url", "path"),
+    [("http://airflow:8080", ""), pytest.param("https://company/data/", "/data", marks=pytest.mark.one_airflow)],
+)
 def test_the_page_its_entries_and_the_link_are_registered_if_airflow_can_show_them(base_url: str, path: str) -> None:
     found = registered(**{OPTION: '{"lake": "s3://lake"}', "AIRFLOW__API__BASE_URL": base_url})
     page = f"{path}/unleash/coverage"
@@ -102,6 +105,7 @@ def test_the_page_its_entries_and_the_link_are_registered_if_airflow_can_show_th
     assert found == ({**expected, "links": ["Coverage", "Manifest"], "imported": []} if HAS_PAGES else nothing)
 
 
+@pytest.mark.one_airflow
 def test_a_setting_that_cannot_be_read_does_not_break_other_processes() -> None:
     assert registered(**{OPTION: "s3://lake"})["imported"] == []
 

@@ -120,6 +120,8 @@ class TestS3(StoreCases, TableCases):
         lake.abort_uploads()
 
 
+@pytest.mark.slow
+@pytest.mark.one_airflow
 class TestS3Processes(ProcessCases):
     pass
 

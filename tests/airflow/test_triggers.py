@@ -200,6 +200,7 @@ def test_a_trigger_survives_serialization_unchanged(trigger):
     assert again.serialize() == trigger.serialize()
 
 
+@pytest.mark.one_airflow
 def test_airflows_setting_is_the_default_of_deferrable(monkeypatch):
     assert not UnleashNewSessionsSensor(task_id="wait").deferrable
     code = "from airflow_provider_unleash.sensors import *; print(UnleashNewSessionsSensor(task_id='a').deferrable)"

@@ -123,18 +123,10 @@ def log_everything(path: Path) -> None:
         logging.getLogger(name).addHandler(handler)
 
 
-def log_plain_tracebacks() -> None:
-    """Let Airflow 3.0 log tracebacks without variables, as others do; with them, each takes 1 to 20 seconds."""
-    with suppress(ImportError):
-        dev = import_module("structlog.dev")
-        dev.RichTracebackFormatter.__call__ = lambda self, file, error: dev.plain_traceback(file, error)
-
-
 def main(out: str, lake: str, *names: str) -> None:
     choose_home("AIRFLOW_")
     home, states = init_database(), {}
     switch_masker_off()
-    log_plain_tracebacks()
     log_everything(home / "logs" / "records.log")
     throttle, triggers = (import_module(f"airflow_provider_unleash.{name}") for name in ("core.throttle", "triggers"))
     throttle.MIN_BACKOFF = throttle.MAX_BACKOFF = 0.01
