@@ -105,16 +105,18 @@ class PageReader:
         self._close = close
         self._ahead = ahead
         self.first = Page(1, 0, (), [])
-        self.last = self._previous = self.first
+        self.last = self.first
+        self._fingerprints: dict[int, int] = {}
 
     def __enter__(self) -> PageReader:
         self.first = self.last = self._parse(1, self._fetch(1))
         if self.first.total_pages > 1:
             self._check_has_rows(self.first)
+            self._check_not_repeated(self.first)
             number = self.first.total_pages
             self.last = self._parse(number, self._fetch(number))
             self._check_total(self.last)
-            self._check_not_repeated(self.last, by_digest=True)
+            self._check_not_repeated(self.last)
         return self
 
     def __exit__(
@@ -135,8 +137,7 @@ class PageReader:
         for page in self._read_ahead(range(max(2, number), total)):
             self._check_total(page)
             self._check_has_rows(page)
-            self._check_not_repeated(page, by_digest=page.number == 2)
-            self._previous = page
+            self._check_not_repeated(page)
             yield page
         if total > 1:
             if number <= total:
@@ -162,20 +163,13 @@ class PageReader:
                 f"Page {page.number} of {self.first.total_pages} has no rows", page=page.number
             )
 
-    def _check_not_repeated(self, page: Page, *, by_digest: bool) -> None:
-        """
-        Compare a page with both ends and the page before it.
-
-        Only a few pages are compared by digest, because computing it takes longer than parsing the page.
-        """
-        for other in (self.first, self.last, self._previous):
-            if (
-                page.number != other.number
-                and page.rows
-                and (page.digest == other.digest if by_digest else page.rows == other.rows)
-            ):
+    def _check_not_repeated(self, page: Page) -> None:
+        """Check that no page before has the same rows."""
+        if page.rows:
+            number = self._fingerprints.setdefault(page.fingerprint, page.number)
+            if number != page.number:
                 raise UnexpectedResponseError(
-                    f"Pages {other.number} and {page.number} have the same rows: the API, or a cache in front of it, "
+                    f"Pages {number} and {page.number} have the same rows: the API, or a cache in front of it, "
                     "ignores the page number",
                     page=page.number,
                 )

@@ -194,14 +194,21 @@ def test_new_tokens_another_row_order_or_another_spelling_of_timestamps_are_not_
     assert Api(answer).read() == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("is_spelled_anew", [False, True])
 @pytest.mark.parametrize(
     ("original", "repeated", "total"),
-    [(1, 2, 6), (1, 6, 6), (1, 2, 2), (1, 4, 6), (6, 2, 6), (6, 3, 6), (2, 3, 6), (4, 5, 6)],
+    [(1, 2, 6), (1, 6, 6), (1, 2, 2), (1, 4, 6), (6, 2, 6), (6, 3, 6), (2, 3, 6), (4, 5, 6), (2, 5, 6)],
 )
-def test_a_page_that_repeats_an_end_or_the_page_before_it_is_unexpected(
-    original: int, repeated: int, total: int
+def test_a_page_that_repeats_another_one_is_unexpected(
+    original: int, repeated: int, total: int, is_spelled_anew: bool
 ) -> None:
-    api = Api(lambda number, before: page(number, total, page(original).rows if number == repeated else None))
+    def answer(number: int, before: int) -> Page:
+        rows = page(original if number == repeated else number).rows
+        if is_spelled_anew:
+            rows = [(f"W1?token={number}", *rest) for _, *rest in rows][:: 1 if number % 2 else -1]
+        return page(number, total, rows)
+
+    api = Api(answer)
     with pytest.raises(UnexpectedResponseError, match=f"Pages {original} and {repeated} have the same rows") as caught:
         api.read()
     assert caught.value.page == repeated
