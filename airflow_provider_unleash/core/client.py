@@ -314,7 +314,7 @@ def _check_ca_bundle(verify: object) -> None:
     reason = "Without verification, any server could receive the API key"
     if isinstance(verify, str):
         try:
-            if Path(verify).is_dir():
+            if verify and Path(verify).is_dir():
                 return
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(verify)
             return

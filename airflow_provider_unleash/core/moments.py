@@ -86,13 +86,14 @@ def parse_timestamp_or_none(value: Any) -> datetime | None:
     Parse the ``timestamp`` of a row; return None if it is missing or not a timestamp.
 
     A number, or a string of digits, is a Unix epoch: in seconds, milli-, micro- or nanoseconds, whichever of them gives
-    a moment from 1973 to 5138.
+    a moment from 1973 to 5138. Other spellings of ISO 8601, such as ``20200817T020849Z`` or ``2020-08-17``, are read
+    too, although typed columns refuse them, so that every row is known to be in the window or not.
     """
     if type(value) is int and MIN_EPOCH_MS <= value < 10**14:
         return from_epoch_ms(value)  # what most numbers are; a Fraction takes ten times as long
     try:
         if isinstance(value, str) and not re.fullmatch(r"\d{9,20}(\.\d{1,9})?", value):
-            return parse_timestamp(value)
+            return _parse_any_iso(value)
         number = Fraction(value)
     except (ValueError, TypeError, OverflowError):
         return None
@@ -100,6 +101,13 @@ def parse_timestamp_or_none(value: Any) -> datetime | None:
     seconds = next((seconds for seconds in units if 10**8 <= seconds < 10**11), None)
     # Round to microseconds: a float such as 1597622400.001 is a little less.
     return None if seconds is None else _EPOCH + timedelta(microseconds=round(seconds * 10**6))
+
+
+def _parse_any_iso(text: str) -> datetime:
+    try:
+        return parse_timestamp(text)
+    except ValueError:
+        return assume_utc(datetime.fromisoformat(text.strip()))
 
 
 def are_all_between(timestamps: Sequence[Any], start: datetime, end: datetime) -> bool:

@@ -255,7 +255,7 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
     A date is compared with the response's own ``Date``, so that wrong clocks do not matter.
     """
     value = (_header(headers, "Retry-After") or "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", value):
+    if re.fullmatch(r"\d{1,20}(\.\d+)?", value):
         return float(value)
     until = _http_date(value)
     if until is None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.client import HTTPException, HTTPResponse
 from http.cookiejar import DefaultCookiePolicy
@@ -21,6 +21,7 @@ from weakref import WeakSet
 import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from requests.utils import get_environ_proxies
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HeaderParsingError
@@ -86,28 +87,25 @@ class _Flight:
 
     def __init__(self, is_cancelled: Callable[[], bool], deadline: float) -> None:
         self._is_cancelled = is_cancelled
-        self._socket: socket.socket | None = None
+        self._sockets: list[socket.socket] = []
         self.deadline = deadline
+        self.was_sent = False
 
     @property
     def is_expired(self) -> bool:
         return time.monotonic() >= self.deadline
 
-    @property
-    def was_sent(self) -> bool:
-        return self._socket is not None
-
     def watch(self, connected: socket.socket) -> None:
-        """Remember the socket that the response is about to be read from."""
-        self._socket = connected
+        """Remember a socket that this thread is about to read from."""
+        self._sockets.append(connected)
         if self._is_cancelled():
             self.end()
 
     def end(self) -> None:
-        """Make the thread that reads the response stop."""
-        if self._socket is not None:
+        """Make the thread that reads stop."""
+        for connected in self._sockets:
             with suppress(OSError):  # already closed
-                self._socket.shutdown(socket.SHUT_RDWR)
+                connected.shutdown(socket.SHUT_RDWR)
 
 
 class RequestGroup:
@@ -270,10 +268,12 @@ class Requester:
             except UnleashError as caught:
                 error = caught
             except Exception as caught:  # of requests, urllib3, http.client or the codecs: sorted by what happened
-                error = _own_error(url, caught, redact(str(_cause_of(caught)), self._key), was_sent=flight.was_sent)
+                cause = redact(_cause_of(caught, url), self._key)
+                error = _own_error(url, caught, cause, was_sent=flight.was_sent)
             except BaseException as caught:  # such as a task timeout
                 error = caught
-        if group.is_cancelled() and isinstance(error, Exception):
+        is_incomplete = isinstance(error, Exception) or (error is None and response.status != 200)
+        if group.is_cancelled() and is_incomplete:
             error = TransportError("The request was cancelled", reason="cancelled", url=url)
         elif flight.is_expired and isinstance(error, Exception):
             message = f"No complete response from {url} within response_timeout={self._response_timeout} s"
@@ -313,7 +313,7 @@ class Requester:
 
 # ---- the session ---------------------------------------------------------------------------------
 
-_thread = threading.local()
+_thread = threading.local()  # its flight is the request that the thread is sending
 
 
 class _TimedReader(io.RawIOBase):
@@ -345,9 +345,7 @@ class _FinalResponse(HTTPResponse):
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        flight: _Flight | None = getattr(_thread, "flight", None)
-        if flight is not None:
-            self.fp = io.BufferedReader(_TimedReader(sock, self.fp.detach(), flight.deadline))
+        self.fp = io.BufferedReader(_TimedReader(sock, self.fp.detach(), _thread.flight.deadline))
 
     def begin(self) -> None:
         super().begin()
@@ -369,13 +367,24 @@ class _WatchedConnection:
     """A connection whose socket another thread can shut down; requests cannot cancel a request."""
 
     response_class: Any = _FinalResponse
-    sock: socket.socket | None
+    sock: Any
+    timeout: Any
+
+    def connect(self) -> None:
+        self.timeout = max(0.001, min(self.timeout, _thread.flight.deadline - time.monotonic()))
+        with ExitStack() as self._while_connecting:
+            super().connect()  # type: ignore[misc]  # the class it is mixed into has it
+
+    def _new_conn(self) -> socket.socket:
+        connected: socket.socket = super()._new_conn()  # type: ignore[misc]
+        # A copy, because TLS takes the descriptor away from this one before the handshake.
+        _thread.flight.watch(self._while_connecting.enter_context(connected.dup()))
+        return connected
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        super().request(*args, **kwargs)  # type: ignore[misc]  # the class it is mixed into has it
-        flight: _Flight | None = getattr(_thread, "flight", None)
-        if flight is not None and self.sock is not None:
-            flight.watch(self.sock)
+        super().request(*args, **kwargs)  # type: ignore[misc]
+        _thread.flight.was_sent = True
+        _thread.flight.watch(self.sock)
 
 
 class _HTTPConnection(_WatchedConnection, HTTPConnection):
@@ -442,9 +451,14 @@ def _open_session(base_url: str, headers: dict[str, str], user_agent: str, pool_
     return session
 
 
-def _cause_of(error: Exception) -> object:
-    cause = getattr(error.args[0], "reason", error.args[0]) if error.args else None
-    return cause or type(error).__name__
+def _cause_of(error: Exception, url: str) -> str:
+    if any("@" in proxy for proxy in get_environ_proxies(url).values()):
+        return type(error).__name__  # the text may have a part of the proxy's password
+    return str(_reason_of(error) or type(error).__name__)
+
+
+def _reason_of(error: Exception) -> object:
+    return getattr(error.args[0], "reason", error.args[0]) if error.args else None
 
 
 def _is_malformed(error: Exception) -> bool:
@@ -467,7 +481,7 @@ def _own_error(url: str, error: Exception, cause: str, *, was_sent: bool) -> Unl
             reason="tls",
             url=url,
         )
-    if was_sent and is_network and isinstance(_cause_of(error), PoolTimeoutError):
+    if was_sent and is_network and isinstance(_reason_of(error), PoolTimeoutError):
         return TransportError(message, reason="timeout", url=url)
     if not was_sent and not is_network:
         return InvalidArgumentError(

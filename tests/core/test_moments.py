@@ -102,7 +102,7 @@ def test_moments_and_timestamps_have_the_same_format(moment_ms, text):
 @pytest.mark.parametrize(
     "value",
     [
-        *(None, "", "x", "2020-08-17", "2016-12-31T12:59:60Z", "9999-12-31T23:59:60Z", "20200817"),
+        *(None, "", "x", "17.08.2020", "2016-12-31T12:59:60Z", "9999-12-31T23:59:60Z", "202008"),
         *(1.5, -MIDNIGHT, True, [], {}),
     ],
 )
@@ -116,9 +116,10 @@ def test_a_value_that_is_not_a_timestamp_is_none(value):
         *("2020-08-16T23:59:60Z", "2020-08-17T01:59:60+02:00", "2020-08-16T23:59:60", "2020-08-16T23:59:60.000Z"),
         *(MIDNIGHT, MIDNIGHT // 1000, MIDNIGHT * 1000, MIDNIGHT * 10**6, MIDNIGHT / 1000, float(MIDNIGHT)),
         *(str(MIDNIGHT), str(MIDNIGHT // 1000), f"{MIDNIGHT // 1000}.000"),
+        *("2020-08-17", "20200817T000000Z", "2020-08-17T00:00Z", "2020-08-17T00:00:00,000+00", " 2020-08-17T02+02:00 "),
     ],
 )
-def test_leap_seconds_and_numbers_are_moments_too(value):
+def test_leap_seconds_numbers_and_any_spelling_of_iso_8601_are_moments_too(value):
     assert parse_timestamp_or_none(value) == datetime(2020, 8, 17, tzinfo=UTC)
 
 

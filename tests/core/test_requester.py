@@ -359,6 +359,28 @@ def test_cancelling_a_client_ends_all_its_requests_at_once(sim: Simulator, fault
             signal.signal(signal.SIGALRM, previous)
 
 
+def test_a_tls_handshake_that_stalls_is_cancelled_and_obeys_the_response_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        error = failure(url, timeout=60, response_timeout=0.3)
+        assert (error.reason, "response_timeout=0.3" in str(error)) == ("timeout", True)
+        with UnleashClient("key", url, timeout=60) as client:
+            threading.Timer(0.3, client.cancel).start()
+            with pytest.raises(TransportError, match="cancelled"):
+                client.list_devices()
+
+
+def test_a_cancelled_request_is_no_error_of_the_server() -> None:
+    """Otherwise a sensor's timeout would look like an error of the API."""
+    with (
+        listen(trickle(b"HTTP/1.1 500 Oh\r\nContent-Length: 1000\r\n\r\n", b" ")) as port,
+        UnleashClient("key", f"http://127.0.0.1:{port}") as client,
+    ):
+        threading.Timer(0.3, client.cancel).start()
+        with pytest.raises(TransportError, match="cancelled"):
+            client.list_devices()
+
+
 # ---- odd responses -------------------------------------------------------------------------------
 
 
@@ -492,6 +514,15 @@ def test_a_host_that_cannot_be_asked_is_an_invalid_argument_and_nothing_is_retri
     with pytest.raises(InvalidArgumentError) as caught, UnleashClient("key", host) as client:
         client.list_devices()
     assert caught.value.argument == "host"
+
+
+@pytest.mark.parametrize("proxy", ["proxy:99999", "pro/xy", "proxy:x"])
+def test_an_unusable_proxy_is_an_error_without_its_password(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", f"http://user:s3cret/pw@{proxy}")
+    with UnleashClient("key", "https://api.example", max_attempts=1) as client, pytest.raises(UnleashError) as caught:
+        client.list_devices()
+    assert "proxy" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_a_missing_ca_bundle_in_the_environment_is_an_invalid_argument(monkeypatch: pytest.MonkeyPatch) -> None:
