@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, ObjectStoragePath
 from airflow_provider_unleash.assets import add_to_events
 from airflow_provider_unleash.core.columns import COLUMNS, columns_of
 from airflow_provider_unleash.core.extract import OnEmpty
-from airflow_provider_unleash.core.formats import Compression, FileFormat, check_file_format
+from airflow_provider_unleash.core.formats import Compression, FileFormat, Format
 from airflow_provider_unleash.core.moments import format_ms, parse_duration
 from airflow_provider_unleash.core.protocol import Endpoint
 from airflow_provider_unleash.core.stores import FolderPath, url_of
@@ -153,7 +153,7 @@ class StorageOperator(FetchOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"column_types": "json"}
     operator_extra_links = (CoverageLink(), ManifestLink()) if has_page() else ()
-    _check_format = staticmethod(check_file_format)
+    _format: type[Format] = Format
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class StorageOperator(FetchOperator):
         if is_known(self.resume_within):
             parse_duration(self.resume_within, "resume_within")
         if all(map(is_known, (self.file_format, self.compression, self.column_types))):
-            self._check_format(self.file_format, self.compression, self.column_types)
+            self._format(self.file_format, self.compression, self.column_types)
         if is_known(self.dst):
             check_folder(str(self.dst))
 

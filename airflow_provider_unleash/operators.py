@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_unleash.core.account import land_account
 from airflow_provider_unleash.core.extract import fetch_records, land
-from airflow_provider_unleash.core.formats import FileFormat, check_account_format
+from airflow_provider_unleash.core.formats import AccountFormat, FileFormat
 from airflow_provider_unleash.core.names import DELTA
 from airflow_provider_unleash.core.protocol import check_device_id
 from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, check_checkpoint_pages
@@ -106,7 +106,7 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
     """
 
     template_fields: Sequence[str] = (*StorageOperator.template_fields, "device_ids")
-    _check_format = staticmethod(check_account_format)
+    _format = AccountFormat
 
     # The base class has dst and file_format too; here, type checkers see them.
     def __init__(
@@ -322,7 +322,7 @@ class UnleashGetAnalyticsOperator(FetchOperator):
     def _fetch(self, client: UnleashClient, window: Window, context: Context) -> list[dict[str, Any]]:
         began = time.monotonic()
         self.extraction = Extraction(client.base_url, [self.device_id], window)
-        records, counts, size = fetch_records(
+        fetched = fetch_records(
             client,
             self.device_id,
             window,
@@ -331,7 +331,7 @@ class UnleashGetAnalyticsOperator(FetchOperator):
             max_bytes=self.max_xcom_bytes,
             reserved_keys=XCOM_RESERVED_KEYS,
         )
-        if not records and self.on_empty == "skip":
+        if fetched.is_skipped:
             raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")
-        self._report(f"Returned {counts.rows} rows to XCom", counts, size, client, began)
-        return records
+        self._report(f"Returned {fetched.counts.rows} rows to XCom", fetched.counts, fetched.size, client, began)
+        return fetched.records

@@ -50,10 +50,10 @@ def test_the_core_without_pyarrow_fails_for_parquet_only():
         "from pathlib import Path\n"
         "from types import SimpleNamespace\n"
         "from tempfile import TemporaryDirectory\n"
-        "from airflow_provider_unleash.core.formats import open_object\n"
+        "from airflow_provider_unleash.core.formats import Format\n"
         "with TemporaryDirectory() as folder:\n"
         "    path = SimpleNamespace(protocol='file', path=f'{folder}/x.jsonl')\n"
-        "    with open_object(path, 'jsonl'):\n"
+        "    with Format('jsonl').open(path):\n"
         "        pass\n"
         "    print(Path(path.path).exists())\n"
     )

@@ -17,37 +17,23 @@ from weakref import finalize
 
 from airflow_provider_unleash.core.delta import StorageOptions, WindowTable
 from airflow_provider_unleash.core.extract import (
+    Extracted,
+    Job,
     OnEmpty,
     check_device,
-    check_empty,
     land_object,
-    open_staging,
+    land_without_staging_if_full,
     open_window,
+    report_empty,
 )
-from airflow_provider_unleash.core.formats import (
-    Compression,
-    FileFormat,
-    PageWriter,
-    check_account_format,
-    extension_of,
-    has_rows,
-    open_object,
-)
+from airflow_provider_unleash.core.formats import AccountFormat, Compression, FileFormat, PageWriter
 from airflow_provider_unleash.core.journal import Journal, Record
-from airflow_provider_unleash.core.manifest import (
-    Entry,
-    Layout,
-    Tree,
-    format_now,
-    new_entry,
-    open_tree,
-    publish_manifest,
-)
+from airflow_provider_unleash.core.manifest import Entry, Layout, format_now, open_tree, publish_manifest
 from airflow_provider_unleash.core.names import DELTA, DELTA_LOG, manifest_name, object_name, window_name
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.protocol import Endpoint, Page
 from airflow_provider_unleash.core.runner import DeviceRunner, Failures, enumerate_devices
-from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, is_disk_full, remove_all_staged
+from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, remove_all_staged
 from airflow_provider_unleash.core.stores import FolderPath
 from airflow_provider_unleash.core.windows import RowCounts, Window
 from airflow_provider_unleash.exceptions import EmptyReplacementError, UnexpectedResponseError
@@ -59,30 +45,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NO_ROWS = "The devices have"
 
-
-@dataclass(frozen=True)
-class LandedAccount:
+@dataclass(frozen=True, kw_only=True)
+class LandedAccount(Extracted):
     """
-    The result of an account's extraction.
+    The objects of an account in a window.
 
     :param device_ids: the devices, in order.
-    :param size: bytes of all objects.
     :param resumed_devices: devices that failed tries of the task had landed.
     :param overlapping: names of windows in the same tree that share time with this one.
-    :param is_skipped: whether ``on_empty="skip"`` and no device has rows.
     """
 
     device_ids: Sequence[str]
     devices_with_rows: int
-    counts: RowCounts
-    size: int
     objects: int
     resumed_devices: int
     manifest: FolderPath
     overlapping: tuple[str, ...]
-    is_skipped: bool
 
 
 def land_account(
@@ -126,31 +105,29 @@ def land_account(
     :raises InvalidArgumentError: if the tree has objects of another layout or format; before any request.
     :raises UnleashError: an error that concerns all devices, such as a wrong key, at once.
     """
-    check_account_format(file_format, compression, column_types)
-    extension = extension_of(file_format, compression)
+    object_format = AccountFormat(file_format, compression, column_types)
     is_table = file_format == DELTA
     is_split = split_by_device and not is_table
-    tree = open_tree(dst, window, Layout(split_by_device or is_table, extension))
+    tree = open_tree(dst, window, Layout(split_by_device or is_table, object_format.extension))
     table = WindowTable(dst, window, column_types, storage_options) if is_table else None
     listed = frozenset(client.list_devices()) if device_ids is None else None
     devices = sorted(set(device_ids or listed or ()))
-    job = _Job(
+    job = Job(
         window=window,
         dst=dst,
-        manifest_ids=None if listed is not None else devices,
-        extension=extension,
-        file_format=file_format,
-        compression=compression,
-        column_types=column_types,
+        tree=tree,
+        device_ids=None if listed is not None else devices,
+        object_format=object_format,
         endpoint=endpoint,
         on_empty=on_empty,
         replace_with_empty=replace_with_empty,
-        resume_within=resume_within or timedelta(0),
+        checkpoint_pages=CHECKPOINT_PAGES,
+        resume_within=resume_within,
         dag_id=dag_id,
         run_id=run_id,
     )
 
-    def attempt(job: _Job) -> _Result:
+    def land_once(job: Job) -> _Result:
         with (
             # Twice as many as requests, so that publishing one device's object overlaps with requesting others.
             ThreadPoolExecutor(2 * client.page_concurrency, "unleash-device") as workers,
@@ -159,23 +136,17 @@ def land_account(
             source = _Source(client, budget, listed)
             runner = DeviceRunner(workers, 4 * client.page_concurrency, devices)
             if is_split:
-                return _land_objects(job, source, runner, tree)
-            return _land_together(job, source, runner, _OneCommit(job, table) if table else _OneObject(job, tree))
+                return _land_objects(job, source, runner)
+            return _land_together(job, source, runner, _OneCommit(job, table) if table else _OneObject(job))
 
-    try:
-        result = attempt(job)
-    except OSError as error:
-        # Only the rows of all devices together keep staged pages until they are published.
-        if is_split or not (is_disk_full(error) and job.resume_within and remove_all_staged(dst)):
-            raise
-        log.warning("No space left, so staged pages were removed. Reading the window again without: %s", error)
-        result = attempt(replace(job, resume_within=timedelta(0)))
+    # Only the rows of all devices together keep staged pages until they are published.
+    result = land_without_staging_if_full(job, land_once, lambda: not is_split and remove_all_staged(dst))
     counts = sum((record.counts for record in result.records.values()), RowCounts())
     counts.warn_if_window_ignored(window)
     if not counts.rows:
-        check_empty(_NO_ROWS, on_empty)
+        report_empty("The devices have", on_empty)
     entries = {device_id: record.entry for device_id, record in result.records.items()}
-    manifest = publish_manifest(dst, job.manifest_ids, window, entries)
+    manifest = publish_manifest(dst, job.device_ids, window, entries)
     result.clean_up()
     return LandedAccount(
         device_ids=devices,
@@ -188,31 +159,6 @@ def land_account(
         overlapping=tree.overlapping,
         is_skipped=on_empty == "skip" and not counts.rows,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What to extract; ``manifest_ids`` are the devices in the manifest's name, None for the whole account."""
-
-    window: Window
-    dst: FolderPath
-    manifest_ids: list[str] | None
-    extension: str
-    file_format: FileFormat
-    compression: Compression | None
-    column_types: Mapping[str, str] | None
-    endpoint: Endpoint
-    on_empty: OnEmpty
-    replace_with_empty: bool
-    resume_within: timedelta
-    dag_id: str | None
-    run_id: str | None
-
-    def record(self, device_id: str, counts: RowCounts, size: int, path: str | None, extracted_at: str) -> Record:
-        entry = new_entry(
-            *(device_id, self.window, counts, size, path, extracted_at), dag_id=self.dag_id, run_id=self.run_id
-        )
-        return Record(entry, counts)
 
 
 @dataclass(frozen=True)
@@ -254,32 +200,17 @@ class _Source:
 # ---- one object per device -----------------------------------------------------------------------
 
 
-def _land_objects(job: _Job, source: _Source, runner: DeviceRunner, tree: Tree) -> _Result:
+def _land_objects(job: Job, source: _Source, runner: DeviceRunner) -> _Result:
     reported_keys: set[str] = set()
 
     def land_device(device_id: str) -> Record:
-        extracted_at = format_now()
-        landed = land_object(
-            source,
-            device_id,
-            job.window,
-            job.dst,
-            file_format=job.file_format,
-            compression=job.compression,
-            column_types=job.column_types,
-            endpoint=job.endpoint,
-            # With "fail", an account without rows must not replace any.
-            replace_with_empty=job.replace_with_empty and job.on_empty != "fail",
-            resume_within=job.resume_within,
-            reported_keys=reported_keys,
-        )
-        path = None if landed.is_skipped else object_name(device_id, job.window, job.extension)
-        return job.record(device_id, landed.counts, landed.size, path, extracted_at)
+        landed = land_object(source, device_id, job, is_part=True, reported_keys=reported_keys)
+        return Record(landed.entry, landed.counts)
 
-    settings = (source.base_url, job.endpoint, source.mask_stream_tokens is True, dict(job.column_types or {}))
-    name = f"{manifest_name(job.manifest_ids, job.window)} {job.extension}"
-    journal = Journal(job.dst, name, settings, job.resume_within)
-    records = journal.load(tree.entries)
+    name = f"{manifest_name(job.device_ids, job.window)} {job.object_format.extension}"
+    settings = (*job.source(source), dict(job.object_format.column_types or {}))
+    journal = Journal(job.dst, name, settings, job.resume_within or timedelta(0))
+    records = journal.load(job.tree.entries)
     resumed = len(records)
     if resumed:
         log.info("Resuming: an earlier try has landed %d devices", resumed)
@@ -345,7 +276,7 @@ class _NothingToPublishError(Exception):
     """There are no rows, and no object to replace."""
 
 
-def _land_together(job: _Job, source: _Source, runner: DeviceRunner, target: _Target) -> _Result:
+def _land_together(job: Job, source: _Source, runner: DeviceRunner, target: _Target) -> _Result:
     reads: dict[str, _Read] = {}
     failures = Failures(runner, "Nothing is published, because the rows of all devices are published together")
 
@@ -371,7 +302,7 @@ def _land_together(job: _Job, source: _Source, runner: DeviceRunner, target: _Ta
             with_rows = {device_id for device_id, read in reads.items() if read.counts.rows}
             is_needed = target.check(reads.keys(), with_rows)
             if not with_rows and job.on_empty == "fail":
-                check_empty(_NO_ROWS, job.on_empty)
+                report_empty("The devices have", job.on_empty)
             if not is_needed:
                 raise _NothingToPublishError
         size = writer.size
@@ -380,12 +311,11 @@ def _land_together(job: _Job, source: _Source, runner: DeviceRunner, target: _Ta
     lost = target.complete()
     records = {}
     for device_id, read in reads.items():
-        is_in = read.counts.rows > 0
-        records[device_id] = job.record(
-            device_id, read.counts, size if is_in else 0, target.name if is_in else None, read.extracted_at
-        )
+        path = target.name if read.counts.rows else None
+        entry = job.new_entry(device_id, read.counts, size if path else 0, path, read.extracted_at)
+        records[device_id] = Record(entry, read.counts)
     for device_id in lost:
-        records[device_id] = job.record(device_id, RowCounts(), 0, None, format_now())
+        records[device_id] = Record(job.new_entry(device_id, RowCounts(), 0, None, format_now()), RowCounts())
 
     def remove_staged_pages() -> None:
         for read in reads.values():
@@ -398,24 +328,22 @@ def _land_together(job: _Job, source: _Source, runner: DeviceRunner, target: _Ta
 class _OneObject:
     """One object of all devices."""
 
-    def __init__(self, job: _Job, tree: Tree) -> None:
-        self.name = object_name(None, job.window, job.extension)
+    def __init__(self, job: Job) -> None:
+        self.name = object_name(None, job.window, job.object_format.extension)
         self._path = job.dst / self.name
         self._job = job
-        self._tree = tree
         self._device_ids: Collection[str] = ()
 
     def open(self) -> AbstractContextManager[PageWriter]:
-        job = self._job
-        return open_object(self._path, job.file_format, compression=job.compression, column_types=job.column_types)
+        return self._job.object_format.open(self._path)
 
     def check(self, device_ids: Collection[str], with_rows: set[str]) -> bool:
         job, path = self._job, self._path
         self._device_ids = device_ids
-        replaces_rows = not with_rows and has_rows(path, job.file_format, job.compression)
+        replaces_rows = not with_rows and job.object_format.has_rows(path)
         if not job.replace_with_empty:
             # Read again, because another task may have published rows of other devices meanwhile.
-            lost = sorted(_devices_with_rows(self._tree.entries()) - with_rows)
+            lost = sorted(_devices_with_rows(self._job.tree.entries()) - with_rows)
             if lost or replaces_rows:
                 named = f"of {enumerate_devices(lost)}" if lost else "which the API now does not return"
                 raise EmptyReplacementError(
@@ -427,7 +355,7 @@ class _OneObject:
         return bool(with_rows) or replaces_rows
 
     def complete(self) -> Collection[str]:
-        lost = _devices_with_rows(self._tree.entries()).difference(self._device_ids)
+        lost = _devices_with_rows(self._job.tree.entries()).difference(self._device_ids)
         if lost and not self._job.replace_with_empty:
             raise EmptyReplacementError(
                 f"Another task wrote rows of {enumerate_devices(sorted(lost))} to {self._path} at the same time, so "
@@ -442,7 +370,7 @@ class _OneCommit:
 
     name = DELTA_LOG
 
-    def __init__(self, job: _Job, table: WindowTable) -> None:
+    def __init__(self, job: Job, table: WindowTable) -> None:
         self._job = job
         self._table = table
 
@@ -462,11 +390,10 @@ def _devices_with_rows(entries: Mapping[str, Entry]) -> set[str]:
     return {device_id for device_id, entry in entries.items() if entry.rows and entry.path}
 
 
-def _read_device(job: _Job, source: _Source, device_id: str) -> _Read:
+def _read_device(job: Job, source: _Source, device_id: str) -> _Read:
     extracted_at = format_now()
-    name = f"{window_name(job.window)}.{job.extension} {device_id}"
-    checkpoint_pages = CHECKPOINT_PAGES if job.resume_within else None
-    with open_staging(source, job.dst, name, job.endpoint, checkpoint_pages, job.resume_within) as staging:
+    name = f"{window_name(job.window)}.{job.object_format.extension} {device_id}"
+    with job.open_staging(source, name) as staging:
         with open_window(source, device_id, job.window, job.endpoint, staging) as pages:
             kept = _keep(iter(pages))
         if not pages.counts.rows:

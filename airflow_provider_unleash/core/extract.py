@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Literal, Protocol
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypeVar
 
-from airflow_provider_unleash.core.formats import (
-    Compression,
-    FileFormat,
-    check_file_format,
-    extension_of,
-    has_rows,
-    open_object,
-)
-from airflow_provider_unleash.core.manifest import Layout, format_now, new_entry, open_tree, publish_manifest
+from airflow_provider_unleash.core.formats import Compression, FileFormat, Format
+from airflow_provider_unleash.core.manifest import Entry, Layout, Tree, format_now, open_tree, publish_manifest
+from airflow_provider_unleash.core.moments import format_ms
 from airflow_provider_unleash.core.names import manifest_name, object_name
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.protocol import Endpoint, Page
@@ -35,6 +30,7 @@ from airflow_provider_unleash.exceptions import (
 )
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 OnEmpty = Literal["succeed", "skip", "fail"]
 PROGRESS_SECONDS = 10.0
@@ -53,35 +49,99 @@ class PageSource(Protocol):
     def list_devices(self) -> Collection[str]: ...
 
 
-@dataclass(frozen=True)
-class LandedObject:
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
     """
-    The object of a device in a window.
+    The result of an extraction.
 
-    :param size: its bytes.
-    :param resumed_pages: pages that an earlier try had read.
-    :param is_skipped: whether it was not written, because there are no rows.
+    :param size: bytes of what was written.
+    :param is_skipped: whether nothing was written, because there are no rows.
     """
 
-    path: FolderPath
     counts: RowCounts
     size: int = 0
-    resumed_pages: int = 0
     is_skipped: bool = False
 
 
-@dataclass(frozen=True)
-class Landed(LandedObject):
-    """
-    The result of an extraction to a store.
+@dataclass(frozen=True, kw_only=True)
+class ExtractedRecords(Extracted):
+    """The rows of a device in a window as records; ``size`` is that of their JSON."""
 
+    records: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landed(Extracted):
+    """
+    The object of a device in a window.
+
+    :param entry: its line of the manifest.
     :param manifest: the manifest of the window; it has no line about it if an older object with rows stays.
     :param overlapping: names of windows in the same tree that share time with this one.
+    :param resumed_pages: pages that an earlier try had read.
     """
 
-    _: KW_ONLY
+    path: FolderPath
+    entry: Entry
     manifest: FolderPath
     overlapping: tuple[str, ...]
+    resumed_pages: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """
+    What to extract, and how to write it, whatever the device.
+
+    :param device_ids: the devices in the manifest's name; None for the whole account.
+    """
+
+    window: Window
+    dst: FolderPath
+    tree: Tree
+    device_ids: Collection[str] | None
+    object_format: Format
+    endpoint: Endpoint
+    on_empty: OnEmpty
+    replace_with_empty: bool
+    checkpoint_pages: int | None
+    resume_within: timedelta | None
+    dag_id: str | None
+    run_id: str | None
+
+    @cached_property
+    def manifest(self) -> FolderPath:
+        """The path of the manifest."""
+        return self.dst / manifest_name(self.device_ids, self.window)
+
+    def source(self, client: PageSource) -> tuple[object, ...]:
+        """Return what the pages of a device in a window depend on."""
+        return client.base_url, self.endpoint, client.mask_stream_tokens is True
+
+    def open_staging(self, client: PageSource, name: str) -> Staging:
+        """Return the staged pages of an object, or of another ``name``."""
+        return Staging(
+            self.dst,
+            name,
+            self.source(client),
+            checkpoint_pages=self.checkpoint_pages if self.resume_within else None,
+            resume_within=self.resume_within or timedelta(0),
+        )
+
+    def new_entry(self, device_id: str, counts: RowCounts, size: int, path: str | None, extracted_at: str) -> Entry:
+        """Return a line of the manifest."""
+        return Entry(
+            device_id=device_id,
+            start=format_ms(self.window.start_ms),
+            end=format_ms(self.window.end_ms),
+            rows=counts.rows,
+            pages=counts.pages,
+            bytes=size,
+            path=path,
+            extracted_at=extracted_at,
+            dag_id=self.dag_id,
+            run_id=self.run_id,
+        )
 
 
 class _SkippedError(Exception):
@@ -130,118 +190,108 @@ def land(
     :raises SnapshotChangedError: if pages changed while they were read, four times.
     :raises UnexpectedResponseError: if a value does not fit its column (Parquet, CSV).
     """
-    check_file_format(file_format, compression, column_types)
-    extension = extension_of(file_format, compression)
-    tree = open_tree(dst, window, Layout(True, extension), same_day=True)
-    extracted_at = format_now()
-    landed = land_object(
-        client,
-        device_id,
-        window,
-        dst,
-        file_format=file_format,
-        compression=compression,
-        column_types=column_types,
+    object_format = Format(file_format, compression, column_types)
+    job = Job(
+        window=window,
+        dst=dst,
+        tree=open_tree(dst, window, Layout(True, object_format.extension), same_day=True),
+        device_ids=[device_id],
+        object_format=object_format,
         endpoint=endpoint,
         on_empty=on_empty,
         replace_with_empty=replace_with_empty,
         checkpoint_pages=checkpoint_pages,
         resume_within=resume_within,
+        dag_id=dag_id,
+        run_id=run_id,
     )
+    landed = land_object(client, device_id, job)
     landed.counts.warn_if_window_ignored(window)
     # If an older object has rows, it stays, and so does its line in the manifest.
-    if not (landed.is_skipped and has_rows(landed.path, file_format, compression)):
-        path = None if landed.is_skipped else object_name(device_id, window, extension)
-        entry = new_entry(
-            *(device_id, window, landed.counts, landed.size, path, extracted_at), dag_id=dag_id, run_id=run_id
-        )
-        publish_manifest(dst, [device_id], window, {device_id: entry})
-    manifest = dst / manifest_name([device_id], window)
-    return Landed(**vars(landed), manifest=manifest, overlapping=tree.overlapping)
+    if not (landed.is_skipped and object_format.has_rows(landed.path)):
+        publish_manifest(dst, [device_id], window, {device_id: landed.entry})
+    return landed
 
 
 def land_object(
-    client: PageSource,
-    device_id: str,
-    window: Window,
-    dst: FolderPath,
-    *,
-    file_format: FileFormat,
-    compression: Compression | None,
-    column_types: Mapping[str, str] | None,
-    endpoint: Endpoint,
-    replace_with_empty: bool,
-    resume_within: timedelta | None,
-    on_empty: OnEmpty = "succeed",
-    checkpoint_pages: int | None = CHECKPOINT_PAGES,
-    reported_keys: set[str] | None = None,
-) -> LandedObject:
+    client: PageSource, device_id: str, job: Job, *, is_part: bool = False, reported_keys: set[str] | None = None
+) -> Landed:
     """
     Write the rows of a device in a window as one object; see :func:`land`.
 
-    ``reported_keys`` makes this one of many devices of an account: without rows, it writes an object only to replace
-    one, and it leaves warnings to the caller.
+    :param is_part: this is one of many devices of an account: without rows, it writes an object only to replace one,
+        and it leaves warnings to the caller.
+    :param reported_keys: keys without a column that need no warning; new ones are added.
     """
-    name = object_name(device_id, window, extension_of(file_format, compression))
-    path = dst / name
-    is_part = reported_keys is not None
+    name = object_name(device_id, job.window, job.object_format.extension)
+    path = job.dst / name
+    extracted_at = format_now()
 
-    def attempt(checkpoint_pages: int | None) -> LandedObject:
-        with open_staging(client, dst, name, endpoint, checkpoint_pages, resume_within) as staging:
+    def land_once(job: Job) -> Landed:
+        with job.open_staging(client, name) as staging:
             with (
-                open_window(client, device_id, window, endpoint, staging) as pages,
-                open_object(
-                    path,
-                    file_format,
-                    compression=compression,
-                    column_types=column_types,
-                    reported_keys=reported_keys,
-                ) as writer,
+                open_window(client, device_id, job.window, job.endpoint, staging) as pages,
+                job.object_format.open(path, reported_keys) as writer,
             ):
                 for page in pages:
                     writer.write_page(page)
                 if not pages.counts.rows:
                     check_device(client, device_id, pages.counts)
                     if not is_part:
-                        check_empty(f"Device {device_id} has", on_empty)
-                    if on_empty == "skip":
-                        raise _SkippedError(pages.counts)
-                    replaces_rows = has_rows(path, file_format, compression)
-                    if replaces_rows and not replace_with_empty:
-                        raise EmptyReplacementError(
-                            f"{path} has rows, but the API now returns none for its window. The object stays "
-                            "unchanged; set replace_with_empty=True to replace it",
-                            path=str(path),
-                        )
-                    if is_part and not replaces_rows:
+                        report_empty(f"Device {device_id} has", job.on_empty)
+                    if not _wants_empty_object(job, path, is_part):
                         raise _SkippedError(pages.counts)
             staging.remove()
-            return LandedObject(path, pages.counts, writer.size, staging.resumed_pages)
+            return result(pages.counts, size=writer.size, resumed_pages=staging.resumed_pages)
 
-    stages = checkpoint_pages if resume_within else None
+    def result(counts: RowCounts, *, size: int = 0, resumed_pages: int = 0, is_skipped: bool = False) -> Landed:
+        return Landed(
+            path=path,
+            counts=counts,
+            size=size,
+            resumed_pages=resumed_pages,
+            is_skipped=is_skipped,
+            entry=job.new_entry(device_id, counts, size, None if is_skipped else name, extracted_at),
+            manifest=job.manifest,
+            overlapping=job.tree.overlapping,
+        )
+
     try:
-        try:
-            return restart_on_change(lambda: attempt(stages))
-        except OSError as error:
-            if stages is None or not is_disk_full(error):
-                raise
-            log.warning("No space left, so staged pages were removed. Reading the window again without: %s", error)
-        return restart_on_change(lambda: attempt(None))
+        return land_without_staging_if_full(job, lambda job: restart_on_change(lambda: land_once(job)))
     except _SkippedError as skipped:
-        return LandedObject(path, skipped.counts, is_skipped=True)
+        return result(skipped.counts, is_skipped=True)
 
 
-def open_staging(
-    client: PageSource,
-    dst: FolderPath,
-    object_name: str,
-    endpoint: Endpoint,
-    checkpoint_pages: int | None,
-    resume_within: timedelta | None,
-) -> Staging:
-    source = (client.base_url, endpoint, client.mask_stream_tokens is True)
-    resume = resume_within or timedelta(0)
-    return Staging(dst, object_name, source, checkpoint_pages=checkpoint_pages, resume_within=resume)
+def _wants_empty_object(job: Job, path: FolderPath, is_part: bool) -> bool:
+    """Return whether an object without rows is written, and check that it may replace the one at ``path``."""
+    if job.on_empty == "skip" and not is_part:
+        return False
+    replaces_rows = job.object_format.has_rows(path)
+    # With "fail", an account without rows must not replace any.
+    if replaces_rows and not (job.replace_with_empty and job.on_empty != "fail"):
+        raise EmptyReplacementError(
+            f"{path} has rows, but the API now returns none for its window. The object stays unchanged; set "
+            "replace_with_empty=True to replace it",
+            path=str(path),
+        )
+    return replaces_rows or not is_part
+
+
+def land_without_staging_if_full(
+    job: Job, attempt: Callable[[Job], T], remove_staged: Callable[[], bool] = lambda: True
+) -> T:
+    """
+    Attempt a job; if the disk is full, remove its staged pages and attempt it again without staging.
+
+    :param remove_staged: returns whether there were any; the default is for an attempt that removes its own.
+    """
+    try:
+        return attempt(job)
+    except OSError as error:
+        if not (is_disk_full(error) and job.resume_within and job.checkpoint_pages and remove_staged()):
+            raise
+        log.warning("No space left, so staged pages were removed. Reading the window again without: %s", error)
+    return attempt(replace(job, resume_within=None))
 
 
 def fetch_records(
@@ -253,14 +303,14 @@ def fetch_records(
     on_empty: OnEmpty = "succeed",
     max_bytes: int,
     reserved_keys: Set[str] = frozenset(),
-) -> tuple[list[dict[str, Any]], RowCounts, int]:
+) -> ExtractedRecords:
     """
-    Return the rows of a device in a window as records, with their counts and their bytes as JSON.
+    Return the rows of a device in a window as records.
 
     ``reserved_keys`` are keys that the receiver would not take as data; a row with one, on any level, is an error.
     """
 
-    def attempt() -> tuple[list[dict[str, Any]], RowCounts, int]:
+    def attempt() -> ExtractedRecords:
         records: list[dict[str, Any]] = []
         size = 0
         with open_window(client, device_id, window, endpoint) as pages:
@@ -278,9 +328,10 @@ def fetch_records(
                 records += new
             if not pages.counts.rows:
                 check_device(client, device_id, pages.counts)
-                check_empty(f"Device {device_id} has", on_empty)
+                report_empty(f"Device {device_id} has", on_empty)
         pages.counts.warn_if_window_ignored(window)
-        return records, pages.counts, size
+        is_skipped = on_empty == "skip" and not records
+        return ExtractedRecords(records=records, counts=pages.counts, size=size, is_skipped=is_skipped)
 
     return restart_on_change(attempt)
 
@@ -317,8 +368,8 @@ def check_device(client: PageSource, device_id: str, counts: RowCounts) -> None:
         )
 
 
-def check_empty(who_has: str, on_empty: OnEmpty) -> None:
-    """Check that a window may be without rows, and log that it is; ``who_has`` is for example "Device W1 has"."""
+def report_empty(who_has: str, on_empty: OnEmpty) -> None:
+    """Log that a window has no rows, or fail if it must have some; ``who_has`` is for example "Device W1 has"."""
     message = f"{who_has} no rows in the window"
     if on_empty == "fail":
         raise EmptyResultError(f"{message}. The data may be late, so Airflow retries the task")

@@ -7,11 +7,12 @@ import gzip
 import io
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from itertools import chain, islice, starmap
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 
@@ -43,48 +44,108 @@ ROW_GROUP_BYTES = 64 * 1024 * 1024
 _JSON = msgspec.json.Encoder()
 
 
-def check_file_format(
-    file_format: str, compression: str | None = None, column_types: Mapping[str, str] | None = None
-) -> None:
-    """Check that these can be used together."""
-    if file_format == DELTA:
-        raise InvalidArgumentError(
-            "file_format='delta' needs UnleashAccountToObjectStorageOperator: a table gets one commit per window, not "
-            "one per device",
-            argument="file_format",
+@dataclass(frozen=True)
+class Format:
+    """
+    The format of objects, checked: its parts can be used together.
+
+    :param column_types: additional columns of Parquet and CSV.
+    """
+
+    known: ClassVar[tuple[str, ...]] = FILE_FORMATS
+
+    file_format: FileFormat = "jsonl"
+    compression: Compression | None = None
+    column_types: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.file_format not in self.known:
+            if self.file_format == DELTA:
+                raise InvalidArgumentError(
+                    "file_format='delta' needs UnleashAccountToObjectStorageOperator: a table gets one commit per "
+                    "window, not one per device",
+                    argument="file_format",
+                )
+            raise InvalidArgumentError(
+                f"file_format={self.file_format!r} must be one of {', '.join(self.known)}", argument="file_format"
+            )
+        if self.compression not in (None, "gzip"):
+            raise InvalidArgumentError(
+                f"compression={self.compression!r} must be 'gzip' or None", argument="compression"
+            )
+        if self.compression and self.file_format in ("parquet", DELTA):
+            raise InvalidArgumentError(
+                "Parquet files are compressed internally (zstd): remove compression", argument="compression"
+            )
+        (table_columns_of if self.file_format == DELTA else columns_of)(self.column_types)
+
+    @property
+    def extension(self) -> str:
+        """The extension of objects, such as ``jsonl.gz``."""
+        return self.file_format + (".gz" if self.compression else "")
+
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """The columns of Parquet and CSV in order, with their types."""
+        return columns_of(self.column_types)
+
+    @contextmanager
+    def open(self, path: StoragePath, reported_keys: set[str] | None = None) -> Iterator[PageWriter]:
+        """
+        Yield a writer. When the block ends, the object is published whole; if it raises, nothing changes.
+
+        Writers that share ``reported_keys`` warn once of each key without a column.
+        """
+        if self.file_format == "parquet":
+            check_extra_installed("parquet", "file_format='parquet'", "file_format")
+        with publish(path) as stream, self._compress(stream) as target:
+            writer = _WRITERS[self.file_format](target, self.columns, reported_keys)
+            with finishing(writer):
+                yield writer
+            if target is not stream:
+                target.close()
+            writer.size = stream.tell()
+
+    def _compress(self, stream: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+        if self.compression is None:
+            return nullcontext(stream)
+        # No name and time in the header, so that the same rows always give the same bytes.
+        return gzip.GzipFile(  # type: ignore[return-value]
+            filename="", mode="wb", fileobj=stream, compresslevel=6, mtime=0
         )
-    _check_known(file_format, FILE_FORMATS)
-    if compression not in (None, "gzip"):
-        raise InvalidArgumentError(f"compression={compression!r} must be 'gzip' or None", argument="compression")
-    if compression and file_format == "parquet":
-        raise InvalidArgumentError(
-            "Parquet files are compressed internally (zstd): remove compression", argument="compression"
-        )
-    columns_of(column_types)
+
+    def has_rows(self, path: StoragePath) -> bool:
+        """Return whether an object with rows exists; one that cannot be read counts as having rows."""
+        path.fs.invalidate_cache(path.path)
+        try:
+            with path.fs.open(path.path, "rb") as stream:
+                return self._stream_has_rows(stream)
+        except FileNotFoundError:
+            return False
+
+    def _stream_has_rows(self, stream: IO[bytes]) -> bool:
+        try:
+            if self.file_format == "parquet":
+                import pyarrow.parquet as pq
+
+                return bool(pq.ParquetFile(stream).metadata.num_rows)
+            content = gzip.GzipFile(fileobj=stream) if self.compression else nullcontext(stream)
+            with content as plain, io.TextIOWrapper(plain, "utf-8", newline="") as text:
+                if self.file_format == "csv":
+                    return len(list(islice(csv.reader(text), 2))) > 1
+                chunks = iter(partial(text.read, 4096), "")
+                characters = (char for char in chain.from_iterable(chunks) if not char.isspace())
+                return "".join(islice(characters, 2)) not in ("", "[]")
+        except Exception as error:
+            # An object that may have rows must not be replaced by an empty one.
+            log.warning("Cannot read the existing object, so it counts as having rows: %s", error)
+            return True
 
 
-def check_account_format(
-    file_format: str, compression: str | None = None, column_types: Mapping[str, str] | None = None
-) -> None:
-    """Check that these can be used together for a whole account."""
-    _check_known(file_format, (*FILE_FORMATS, DELTA))
-    if file_format == DELTA:
-        check_file_format("parquet", compression)
-        table_columns_of(column_types)
-    else:
-        check_file_format(file_format, compression, column_types)
+class AccountFormat(Format):
+    """The format of the objects of a whole account, or a Delta table."""
 
-
-def _check_known(file_format: str, known: Sequence[str]) -> None:
-    if file_format not in known:
-        raise InvalidArgumentError(
-            f"file_format={file_format!r} must be one of {', '.join(known)}", argument="file_format"
-        )
-
-
-def extension_of(file_format: FileFormat, compression: Compression | None = None) -> str:
-    """Return the extension of objects, such as ``jsonl.gz``."""
-    return file_format + (".gz" if compression == "gzip" else "")
+    known = (*FILE_FORMATS, DELTA)
 
 
 class PageWriter(ABC):
@@ -262,32 +323,6 @@ _WRITERS: dict[FileFormat, type[PageWriter]] = {
 
 
 @contextmanager
-def open_object(
-    path: StoragePath,
-    file_format: FileFormat,
-    *,
-    compression: Compression | None = None,
-    column_types: Mapping[str, str] | None = None,
-    reported_keys: set[str] | None = None,
-) -> Iterator[PageWriter]:
-    """
-    Yield a writer. When the block ends, the object is published whole; if it raises, nothing changes.
-
-    Writers that share ``reported_keys`` warn once of each key without a column.
-    """
-    check_file_format(file_format, compression, column_types)
-    if file_format == "parquet":
-        check_extra_installed("parquet", "file_format='parquet'", "file_format")
-    with publish(path) as stream, _compress(stream, compression) as target:
-        writer = _WRITERS[file_format](target, columns_of(column_types), reported_keys)
-        with finishing(writer):
-            yield writer
-        if target is not stream:
-            target.close()
-        writer.size = stream.tell()
-
-
-@contextmanager
 def finishing(writer: PageWriter | RowGroups) -> Iterator[None]:
     """Finish the writer when the block ends, or abort it if the block raises."""
     try:
@@ -296,39 +331,3 @@ def finishing(writer: PageWriter | RowGroups) -> Iterator[None]:
     except BaseException:
         writer.abort()
         raise
-
-
-def _compress(stream: IO[bytes], compression: Compression | None) -> AbstractContextManager[IO[bytes]]:
-    if compression is None:
-        return nullcontext(stream)
-    # No name and time in the header, so that the same rows always give the same bytes.
-    return gzip.GzipFile(filename="", mode="wb", fileobj=stream, compresslevel=6, mtime=0)  # type: ignore[return-value]
-
-
-def has_rows(path: StoragePath, file_format: FileFormat, compression: Compression | None = None) -> bool:
-    """Return whether an object with rows exists; one that cannot be read counts as having rows."""
-    path.fs.invalidate_cache(path.path)
-    try:
-        with path.fs.open(path.path, "rb") as stream:
-            return _stream_has_rows(stream, file_format, compression)
-    except FileNotFoundError:
-        return False
-
-
-def _stream_has_rows(stream: IO[bytes], file_format: FileFormat, compression: Compression | None) -> bool:
-    try:
-        if file_format == "parquet":
-            import pyarrow.parquet as pq
-
-            return bool(pq.ParquetFile(stream).metadata.num_rows)
-        content = gzip.GzipFile(fileobj=stream) if compression else nullcontext(stream)
-        with content as plain, io.TextIOWrapper(plain, "utf-8", newline="") as text:
-            if file_format == "csv":
-                return len(list(islice(csv.reader(text), 2))) > 1
-            chunks = iter(partial(text.read, 4096), "")
-            characters = (char for char in chain.from_iterable(chunks) if not char.isspace())
-            return "".join(islice(characters, 2)) not in ("", "[]")
-    except Exception as error:
-        # An object that may have rows must not be replaced by an empty one.
-        log.warning("Cannot read the existing object, so it counts as having rows: %s", error)
-        return True

@@ -21,7 +21,7 @@ from airflow_provider_unleash.core.names import (
     window_name,
 )
 from airflow_provider_unleash.core.stores import FolderPath, publish
-from airflow_provider_unleash.core.windows import RowCounts, Window
+from airflow_provider_unleash.core.windows import Window
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
 log = logging.getLogger(__name__)
@@ -54,22 +54,6 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     extracted_at: str
     dag_id: str | None = None
     run_id: str | None = None
-
-
-def new_entry(
-    device_id: str,
-    window: Window,
-    counts: RowCounts,
-    size: int,
-    path: str | None,
-    extracted_at: str,
-    *,
-    dag_id: str | None,
-    run_id: str | None,
-) -> Entry:
-    """Return the entry of a device in a window."""
-    start, end = format_ms(window.start_ms), format_ms(window.end_ms)
-    return Entry(device_id, start, end, counts.rows, counts.pages, size, path, extracted_at, dag_id, run_id)
 
 
 _LINE = msgspec.json.Decoder(Entry)

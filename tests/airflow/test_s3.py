@@ -14,7 +14,7 @@ from upath import UPath
 from airflow_provider_unleash.client import UnleashClient
 from airflow_provider_unleash.commands import show_coverage
 from airflow_provider_unleash.core.account import land_account
-from airflow_provider_unleash.core.formats import open_object
+from airflow_provider_unleash.core.formats import Format
 from airflow_provider_unleash.coverage import read_coverage
 from airflow_provider_unleash.exceptions import ServerError
 from airflow_provider_unleash.folders import open_folder
@@ -84,7 +84,7 @@ class TestS3(StoreCases, TableCases):
     @pytest.mark.one_airflow
     def test_a_multipart_upload_that_fails_is_aborted(self, lake):
         def fail_half_way() -> None:
-            with open_object(path_of(lake, "large.jsonl"), "jsonl") as writer:
+            with Format("jsonl").open(path_of(lake, "large.jsonl")) as writer:
                 for _ in range(12):
                     writer.write_page(page_of(1000, "x" * 1000))
                 assert lake.leftovers() == ["unleash/large.jsonl"]

@@ -812,15 +812,16 @@ def test_rows_that_another_task_publishes_meanwhile_are_not_lost(tmp_path: Path)
     assert '"A"' not in (tmp_path / f"{NAME}.jsonl").read_text()
 
 
-def test_a_split_object_loses_its_rows_only_with_permission(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_empty", ["succeed", "skip"])
+def test_a_split_object_loses_its_rows_only_with_permission(tmp_path: Path, on_empty: Any) -> None:
     with serve(["A", "B"]) as sim:
         land_from(sim, tmp_path)
     with serve({"A": 0, "B": 5}) as sim:
-        error = fail_from(sim, tmp_path)
+        error = fail_from(sim, tmp_path, on_empty=on_empty)
         assert type(error) is PermanentPartialExtractionError
         assert {name: type(found) for name, found in error.errors.items()} == {"A": EmptyReplacementError}
         assert {name: line["rows"] for name, line in manifest(tmp_path).items()} == {"A": 3, "B": 3}
-        land_from(sim, tmp_path, replace_with_empty=True)
+        land_from(sim, tmp_path, on_empty=on_empty, replace_with_empty=True)
     assert [data.count(b"\n") for data in objects(tmp_path).values()] == [0, 5]
     assert {name: line["rows"] for name, line in manifest(tmp_path).items()} == {"A": 0, "B": 5}
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_provider_unleash.core.columns import columns_of
-from airflow_provider_unleash.core.formats import check_file_format
+from airflow_provider_unleash.core.formats import Format
 from airflow_provider_unleash.core.protocol import MAX_KEYS, Page, Response, parse_page
 from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError
 from tests.support.pages import DECLARED, HEADER, KNOWN, duck, page_of, read_file, record, sample, tree, write
@@ -145,7 +145,7 @@ def test_declared_columns_take_their_values(file_format, folder):
 )
 def test_column_types_that_cannot_be_used_are_an_error(declared, problem):
     with pytest.raises(InvalidArgumentError, match=problem) as caught:
-        check_file_format("csv", None, declared)
+        Format("csv", None, declared)
     assert caught.value.argument == "column_types"
 
 

@@ -17,7 +17,7 @@ import pytest
 from upath import UPath
 
 from airflow_provider_unleash.client import UnleashClient
-from airflow_provider_unleash.core.extract import Landed, fetch_records, land
+from airflow_provider_unleash.core.extract import ExtractedRecords, Landed, fetch_records, land
 from airflow_provider_unleash.exceptions import (
     EmptyReplacementError,
     EmptyResultError,
@@ -267,17 +267,18 @@ def test_a_device_that_the_account_does_not_have_is_an_error(sim, tmp_path, on_e
 # ---- records -------------------------------------------------------------------------------------
 
 
-def fetch_from(sim: Simulator, device_id: str = DEVICE, **options: Any) -> tuple[list[dict[str, Any]], Any, int]:
+def fetch_from(sim: Simulator, device_id: str = DEVICE, **options: Any) -> ExtractedRecords:
     with UnleashClient(sim.api_key, sim.base_url, page_concurrency=1) as client:
         return fetch_records(client, device_id, DAY, **{"max_bytes": 1 << 20, **options})
 
 
 def test_records_are_those_of_the_window_and_their_bytes_have_a_limit(sim):
     expected = sim.rows(DEVICE, START, END)
-    records, counts, size = fetch_from(sim)
-    assert records == expected
-    assert (counts.rows, counts.pages) == (120, 12)
-    assert fetch_from(sim, max_bytes=size) == (records, counts, size)
+    fetched = fetch_from(sim)
+    size = fetched.size
+    assert fetched.records == expected
+    assert (fetched.counts.rows, fetched.counts.pages) == (120, 12)
+    assert fetch_from(sim, max_bytes=size) == fetched
     sim.clear_requests()
     with pytest.raises(ResultTooLargeError, match="UnleashToObjectStorageOperator") as caught:
         fetch_from(sim, max_bytes=size // 3)
@@ -286,7 +287,7 @@ def test_records_are_those_of_the_window_and_their_bytes_have_a_limit(sim):
 
 
 def test_records_of_a_silent_or_unknown_device_follow_on_empty(sim):
-    assert fetch_from(sim, SILENT)[0] == []
+    assert fetch_from(sim, SILENT).records == []
     with pytest.raises(EmptyResultError):
         fetch_from(sim, SILENT, on_empty="fail")
     with pytest.raises(NotFoundError):
@@ -297,7 +298,7 @@ def test_records_of_a_silent_or_unknown_device_follow_on_empty(sim):
 def test_a_record_with_a_reserved_key_is_an_error_that_names_its_page_row_and_key(value):
     rows = [{"timestamp": "2026-01-12T12:00:00.000Z", "zone": "__type"}] * 3
     with Simulator(rows={DEVICE: [*rows, {**rows[0], **value}]}, page_size=2) as sim:
-        assert len(fetch_from(sim, endpoint="tableau")[0]) == 4
+        assert len(fetch_from(sim, endpoint="tableau").records) == 4
         with pytest.raises(UnexpectedResponseError, match="Page 2, row 1 has the key '__type'") as caught:
             fetch_from(sim, endpoint="tableau", reserved_keys={"__type", "__var"})
     assert (caught.value.page, caught.value.row, caught.value.field) == (2, 1, "__type")
@@ -305,4 +306,4 @@ def test_a_record_with_a_reserved_key_is_an_error_that_names_its_page_row_and_ke
 
 def test_records_are_read_again_if_pages_change():
     with Simulator(page_size=100, growing=600) as sim:
-        assert fetch_from(sim, max_bytes=1 << 24)[0] == sim.rows(DEVICE, START, END)
+        assert fetch_from(sim, max_bytes=1 << 24).records == sim.rows(DEVICE, START, END)

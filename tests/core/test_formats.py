@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_unleash.core import formats
-from airflow_provider_unleash.core.formats import check_file_format, has_rows
+from airflow_provider_unleash.core.formats import Format
 from airflow_provider_unleash.core.names import object_name
 from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.core.windows import Window
@@ -266,7 +266,7 @@ def test_the_column_device_id_tells_devices_apart_that_readers_merge(folder):
     ],
 )
 def test_arguments_that_cannot_be_used_are_an_error_that_names_one_and_nothing_is_written(arguments, argument, folder):
-    for use in (check_file_format, lambda *arguments: write(folder / "new" / "o", [], *arguments)):
+    for use in (Format, lambda *arguments: write(folder / "new" / "o", [], *arguments)):
         with pytest.raises(InvalidArgumentError) as caught:
             use(*arguments)
         assert caught.value.argument == argument
@@ -281,7 +281,7 @@ def test_without_pyarrow_parquet_is_an_error_that_says_how_to_install_it_and_oth
     assert tree(folder) == {}
     for file_format in ("jsonl", "json", "csv"):
         write(folder / "o", [sample("compact")], file_format)
-    check_file_format("parquet")  # a DAG is parsed where pyarrow may be missing
+    Format("parquet")  # a DAG is parsed where pyarrow may be missing
 
 
 @every_format
@@ -294,9 +294,9 @@ def test_without_pyarrow_parquet_is_an_error_that_says_how_to_install_it_and_oth
     ],
 )
 def test_an_object_has_rows_if_rows_were_written(file_format, compression, pages, expected, folder):
-    assert not has_rows(folder / "missing" / "o", file_format, compression)
+    assert not Format(file_format, compression).has_rows(folder / "missing" / "o")
     write(folder / "o", pages, file_format, compression)
-    assert has_rows(folder / "o", file_format, compression) is expected
+    assert Format(file_format, compression).has_rows(folder / "o") is expected
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_an_object_has_rows_if_rows_were_written(file_format, compression, pages
 )
 def test_an_object_that_cannot_be_read_counts_as_having_rows(file_format, compression, content, folder):
     Path((folder / "o").path).write_bytes(content)
-    assert has_rows(folder / "o", file_format, compression)
+    assert Format(file_format, compression).has_rows(folder / "o")
 
 
 @pytest.mark.parametrize(
@@ -328,10 +328,10 @@ def test_an_object_that_cannot_be_read_counts_as_having_rows(file_format, compre
 @zipped_or_not
 def test_objects_of_other_programs_have_rows_if_they_contain_some(file_format, compression, content, expected, folder):
     Path((folder / "o").path).write_bytes(gzip.compress(content) if compression else content)
-    assert has_rows(folder / "o", file_format, compression) is expected
+    assert Format(file_format, compression).has_rows(folder / "o") is expected
 
 
 @pytest.mark.parametrize("rows", [0, 3])
 def test_parquet_of_other_programs_has_rows_if_it_contains_some(rows, folder):
     pq.write_table(pa.table({"a": list(range(rows))}), (folder / "o").path)
-    assert has_rows(folder / "o", "parquet") is bool(rows)
+    assert Format("parquet").has_rows(folder / "o") is bool(rows)

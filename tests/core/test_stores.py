@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from upath import UPath
 
-from airflow_provider_unleash.core.formats import has_rows, open_object
+from airflow_provider_unleash.core.formats import Format
 from airflow_provider_unleash.core.stores import check_dst, place_of, remove_tree, url_of
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from tests.support.pages import FORMATS, Place, page_of, read_file, read_records, record, sample, tree, write
@@ -58,7 +58,7 @@ failing = pytest.mark.parametrize("fail", [before_the_first_page, after_many_pag
 def write_and_fail(fail: Callable[[Any], None], path: Any, file_format: Any, compression: Any = None) -> None:
     with (
         pytest.raises((StopError, KeyboardInterrupt, SystemExit)),
-        open_object(path, file_format, compression=compression) as writer,
+        Format(file_format, compression).open(path) as writer,
     ):
         fail(writer)
 
@@ -92,7 +92,7 @@ def test_a_failed_write_leaves_what_others_write_to_the_same_folders(folder: Any
 
     write_and_fail(write_others_and_fail, path, "jsonl")
     assert tree(folder) == {"device=W1": None, "device=W1/other": b""}
-    with open_object(path, "jsonl") as survivor:
+    with Format("jsonl").open(path) as survivor:
         write_and_fail(before_the_first_page, path, "jsonl")
         survivor.write_page(page_of({"a": 1}))
     assert Path(path.path).read_bytes() == b'{"a":1}\n'
@@ -141,7 +141,7 @@ def test_readers_see_the_previous_object_until_the_new_one_is_complete(
     path = folder / "o"
     write(path, [sample("metrics")] * 50, file_format, compression)
     before = Path(path.path).read_bytes()
-    with open_object(path, file_format, compression=compression) as writer:  # type: ignore[arg-type]
+    with Format(file_format, compression).open(path) as writer:  # type: ignore[arg-type]
         for _ in range(3):
             writer.write_page(sample("metrics"))
             assert {name: data for name, data in tree(folder).items() if not name.startswith(".")} == {"o": before}
@@ -154,9 +154,9 @@ def test_readers_see_the_previous_object_until_the_new_one_is_complete(
 KILLED = """
 import sys, time
 from upath import UPath
-from airflow_provider_unleash.core.formats import open_object
+from airflow_provider_unleash.core.formats import Format
 from airflow_provider_unleash.core.protocol import Page
-with open_object(UPath(sys.argv[1]), "jsonl") as writer:
+with Format("jsonl").open(UPath(sys.argv[1])) as writer:
     for number in range(1, 100):
         writer.write_page(Page(number, 99, ("a",), [("x" * 1000,)] * 100))
     print("in the middle", flush=True)
@@ -200,7 +200,7 @@ def test_two_writers_of_one_object_both_succeed_and_the_last_one_wins(
     file_format: str, compression: Any, folder: Any
 ) -> None:
     path = folder / "new" / "o"
-    with open_object(path, file_format, compression=compression) as one:  # type: ignore[arg-type]
+    with Format(file_format, compression).open(path) as one:  # type: ignore[arg-type]
         one.write_page(sample("compact"))
         write(path, [sample("metrics")], file_format, compression)
         assert len(read_file(path, file_format, compression)) == 4
@@ -218,7 +218,7 @@ def write_concurrently(paths: list[Any], fails: Callable[[int], bool]) -> list[B
         for turn, path in enumerate(paths):
             start.wait()
             try:
-                with suppress(StopError), open_object(path, "jsonl") as writer:
+                with suppress(StopError), Format("jsonl").open(path) as writer:
                     writer.write_page(page_of(*[{"writer": name}] * 50))
                     if fails(turn):
                         raise StopError
@@ -279,7 +279,7 @@ def umask() -> int:
 def test_a_file_is_never_readable_by_more_users_than_the_one_it_replaces(folder: Any) -> None:
     write(folder / "o", [], "jsonl")
     Path((folder / "o").path).chmod(0o600)
-    with open_object(folder / "o", "jsonl"):
+    with Format("jsonl").open(folder / "o"):
         assert {path.stat().st_mode & 0o777 for path in Path(folder.path).iterdir()} == {0o600}
 
 
@@ -357,10 +357,10 @@ def in_memory() -> Iterator[Any]:
 
 @every_format
 def test_an_object_in_another_store_is_read_back_unchanged(file_format: Any, compression: Any, in_memory: Any) -> None:
-    assert not has_rows(in_memory, file_format, compression)
+    assert not Format(file_format, compression).has_rows(in_memory)
     size = write(in_memory, [sample("compact")], file_format, compression)
     assert size == len(in_memory.fs.cat(in_memory.path))
-    assert has_rows(in_memory, file_format, compression)
+    assert Format(file_format, compression).has_rows(in_memory)
     if not compression:
         assert len(read_records(in_memory.fs.cat(in_memory.path), file_format)) == 2
 
@@ -392,7 +392,7 @@ def test_a_local_object_is_a_file_however_its_path_is_spelled(spelling: str, tmp
     path = UPath(spelling.format(tmp_path)) / "new" / "o.jsonl"
     write(path, [page_of({"a": 1})], "jsonl")
     assert (tmp_path / "new" / "o.jsonl").read_bytes() == b'{"a":1}\n'
-    assert has_rows(path, "jsonl")
+    assert Format("jsonl").has_rows(path)
     assert url_of(path) == f"file://{tmp_path}/new/o.jsonl"
 
 

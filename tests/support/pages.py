@@ -16,7 +16,7 @@ import duckdb
 import msgspec
 import pyarrow.parquet as pq
 
-from airflow_provider_unleash.core.formats import open_object
+from airflow_provider_unleash.core.formats import Format
 from airflow_provider_unleash.core.protocol import Page, Response, parse_page
 from tests.support.paths import SAMPLES
 
@@ -59,7 +59,7 @@ class Place:
 
 def write(path: Any, pages: Iterable[Page], file_format: Any, compression: Any = None, column_types: Any = None) -> int:
     """Write an object, and return its size according to the writer."""
-    with open_object(path, file_format, compression=compression, column_types=column_types) as writer:
+    with Format(file_format, compression, column_types).open(path) as writer:
         for page in pages:
             writer.write_page(page)
     return writer.size

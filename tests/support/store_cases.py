@@ -24,7 +24,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from airflow_provider_unleash.core.formats import open_object
+from airflow_provider_unleash.core.formats import Format
 from airflow_provider_unleash.core.names import MANIFESTS
 from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.delta import open_delta_table
@@ -118,7 +118,7 @@ def page_of(rows: int, text: str = "x") -> Page:
 
 def write_megabytes(lake: Store, name: str, number: int) -> int:
     """Write an object of this many megabytes and return its size."""
-    with open_object(path_of(lake, name), "jsonl") as writer:
+    with Format("jsonl").open(path_of(lake, name)) as writer:
         for _ in range(number):
             writer.write_page(page_of(1000, "x" * 1000))
     return writer.size
@@ -139,11 +139,11 @@ operator.execute({"dag": SimpleNamespace(timezone=timezone.utc), "dag_run": Simp
 _WRITE = """
 import sys
 from airflow.providers.common.compat.sdk import ObjectStoragePath
-from airflow_provider_unleash.core.formats import open_object
+from airflow_provider_unleash.core.formats import Format
 from airflow_provider_unleash.core.protocol import Page
 
 page = Page(1, 1, ("source_file_name",), [("x" * 1000,) for _ in range(1000)])
-with open_object(ObjectStoragePath(sys.argv[1]) / "large.jsonl", "jsonl") as writer:
+with Format("jsonl").open(ObjectStoragePath(sys.argv[1]) / "large.jsonl") as writer:
     for _ in range(int(sys.argv[2])):
         writer.write_page(page)
     LAST
@@ -334,7 +334,7 @@ class StoreCases(_Connected):
     @pytest.mark.parametrize("old", [{}, {"large.jsonl": b"old"}], ids=["new", "old"])
     def test_a_failed_write_of_a_large_object_keeps_the_previous_one(self, lake: Store, old: dict[str, bytes]) -> None:
         def fail() -> None:
-            with open_object(path_of(lake, "large.jsonl"), "jsonl") as writer:
+            with Format("jsonl").open(path_of(lake, "large.jsonl")) as writer:
                 for _ in range(20):
                     writer.write_page(page_of(1000, "x" * 1000))
                 raise ZeroDivisionError
@@ -351,7 +351,7 @@ class StoreCases(_Connected):
     @pytest.mark.parametrize("size", [20, 80])  # Azure's client sends up to 64 MiB in one request
     def test_a_large_object_is_published_whole_at_the_end(self, lake: Store, size: int) -> None:
         lake.put("large.jsonl", b"old")
-        with open_object(path_of(lake, "large.jsonl"), "jsonl") as writer:
+        with Format("jsonl").open(path_of(lake, "large.jsonl")) as writer:
             for _ in range(size):
                 writer.write_page(page_of(1000, "x" * 1000))
             assert objects(lake) == {"large.jsonl": b"old"}
