@@ -33,7 +33,7 @@ from airflow_provider_unleash.core.names import DELTA, DELTA_LOG, manifest_name,
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.protocol import Endpoint, Page
 from airflow_provider_unleash.core.runner import DeviceRunner, Failures, enumerate_devices
-from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, remove_all_staged
+from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, remove_staged
 from airflow_provider_unleash.core.stores import FolderPath
 from airflow_provider_unleash.core.windows import RowCounts, Window
 from airflow_provider_unleash.exceptions import EmptyReplacementError, UnexpectedResponseError
@@ -140,7 +140,8 @@ def land_account(
             return _land_together(job, source, runner, _OneCommit(job, table) if table else _OneObject(job))
 
     # Only the rows of all devices together keep staged pages until they are published.
-    result = land_without_staging_if_full(job, land_once, lambda: not is_split and remove_all_staged(dst))
+    staged = (_staging_name(job, device_id) for device_id in devices)
+    result = land_without_staging_if_full(job, land_once, lambda: not is_split and remove_staged(dst, staged))
     counts = sum((record.counts for record in result.records.values()), RowCounts())
     counts.warn_if_window_ignored(window)
     if not counts.rows:
@@ -390,10 +391,13 @@ def _devices_with_rows(entries: Mapping[str, Entry]) -> set[str]:
     return {device_id for device_id, entry in entries.items() if entry.rows and entry.path}
 
 
+def _staging_name(job: Job, device_id: str) -> str:
+    return f"{window_name(job.window)}.{job.object_format.extension} {device_id}"
+
+
 def _read_device(job: Job, source: _Source, device_id: str) -> _Read:
     extracted_at = format_now()
-    name = f"{window_name(job.window)}.{job.object_format.extension} {device_id}"
-    with job.open_staging(source, name) as staging:
+    with job.open_staging(source, _staging_name(job, device_id)) as staging:
         with open_window(source, device_id, job.window, job.endpoint, staging) as pages:
             kept = _keep(iter(pages))
         if not pages.counts.rows:

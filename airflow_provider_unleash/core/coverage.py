@@ -20,14 +20,13 @@ from airflow_provider_unleash.core.manifest import (
     choose_folders,
     layout_key,
     list_manifests,
-    list_names,
     overlap,
     parse_manifest,
 )
 from airflow_provider_unleash.core.moments import format_ms, parse_duration
 from airflow_provider_unleash.core.names import MANIFESTS, parse_window, window_name
 from airflow_provider_unleash.core.protocol import check_device_id
-from airflow_provider_unleash.core.stores import FolderPath, check_dst, split_dst, store_of
+from airflow_provider_unleash.core.stores import FolderPath, check_dst, list_names, split_dst, store_of
 from airflow_provider_unleash.core.windows import Window, calendar_zone, plan_windows
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import date, datetime, tzinfo
 
 from airflow_provider_unleash.core.coverage_text import format_bound
-from airflow_provider_unleash.core.manifest import Entry, list_manifests, list_names, read_manifest
+from airflow_provider_unleash.core.manifest import Entry, list_manifests, read_manifest
 from airflow_provider_unleash.core.moments import is_missing, now_ms, parse_moment, parse_moment_string, shift
 from airflow_provider_unleash.core.names import MANIFESTS, parse_window
-from airflow_provider_unleash.core.stores import FolderPath
+from airflow_provider_unleash.core.stores import FolderPath, list_names
 from airflow_provider_unleash.core.windows import STEPS, Window, count_steps, parse_step, to_ms
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 

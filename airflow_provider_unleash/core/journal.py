@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import time
@@ -11,10 +10,9 @@ from datetime import timedelta
 
 import msgspec
 
-from airflow_provider_unleash import __version__
 from airflow_provider_unleash.core.manifest import Entry
-from airflow_provider_unleash.core.names import STAGING
-from airflow_provider_unleash.core.stores import FolderPath, publish, remove_tree
+from airflow_provider_unleash.core.staging import StagingFolder
+from airflow_provider_unleash.core.stores import FolderPath, publish
 from airflow_provider_unleash.core.windows import RowCounts
 
 log = logging.getLogger(__name__)
@@ -50,9 +48,8 @@ class Journal:
     """
 
     def __init__(self, dst: FolderPath, name: str, source: Sequence[object], resume_within: timedelta) -> None:
-        self._folder = dst / STAGING / hashlib.sha256(name.encode()).hexdigest()[:16]
-        self._source = repr((*source, __version__))
-        self._resume_within = resume_within.total_seconds()
+        self._folder = StagingFolder(dst, name, source, resume_within)
+        self._is_enabled = bool(resume_within)
         self._unsaved: list[Record] = []
         self._saved_at = time.monotonic()
         self._files = 0
@@ -64,7 +61,7 @@ class Journal:
         ``read_completed`` returns the entries of the window's manifests; it is called only if there is a journal. A
         record that is not newer than its entry belongs to a task that succeeded, but could not remove its journal.
         """
-        if not self._resume_within:
+        if not self._is_enabled:
             return {}
         records: dict[str, Record] = {}
         for path in self._list_files():
@@ -73,7 +70,7 @@ class Journal:
             except Exception as error:
                 log.warning("Cannot read %s, so its devices are extracted again: %s", path, error)
                 continue
-            if file.source == self._source and time.time() - file.saved_at <= self._resume_within:
+            if file.source == self._folder.source and self._folder.is_recent(file.saved_at):
                 records |= {record.entry.device_id: record for record in file.records}
         completed = read_completed() if records else {}
         return {
@@ -83,17 +80,9 @@ class Journal:
         }
 
     def _list_files(self) -> list[FolderPath]:
-        self._folder.fs.invalidate_cache(self._folder.path)
-        try:
-            names = sorted(str(found).rpartition("/")[2] for found in self._folder.fs.find(self._folder.path))
-        except FileNotFoundError:
-            return []
-        except Exception as error:
-            log.warning("Cannot list %s, so all devices are extracted: %s", self._folder, error)
-            return []
-        files = [found for name in names if (found := _FILE_NAME.fullmatch(name))]
+        files = [found for name in self._folder.list_names() if (found := _FILE_NAME.fullmatch(name))]
         self._files = 1 + max((int(found[1]) for found in files), default=-1)
-        return [self._folder / found[0] for found in files]
+        return [self._folder.path / found[0] for found in files]
 
     def add(self, record: Record) -> None:
         """Keep a record; save all that are not saved yet, every few seconds."""
@@ -107,12 +96,12 @@ class Journal:
 
     def save(self) -> None:
         """Write the records that are not saved yet."""
-        if not self._unsaved or not self._resume_within:
+        if not self._unsaved or not self._is_enabled:
             return
         self._saved_at = time.monotonic()  # also if it fails, so that a store that refuses is not asked for each device
-        file = _File(self._source, time.time(), self._unsaved)
+        file = _File(self._folder.source, time.time(), self._unsaved)
         try:
-            with publish(self._folder / f"{self._files:05}.landed") as stream:
+            with publish(self._folder.path / f"{self._files:05}.landed") as stream:
                 stream.write(msgspec.json.encode(file))
         except Exception as error:
             log.warning("Cannot save which devices have landed, so a retry would extract them again: %s", error)
@@ -124,7 +113,4 @@ class Journal:
         """Remove all files, once the manifest has their content."""
         self._unsaved = []
         if self._files:
-            try:
-                remove_tree(self._folder)
-            except Exception as error:
-                log.warning("Cannot remove %s; you can remove it: %s", self._folder, error)
+            self._folder.remove()

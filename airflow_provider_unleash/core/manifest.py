@@ -20,7 +20,7 @@ from airflow_provider_unleash.core.names import (
     parse_window,
     window_name,
 )
-from airflow_provider_unleash.core.stores import FolderPath, publish
+from airflow_provider_unleash.core.stores import FolderPath, list_names, publish
 from airflow_provider_unleash.core.windows import Window
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
@@ -169,15 +169,6 @@ def open_tree(dst: FolderPath, window: Window, layout: Layout, *, same_day: bool
 def list_manifests(folder: FolderPath) -> list[str]:
     """List the manifests only: a killed task leaves a part of one, with another ending."""
     return [name for name in list_names(folder) if name.endswith(".manifest")]
-
-
-def list_names(folder: FolderPath) -> list[str]:
-    """Return the names in a folder, or none if it does not exist."""
-    folder.fs.invalidate_cache(folder.path)
-    try:
-        return [str(found).rstrip("/").rpartition("/")[2] for found in folder.fs.ls(folder.path, detail=False)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def choose_folders(folders: Iterable[str], window: Window, *, same_day: bool = False) -> list[str]:

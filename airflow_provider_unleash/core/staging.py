@@ -25,6 +25,7 @@ from airflow_provider_unleash.core.stores import (
     FolderPath,
     StoragePath,
     abort_uploads,
+    list_names,
     publish,
     remove_tree,
 )
@@ -63,6 +64,36 @@ def check_checkpoint_pages(checkpoint_pages: int | None) -> None:
         )
 
 
+class StagingFolder:
+    """
+    Where tries of an extraction leave what a retry needs: ``<dst>/_staging/<hash of name>``.
+
+    :param source: what the content depends on, besides the name, such as base URL and endpoint.
+    :param resume_within: older content is not used.
+    """
+
+    def __init__(self, dst: FolderPath, name: str, source: Sequence[object], resume_within: timedelta) -> None:
+        self.path = dst / STAGING / _hash(name)
+        self.source = repr((*source, __version__))
+        self._resume_within = resume_within.total_seconds()
+
+    def is_recent(self, saved_at: float) -> bool:
+        """Return whether content of this time may be used."""
+        return time.time() - saved_at <= self._resume_within
+
+    def list_names(self) -> list[str]:
+        """Return the names of the files in order; none if they cannot be listed."""
+        try:
+            return sorted(list_names(self.path))
+        except Exception as error:
+            log.warning("Cannot list %s, so nothing in it is used: %s", self.path, error)
+            return []
+
+    def remove(self) -> None:
+        """Remove all files, once they are not needed."""
+        _remove_logged(self.path)
+
+
 class Staging:
     """
     Stages the pages of one object while they are read, and loads those that an earlier try has staged.
@@ -86,10 +117,8 @@ class Staging:
         checkpoint_pages: int | None,
         resume_within: timedelta,
     ) -> None:
-        self._folder = dst / STAGING / hashlib.sha256(object_name.encode()).hexdigest()[:16]
-        self._source = repr((*source, __version__))
+        self._folder = StagingFolder(dst, object_name, source, resume_within)
         self._checkpoint_pages = checkpoint_pages
-        self._resume_within = resume_within.total_seconds()
         self._snapshot = Snapshot(0, b"", b"")
         self._file = ExitStack()
         self._stream: gzip.GzipFile | None = None
@@ -125,12 +154,12 @@ class Staging:
         """
         self._snapshot = snapshot
         self._is_enabled = True
-        found = self._list_files()
+        found = self._folder.list_names()
         self._has_files = bool(found)
         for index in count():
             if _file_name(index) not in found:
                 break
-            path = self._folder / _file_name(index)
+            path = self._folder.path / _file_name(index)
             try:
                 for page in self._read_file(path, snapshot):
                     self.resumed_pages += 1
@@ -142,27 +171,17 @@ class Staging:
                 break
             self._next_file = index + 1
         if self.resumed_pages:
-            log.info("Resuming at page %d, after the staged pages in %s", self.next_page, self._folder)
+            log.info("Resuming at page %d, after the staged pages in %s", self.next_page, self._folder.path)
         for name in found:
             if name >= _file_name(self._next_file):
-                _remove_logged(self._folder / name)
-
-    def _list_files(self) -> set[str]:
-        try:
-            self._folder.fs.invalidate_cache(self._folder.path)
-            return {str(path).rpartition("/")[2] for path in self._folder.fs.find(self._folder.path)}
-        except FileNotFoundError:
-            return set()
-        except Exception as error:
-            log.warning("Cannot list staged pages in %s, so all pages are requested: %s", self._folder, error)
-            return set()
+                _remove_logged(self._folder.path / name)
 
     def _read_file(self, path: StoragePath, snapshot: Snapshot) -> Iterator[Page]:
         with path.fs.open(path.path, "rb", block_size=PART_BYTES) as packed, gzip.open(packed) as lines:
             header = msgspec.json.decode(lines.readline(_MAX_LINE_BYTES), type=_Header)
-            if time.time() - header.staged_at > self._resume_within:
+            if not self._folder.is_recent(header.staged_at):
                 raise _UnusableError("they are older than resume_within")
-            if (header.source, header.snapshot) != (self._source, snapshot):
+            if (header.source, header.snapshot) != (self._folder.source, snapshot):
                 raise _UnusableError("the API or the settings have changed")
             if header.first_page != self.next_page:
                 raise _UnusableError(f"page {header.first_page} follows page {self.next_page - 1}")
@@ -194,8 +213,8 @@ class Staging:
     def _stage(self, page: Page) -> None:
         if self._stream is None:
             self._has_files = True  # even if publishing the first file fails halfway
-            packed = self._file.enter_context(publish(self._folder / _file_name(self._next_file)))
-            header = _Header(self._source, self._snapshot, time.time(), page.number)
+            packed = self._file.enter_context(publish(self._folder.path / _file_name(self._next_file)))
+            header = _Header(self._folder.source, self._snapshot, time.time(), page.number)
             self._stream = self._file.enter_context(gzip.GzipFile("", "wb", _GZIP_LEVEL, packed, mtime=0))
             self._stream.write(msgspec.json.encode(header) + b"\n")
             self._pages_in_file = 0
@@ -221,8 +240,8 @@ class Staging:
         """Remove the staged files, and unfinished uploads of them by killed tries; call it once the object is there."""
         if self._has_files:
             self._has_files = False
-            _remove_logged(self._folder)
-            abort_uploads(self._folder, below=True)
+            self._folder.remove()
+            abort_uploads(self._folder.path, below=True)
 
 
 def _checksum(content: bytes) -> bytes:
@@ -233,12 +252,16 @@ def is_disk_full(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def remove_all_staged(dst: FolderPath) -> bool:
-    """Remove the staged pages of all extractions to a full disk; return whether there were any."""
-    folder = dst / STAGING
-    has_files = bool(folder.fs.find(folder.path))
-    _remove_logged(folder)
-    return has_files
+def remove_staged(dst: FolderPath, names: Iterable[str]) -> bool:
+    """Remove what is staged under these names, and return whether there was any; other tasks may stage in ``dst``."""
+    found = {_hash(name) for name in names}.intersection(list_names(dst / STAGING))
+    for folder in found:
+        _remove_logged(dst / STAGING / folder)
+    return bool(found)
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _file_name(index: int) -> str:

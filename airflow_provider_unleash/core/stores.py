@@ -330,6 +330,15 @@ def _remove_if_abandoned(sibling: Path) -> None:
             sibling.unlink()
 
 
+def list_names(folder: FolderPath) -> list[str]:
+    """Return the names in a folder, or none if it does not exist."""
+    folder.fs.invalidate_cache(folder.path)
+    try:
+        return [str(found).rstrip("/").rpartition("/")[2] for found in folder.fs.ls(folder.path, detail=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def remove_tree(path: StoragePath) -> None:
     """Remove an object or a folder with its content, and the parent if that leaves it empty; they may not exist."""
     path.fs.invalidate_cache(path.path)

@@ -519,22 +519,34 @@ def test_a_store_that_cannot_be_written_ends_the_extraction_at_once(
 
 
 def test_staging_fails_no_object_of_all_devices_that_fits_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store has room for the object and its manifest, but not for staged pages too."""
+    """
+    A store has room for the object and its manifest, but not for staged pages too.
+
+    What another task has staged, such as the same devices in another window, is not removed.
+    """
     monkeypatch.setattr("airflow_provider_unleash.core.account.CHECKPOINT_PAGES", 3)
     dst = UPath("memory://test-account/lake")
     put_file, stored = type(dst.fs).put_file, dst.fs.store
+    of_others: set[str] = set()
 
     def put(fs: Any, source: Any, target: str) -> None:
-        if "_staging" not in target and any("_staging" in name for name in stored):
+        if "_staging" not in target and any("_staging" in name for name in stored.keys() - of_others):
             raise OSError(errno.ENOSPC, "No space left on device")
         put_file(fs, source, target)
 
     monkeypatch.setattr(type(dst.fs), "put_file", put)
     with Simulator(fixed_pages=12, page_size=10) as sim, open_client(sim) as client:
         try:
+            sim.add_fault(Fault("500", path=f"/{sim.devices[1]}/", page=8, times=None))
+            with pytest.raises(UnleashError):
+                land_account(client, sim.devices[:2], Window(START, END - 1), dst, split_by_device=False)
+            of_others |= stored.keys()
+            assert len(of_others) > 4  # files of both devices
+            sim.clear_faults()
             landed = land_account(client, sim.devices[:2], DAY, dst, split_by_device=False)
             assert landed.counts.rows == 240
-            assert sorted(stored) == [landed.manifest.path, f"{dst.path}/{NAME}.jsonl"]
+            assert stored.keys() - of_others == {landed.manifest.path, f"{dst.path}/{NAME}.jsonl"}
+            assert of_others < stored.keys()
         finally:
             stored.clear()
 

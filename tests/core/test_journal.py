@@ -102,6 +102,6 @@ def test_a_store_that_refuses_costs_requests_only(tmp_path, monkeypatch, caplog,
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(type(UPath(tmp_path).fs), {"load": "find", "save": "find", "remove": "rm"}[step], refuse)
+    monkeypatch.setattr(type(UPath(tmp_path).fs), {"load": "ls", "save": "ls", "remove": "rm"}[step], refuse)
     {"load": lambda: journal.load(dict), "save": journal.save, "remove": journal.remove}[step]()
     assert "Cannot" in caplog.text
