@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from airflow.providers.common.compat.sdk import BaseOperator, ObjectStoragePath
 
 from airflow_provider_unleash.assets import add_to_events
+from airflow_provider_unleash.core.account import LandedAccount
 from airflow_provider_unleash.core.columns import COLUMNS, columns_of
-from airflow_provider_unleash.core.extract import OnEmpty
+from airflow_provider_unleash.core.extract import Extracted, Landed, OnEmpty
 from airflow_provider_unleash.core.formats import Compression, FileFormat, Format
 from airflow_provider_unleash.core.moments import format_ms, parse_duration
 from airflow_provider_unleash.core.protocol import Endpoint
 from airflow_provider_unleash.core.stores import FolderPath, url_of
-from airflow_provider_unleash.core.windows import RowCounts, Window, resolve_window
+from airflow_provider_unleash.core.windows import Window, resolve_window
 from airflow_provider_unleash.folders import check_folder, open_folder
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, ConnectedTask
 from airflow_provider_unleash.lineage import Extraction, Written, lineage_of
@@ -74,6 +76,7 @@ class FetchOperator(UnleashOperator):
         *("start", "end", "window", "endpoint", "on_empty"),
     )
     extraction: Extraction | None = None
+    _began = 0.0
 
     def __init__(
         self,
@@ -102,7 +105,8 @@ class FetchOperator(UnleashOperator):
         check_arguments(self, checks, is_known)
         check_start_before_end(self, is_known)
 
-    def _execute(self, context: Context) -> Any:
+    def _resolve_window(self, context: Context) -> Window:
+        """Check the rendered arguments, return the run's window, and name a mapped task after its arguments."""
         self.extraction = None
         self._check_arguments(is_final)
         window = resolve_window(start=self.start, end=self.end, window=self.window, **run_times(context))
@@ -111,31 +115,35 @@ class FetchOperator(UnleashOperator):
         if is_mapped(context) and not values.get("map_index_template"):
             name = self._name_if_mapped() + (" {{ task.start }}" if self.start else "")
             values["map_index_template"] = name.strip()
-        with self._open_client() as client:
-            if is_mapped(context) and values["ti"].map_index > 0:
-                client.token_log_level = logging.INFO  # the first of mapped tasks warns for all
-            return self._fetch(client, window, context)
+        return window
 
     def _name_if_mapped(self) -> str:
         """Return the template of the name that the grid shows instead of an index; the start is appended."""
         raise NotImplementedError
 
-    def _fetch(self, client: UnleashClient, window: Window, context: Context) -> Any:
-        raise NotImplementedError
+    @contextmanager
+    def _open_client_of(self, context: Context) -> Iterator[UnleashClient]:
+        """Yield the client of a task; of mapped tasks, only the first warns about stream tokens."""
+        values: Any = context
+        with self._open_client() as client:
+            if is_mapped(context) and values["ti"].map_index > 0:
+                client.token_log_level = logging.INFO
+            self._began = time.monotonic()
+            yield client
 
-    def _report(self, what: str, counts: RowCounts, size: int, client: UnleashClient, began: float) -> dict[str, float]:
+    def _report(self, what: str, extracted: Extracted, client: UnleashClient) -> dict[str, float]:
         """Log and report the statistics of an extraction, and return them."""
         traffic = client.traffic
         statistics = {
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": round(time.monotonic() - self._began, 3),
             "requests": traffic.requests,
             "retries": traffic.retries,
             "throttled_seconds": round(traffic.throttled_seconds, 3),
         }
-        report_extraction(rows=counts.rows, size=size, seconds=statistics["seconds"])
+        report_extraction(rows=extracted.counts.rows, size=extracted.size, seconds=statistics["seconds"])
         self.log.info(
             "%s. Pages: %d, bytes: %d, seconds: %.1f, requests: %d, retries: %d, throttled seconds: %.1f",
-            *(what, counts.pages, size, *statistics.values()),
+            *(what, extracted.counts.pages, extracted.size, *statistics.values()),
         )
         return statistics
 
@@ -203,9 +211,7 @@ class StorageOperator(FetchOperator):
     def _summarize(
         self,
         window: Window,
-        counts: RowCounts,
-        size: int,
-        manifest: FolderPath,
+        landed: Landed | LandedAccount,
         context: Context,
         *,
         partition_key: str | None = None,
@@ -214,14 +220,14 @@ class StorageOperator(FetchOperator):
         """Return the summary, and add its totals and the manifest to the events of the outlet assets."""
         if self.extraction:
             columns = COLUMNS if self.file_format in ("jsonl", "json") else columns_of(self.column_types)
-            name = "/".join(manifest.path.split("/")[-2:])
-            account = getattr(manifest.fs, "account_name", None)  # Azure's file system has it
-            self.extraction.written = Written(str(self.dst), name, columns, counts.rows, size, account)
-        totals = {"start": format_ms(window.start_ms), "end": format_ms(window.end_ms), **asdict(counts)}
-        place = place_in_summary(manifest)
-        add_to_events(context, self.outlets, {**totals, **facts, "bytes": size, "manifest": place}, partition_key)
+            name = "/".join(landed.manifest.path.split("/")[-2:])
+            account = getattr(landed.manifest.fs, "account_name", None)  # Azure's file system has it
+            self.extraction.written = Written(str(self.dst), name, columns, landed.counts.rows, landed.size, account)
+        totals = {"start": format_ms(window.start_ms), "end": format_ms(window.end_ms), **asdict(landed.counts)}
+        event = {**totals, **facts, "bytes": landed.size, "manifest": place_in_summary(landed.manifest)}
+        add_to_events(context, self.outlets, event, partition_key)
         settings = {"window_rule": window.rule, "endpoint": self.endpoint, "file_format": self.file_format}
-        return {**totals, **settings, **facts}
+        return {**totals, **settings, **facts, "overlapping_windows": len(landed.overlapping)}
 
 
 def place_in_summary(path: FolderPath) -> dict[str, str]:

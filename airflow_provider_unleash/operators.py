@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from airflow_provider_unleash.core.formats import AccountFormat, FileFormat
 from airflow_provider_unleash.core.names import DELTA
 from airflow_provider_unleash.core.protocol import check_device_id
 from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, check_checkpoint_pages
-from airflow_provider_unleash.core.windows import Window, partition_key
+from airflow_provider_unleash.core.windows import partition_key
 from airflow_provider_unleash.delta import storage_options_of
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.fetching import FetchOperator, StorageOperator, place_in_summary
@@ -36,8 +35,6 @@ from airflow_provider_unleash.tasks import (
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath, XComArg
-
-    from airflow_provider_unleash.client import UnleashClient
 
 __all__ = [
     "UnleashAccountToObjectStorageOperator",
@@ -141,7 +138,7 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
                     "partition_format needs an asset in outlets, whose events get the key", argument="partition_format"
                 )
 
-    def _execute(self, context: Context) -> Any:
+    def _check_mapped(self, context: Context) -> None:
         # With a start of their own, mapped tasks have windows, and so objects, of their own.
         shares_window = self.device_ids is not None and not self.start and is_mapped(context)
         if shares_window and self.partition_format is not None:
@@ -156,43 +153,36 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
                 "split_by_device=True, or one task without device_ids",
                 argument="split_by_device",
             )
-        return super()._execute(context)
 
-    def _fetch(self, client: UnleashClient, window: Window, context: Context) -> dict[str, Any]:
-        began = time.monotonic()
+    def _execute(self, context: Context) -> dict[str, Any]:
+        self._check_mapped(context)
+        window = self._resolve_window(context)
         key = None
         if self.partition_format is not None:
             key = partition_key(window, self.partition_format, run_times(context)["timezone"])
-        self.extraction = Extraction(client.base_url, self.device_ids or (), window)
-        landed = land_account(
-            client,
-            self.device_ids,
-            window,
-            split_by_device=self.split_by_device,
-            storage_options=partial(storage_options_of, str(self.dst)),
-            **self._land_arguments(context),
-        )
-        self.extraction.device_ids = landed.device_ids
+        with self._open_client_of(context) as client:
+            self.extraction = Extraction(client.base_url, self.device_ids or (), window)
+            landed = land_account(
+                client,
+                self.device_ids,
+                window,
+                split_by_device=self.split_by_device,
+                storage_options=partial(storage_options_of, str(self.dst)),
+                **self._land_arguments(context),
+            )
+            self.extraction.device_ids = landed.device_ids
         if landed.is_skipped:
             raise AirflowSkipException("The devices have no rows in the window")
-        devices = len(landed.device_ids)
-        what = f"Wrote {landed.counts.rows} rows to {self.dst}. Devices: {devices}, objects: {landed.objects}"
-        statistics = self._report(what, landed.counts, landed.size, client, began)
-        summary = self._summarize(
-            window,
-            landed.counts,
-            landed.size,
-            landed.manifest,
-            context,
-            partition_key=key,
-            devices=devices,
-            devices_with_rows=landed.devices_with_rows,
-            objects=landed.objects,
-        )
+        facts = {
+            "devices": len(landed.device_ids),
+            "devices_with_rows": landed.devices_with_rows,
+            "objects": landed.objects,
+        }
+        what = f"Wrote {landed.counts.rows} rows to {self.dst}. Devices: {facts['devices']}, objects: {landed.objects}"
+        statistics = self._report(what, landed, client)
         return {
-            **summary,
+            **self._summarize(window, landed, context, partition_key=key, **facts),
             "bytes": landed.size,
-            "overlapping_windows": len(landed.overlapping),
             "manifest": place_in_summary(landed.manifest),
             **statistics,
             "resumed_devices": landed.resumed_devices,
@@ -262,24 +252,20 @@ class UnleashToObjectStorageOperator(StorageOperator):
         super()._check_arguments(is_known)
         check_checkpoint_pages(self.checkpoint_pages)
 
-    def _fetch(self, client: UnleashClient, window: Window, context: Context) -> dict[str, Any]:
-        began = time.monotonic()
-        self.extraction = Extraction(client.base_url, [self.device_id], window)
-        arguments = self._land_arguments(context)
-        landed = land(client, self.device_id, window, checkpoint_pages=self.checkpoint_pages, **arguments)
+    def _execute(self, context: Context) -> dict[str, Any]:
+        window = self._resolve_window(context)
+        with self._open_client_of(context) as client:
+            self.extraction = Extraction(client.base_url, [self.device_id], window)
+            arguments = self._land_arguments(context)
+            landed = land(client, self.device_id, window, checkpoint_pages=self.checkpoint_pages, **arguments)
         if landed.is_skipped:
             raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")
-        what = f"Wrote {landed.counts.rows} rows to {landed.path}"
-        statistics = self._report(what, landed.counts, landed.size, client, began)
+        statistics = self._report(f"Wrote {landed.counts.rows} rows to {landed.path}", landed, client)
         file = {**place_in_summary(landed.path), "rows": landed.counts.rows, "bytes": landed.size}
-        summary = self._summarize(
-            window, landed.counts, landed.size, landed.manifest, context, device_id=self.device_id, files=[file]
-        )
         return {
-            **summary,
+            **self._summarize(window, landed, context, device_id=self.device_id, files=[file]),
             **statistics,
             "resumed_pages": landed.resumed_pages,
-            "overlapping_windows": len(landed.overlapping),
         }
 
 
@@ -319,19 +305,20 @@ class UnleashGetAnalyticsOperator(FetchOperator):
         check_arguments(self, {"device_id": check_device_id}, is_known)
         super()._check_arguments(is_known)
 
-    def _fetch(self, client: UnleashClient, window: Window, context: Context) -> list[dict[str, Any]]:
-        began = time.monotonic()
-        self.extraction = Extraction(client.base_url, [self.device_id], window)
-        fetched = fetch_records(
-            client,
-            self.device_id,
-            window,
-            endpoint=self.endpoint,
-            on_empty=self.on_empty,
-            max_bytes=self.max_xcom_bytes,
-            reserved_keys=XCOM_RESERVED_KEYS,
-        )
+    def _execute(self, context: Context) -> list[dict[str, Any]]:
+        window = self._resolve_window(context)
+        with self._open_client_of(context) as client:
+            self.extraction = Extraction(client.base_url, [self.device_id], window)
+            fetched = fetch_records(
+                client,
+                self.device_id,
+                window,
+                endpoint=self.endpoint,
+                on_empty=self.on_empty,
+                max_bytes=self.max_xcom_bytes,
+                reserved_keys=XCOM_RESERVED_KEYS,
+            )
         if fetched.is_skipped:
             raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")
-        self._report(f"Returned {fetched.counts.rows} rows to XCom", fetched.counts, fetched.size, client, began)
+        self._report(f"Returned {fetched.counts.rows} rows to XCom", fetched, client)
         return fetched.records
