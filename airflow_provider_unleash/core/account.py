@@ -134,10 +134,11 @@ def land_account(
             client.open_budget() as budget,
         ):
             source = _Source(client, budget, listed)
-            runner = DeviceRunner(workers, 4 * client.page_concurrency, devices)
+            runner = DeviceRunner(workers, 4 * client.page_concurrency)
             if is_split:
-                return _land_objects(job, source, runner)
-            return _land_together(job, source, runner, _OneCommit(job, table) if table else _OneObject(job))
+                return _land_objects(job, source, runner, devices)
+            target = _OneCommit(job, table) if table else _OneObject(job)
+            return _land_together(job, source, runner, devices, target)
 
     # Only the rows of all devices together keep staged pages until they are published.
     staged = (_staging_name(job, device_id) for device_id in devices)
@@ -201,7 +202,7 @@ class _Source:
 # ---- one object per device -----------------------------------------------------------------------
 
 
-def _land_objects(job: Job, source: _Source, runner: DeviceRunner) -> _Result:
+def _land_objects(job: Job, source: _Source, runner: DeviceRunner, devices: Sequence[str]) -> _Result:
     reported_keys: set[str] = set()
 
     def land_device(device_id: str) -> Record:
@@ -211,11 +212,13 @@ def _land_objects(job: Job, source: _Source, runner: DeviceRunner) -> _Result:
     name = f"{manifest_name(job.device_ids, job.window)} {job.object_format.extension}"
     settings = (*job.source(source), dict(job.object_format.column_types or {}))
     journal = Journal(job.dst, name, settings, job.resume_within or timedelta(0))
-    records = journal.load(job.tree.entries)
+    records = journal.load(job.tree.read_entries)
     resumed = len(records)
     if resumed:
         log.info("Resuming: an earlier try has landed %d devices", resumed)
-    failures = Failures(runner, "The others have landed, and a retry extracts only the failed ones")
+    remaining = [device_id for device_id in devices if device_id not in records]
+    consequence = "The others have landed, and a retry extracts only the failed ones"
+    failures = Failures(len(devices), len(remaining), consequence)
 
     def keep(record: Record) -> None:
         # With "fail", a retry asks for empty windows again, because their data may be late.
@@ -223,15 +226,14 @@ def _land_objects(job: Job, source: _Source, runner: DeviceRunner) -> _Result:
             journal.add(record)
 
     try:
-        for device_id, future in runner.iter_completed(land_device, skip=records, when_idle=journal.save_if_due):
+        for device_id, future in runner.iter_completed(land_device, remaining, when_idle=journal.save_if_due):
             try:
                 records[device_id] = record = future.result()
             except Exception as error:
                 failures.add(device_id, error)
             else:
-                failures.add_success()
+                failures.add_success(record.counts.rows)
                 keep(record)
-                runner.log_progress(record.counts.rows)
     finally:
         source.cancel()
         for future in runner.finish():  # objects that were being published when an error ended the extraction
@@ -277,9 +279,10 @@ class _NothingToPublishError(Exception):
     """There are no rows, and no object to replace."""
 
 
-def _land_together(job: Job, source: _Source, runner: DeviceRunner, target: _Target) -> _Result:
+def _land_together(job: Job, source: _Source, runner: DeviceRunner, devices: Sequence[str], target: _Target) -> _Result:
     reads: dict[str, _Read] = {}
-    failures = Failures(runner, "Nothing is published, because the rows of all devices are published together")
+    consequence = "Nothing is published, because the rows of all devices are published together"
+    failures = Failures(len(devices), len(devices), consequence)
 
     def read_device(device_id: str) -> _Read:
         return restart_on_change(lambda: _read_device(job, source, device_id))
@@ -287,7 +290,7 @@ def _land_together(job: Job, source: _Source, runner: DeviceRunner, target: _Tar
     size, objects = 0, 1
     try:
         with target.open() as writer:
-            for device_id, future in runner.iter_in_order(read_device):
+            for device_id, future in runner.iter_in_order(read_device, devices):
                 try:
                     read = future.result()
                     writer.device_id = device_id
@@ -296,9 +299,8 @@ def _land_together(job: Job, source: _Source, runner: DeviceRunner, target: _Tar
                 except Exception as error:
                     failures.add(device_id, error)
                 else:
-                    failures.add_success()
+                    failures.add_success(read.counts.rows)
                     reads[device_id] = replace(read, pages=())
-                    runner.log_progress(read.counts.rows)
             failures.check()
             with_rows = {device_id for device_id, read in reads.items() if read.counts.rows}
             is_needed = target.check(reads.keys(), with_rows)
@@ -344,7 +346,7 @@ class _OneObject:
         replaces_rows = not with_rows and job.object_format.has_rows(path)
         if not job.replace_with_empty:
             # Read again, because another task may have published rows of other devices meanwhile.
-            lost = sorted(_devices_with_rows(self._job.tree.entries()) - with_rows)
+            lost = sorted(_devices_with_rows(self._job.tree.read_entries()) - with_rows)
             if lost or replaces_rows:
                 named = f"of {enumerate_devices(lost)}" if lost else "which the API now does not return"
                 raise EmptyReplacementError(
@@ -356,7 +358,7 @@ class _OneObject:
         return bool(with_rows) or replaces_rows
 
     def complete(self) -> Collection[str]:
-        lost = _devices_with_rows(self._job.tree.entries()).difference(self._device_ids)
+        lost = _devices_with_rows(self._job.tree.read_entries()).difference(self._device_ids)
         if lost and not self._job.replace_with_empty:
             raise EmptyReplacementError(
                 f"Another task wrote rows of {enumerate_devices(sorted(lost))} to {self._path} at the same time, so "

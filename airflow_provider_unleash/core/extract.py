@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from airflow_provider_unleash.core.manifest import Entry, Layout, Tree, format_n
 from airflow_provider_unleash.core.moments import format_ms
 from airflow_provider_unleash.core.names import manifest_name, object_name
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
+from airflow_provider_unleash.core.progress import Progress
 from airflow_provider_unleash.core.protocol import Endpoint, Page
 from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, is_disk_full
 from airflow_provider_unleash.core.stores import FolderPath
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OnEmpty = Literal["succeed", "skip", "fail"]
-PROGRESS_SECONDS = 10.0
 
 
 class PageSource(Protocol):
@@ -395,18 +394,8 @@ def _iter_pages(reader: PageReader, staging: Staging | None) -> Iterator[Page]:
 
 
 def _log_progress(device_id: str, pages: Iterator[Page]) -> Iterator[Page]:
-    """Yield the pages and log the progress every ten seconds."""
-    began = logged = time.monotonic()
-    rows = 0
+    progress = Progress(f"{device_id}: ", "pages", 1)
     for page in pages:
         yield page
-        rows += len(page.rows)
-        now = time.monotonic()
-        if now - logged >= PROGRESS_SECONDS:
-            logged = now
-            number, total, seconds = page.number, max(page.number, page.total_pages), now - began
-            log.info(
-                "%s: %d of %d pages (%.0f %%), %d rows, %.0f rows/s, about %.0f s left",
-                *(device_id, number, total, 100 * number / total, rows, rows / seconds),
-                seconds * (total / number - 1),
-            )
+        progress.total = max(page.number, page.total_pages)
+        progress.add(len(page.rows))

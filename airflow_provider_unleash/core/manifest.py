@@ -129,7 +129,7 @@ class Tree:
     window: Window
     overlapping: tuple[str, ...]
 
-    def entries(self) -> dict[str, Entry]:
+    def read_entries(self) -> dict[str, Entry]:
         """Read the newest entry of each device in the window."""
         folder, _, name = window_name(self.window).partition("/")
         parent = self.dst / MANIFESTS / folder
@@ -155,10 +155,8 @@ def open_tree(dst: FolderPath, window: Window, layout: Layout, *, same_day: bool
     windows = {found for name in {name.rpartition("Z")[0] + "Z" for name in names} if (found := parse_window(name))}
     overlapping = sorted({window_name(other) for other in windows if overlap(other, window)} - {window_name(window)})
     if overlapping:
-        log.warning(
-            "%s has other windows of the same time, so their rows are there twice: %s%s",
-            *(dst, ", ".join(overlapping[:5]), " and more" if len(overlapping) > 5 else ""),
-        )
+        shown = ", ".join(overlapping[:5]) + (" and more" if len(overlapping) > 5 else "")
+        log.warning("%s has other windows of the same time, so their rows are there twice: %s", dst, shown)
     if not names and folders:
         last = max(folders)
         names = [f"{last}/{name}" for name in list_manifests(root / last)]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import errno
 import logging
-import time
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from airflow_provider_unleash.core.extract import PROGRESS_SECONDS
+from airflow_provider_unleash.core.progress import Progress
 from airflow_provider_unleash.core.throttle import MAX_PAUSE
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
@@ -41,27 +40,21 @@ _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ)
 
 class DeviceRunner:
     """
-    Runs a function for each device in threads, and logs the progress.
+    Runs a function for each device in threads.
 
     :param max_ahead: devices that are at work, or done and not yet consumed.
     """
 
-    def __init__(self, workers: ThreadPoolExecutor, max_ahead: int, devices: Sequence[str]) -> None:
+    def __init__(self, workers: ThreadPoolExecutor, max_ahead: int) -> None:
         self._workers = workers
         self._max_ahead = max_ahead
-        self.devices = devices
-        self._began = self._logged = time.monotonic()
-        self.total = len(devices)
-        self.done = self._rows = 0
         self._finished: SimpleQueue[tuple[str, Future[Any]]] = SimpleQueue()
 
     def iter_completed(
-        self, work: Callable[[str], T], skip: Container[str], when_idle: Callable[[], None]
+        self, work: Callable[[str], T], device_ids: Iterable[str], when_idle: Callable[[], None]
     ) -> Iterator[tuple[str, Future[T]]]:
         """Yield each device with its result as soon as there is one; call ``when_idle`` each second without any."""
-        remaining = [device_id for device_id in self.devices if device_id not in skip]
-        self.total = len(remaining)
-        rest = iter(remaining)
+        rest = iter(device_ids)
         running = 0
         while True:
             for device_id in islice(rest, self._max_ahead - running):
@@ -86,9 +79,9 @@ class DeviceRunner:
         while not self._finished.empty():
             yield self._finished.get()[1]
 
-    def iter_in_order(self, work: Callable[[str], T]) -> Iterator[tuple[str, Future[T]]]:
+    def iter_in_order(self, work: Callable[[str], T], device_ids: Iterable[str]) -> Iterator[tuple[str, Future[T]]]:
         """Yield each device with its result, in the order of the devices."""
-        rest = iter(self.devices)
+        rest = iter(device_ids)
         ahead: deque[tuple[str, Future[T]]] = deque()
         while True:
             for device_id in islice(rest, self._max_ahead - len(ahead)):
@@ -97,36 +90,26 @@ class DeviceRunner:
                 return
             yield ahead.popleft()
 
-    def log_progress(self, rows: int) -> None:
-        """Count a device that is done, and log the progress every ten seconds."""
-        self.done += 1
-        self._rows += rows
-        now = time.monotonic()
-        if now - self._logged >= PROGRESS_SECONDS:
-            self._logged = now
-            total, seconds = self.total, now - self._began
-            log.info(
-                "%d of %d devices (%.0f %%), %d rows, %.0f devices/s, about %.0f s left",
-                *(self.done, total, 100 * self.done / total, self._rows, self.done / seconds),
-                seconds * (total / self.done - 1),
-            )
-
 
 class Failures:
     """
     The errors of single devices; an error that concerns all devices is raised at once.
 
+    :param devices: the number of all devices.
+    :param remaining: the number of those that earlier tries have not landed.
     :param consequence: what an error says about the other devices.
     """
 
-    def __init__(self, runner: DeviceRunner, consequence: str) -> None:
+    def __init__(self, devices: int, remaining: int, consequence: str) -> None:
         self.errors: dict[str, Exception] = {}
-        self._runner = runner
+        self._devices = devices
+        self._progress = Progress("", "devices", remaining)
         self._consequence = consequence
         self._in_a_row = 0
 
-    def add_success(self) -> None:
+    def add_success(self, rows: int) -> None:
         self._in_a_row = 0
+        self._progress.add(rows)
 
     def add(self, device_id: str, error: Exception) -> None:
         if _concerns_all(error):
@@ -148,13 +131,13 @@ class Failures:
 
     @property
     def _untried(self) -> int:
-        return self._runner.total - self._runner.done - len(self.errors)
+        return self._progress.total - self._progress.done - len(self.errors)
 
     def _error(self, note: str = "") -> UnleashError:
         named = "".join(f"\n{device_id}: {_describe(error)}" for device_id, error in self._first())
         more = len(self.errors) - _NAMED_DEVICES
         message = (
-            f"{len(self.errors)} of {len(self._runner.devices)} devices failed. {note}{self._consequence}.{named}"
+            f"{len(self.errors)} of {self._devices} devices failed. {note}{self._consequence}.{named}"
             f"{f'{chr(10)}and {more} more' if more > 0 else ''}"
         )
         facts = {"errors": self.errors, "untried": self._untried}

@@ -112,14 +112,14 @@ def test_a_tree_has_the_newest_entry_of_each_device_from_all_manifests_of_its_wi
     publish(tmp_path, entry("A", rows=8, extracted_at="2026-01-13T02:00:00.000Z"), device_ids=["A"])
     publish(tmp_path, entry("B", rows=8, extracted_at="2026-01-13T02:00:00.000Z"), device_ids=["B"])
     publish(tmp_path, entry("C"), window=hours(0, 1))
-    entries = open_tree(UPath(tmp_path), DAY, SPLIT).entries()
+    entries = open_tree(UPath(tmp_path), DAY, SPLIT).read_entries()
     assert {device_id: found.rows for device_id, found in entries.items()} == {"A": 8, "B": 3}
 
 
 def test_a_new_tree_has_no_entries_and_fits_every_layout(tmp_path):
     for layout in (SPLIT, WHOLE):
         tree = open_tree(UPath(tmp_path / "lake"), DAY, layout)
-        assert (tree.entries(), tree.overlapping) == ({}, ())
+        assert (tree.read_entries(), tree.overlapping) == ({}, ())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -173,7 +173,7 @@ def test_other_files_among_the_manifests_are_ignored(tmp_path):
         assert open_tree(UPath(tmp_path), window, SPLIT).overlapping == ()
         with pytest.raises(InvalidArgumentError, match="A tree has one layout"):
             open_tree(UPath(tmp_path), window, WHOLE)
-    assert set(open_tree(UPath(tmp_path), DAY, SPLIT).entries()) == {"A"}
+    assert set(open_tree(UPath(tmp_path), DAY, SPLIT).read_entries()) == {"A"}
 
 
 # ---- overlapping windows -------------------------------------------------------------------------
@@ -226,5 +226,5 @@ def test_the_windows_of_a_name_that_manifests_share_do_not_mix(tmp_path):
     """With and without milliseconds, one name is the beginning of another."""
     longer = Window(DAY.start_ms, DAY.end_ms + 5)
     publish(tmp_path, entry("A"), window=longer)
-    assert open_tree(UPath(tmp_path), DAY, SPLIT).entries() == {}
+    assert open_tree(UPath(tmp_path), DAY, SPLIT).read_entries() == {}
     assert manifest_name(None, longer).startswith(MANIFEST.removesuffix("Z"))
