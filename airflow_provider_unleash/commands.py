@@ -20,7 +20,7 @@ def get_commands() -> list[CLICommand]:
         func=lazy_load_command("airflow_provider_unleash.commands.show_coverage"),
         args=[*(Arg(flags, **options) for flags, options in ARGUMENTS), ARG_VERBOSE],
     )
-    return [GroupCommand(name="unleash", help="Look after data from Unleash live", subcommands=[coverage])]
+    return [GroupCommand(name="unleash", help="Inspect extracted Unleash live data", subcommands=[coverage])]
 
 
 @suppress_logs_and_warning  # they would be in the way of --json

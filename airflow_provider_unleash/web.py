@@ -181,7 +181,7 @@ def _find_tree(trees: Mapping[str, str], dag_id: str) -> str:
 
 
 def _limit_reads() -> Callable[[int], None]:
-    """Return a check that ends a scan which is too large, or whose page nobody waits for any longer."""
+    """Return a check that ends a scan which is too large, or past its deadline."""
     deadline = time.monotonic() + READ_SECONDS
 
     def check(lines: int) -> None:
@@ -210,7 +210,7 @@ _FIELDS = (
 
 
 def _format_form(query: PageQuery, trees: Iterable[str]) -> str:
-    """Return the form that chooses what the page shows. Another tree may have another grid, so it starts anew."""
+    """Return the form that chooses what the page shows. Choosing another tree resets the other fields."""
     options = "".join(
         f"<option{' selected' if name == query.tree else ''}>{html.escape(name)}</option>" for name in trees
     )

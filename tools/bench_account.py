@@ -272,8 +272,7 @@ TEXT = """\
 Each device has one page of {rows} rows, and the API takes {latency} ms for each request. This package uses
 `page_concurrency={concurrency}`; the others request one page after another. Each run has a process of its own, which
 has done a small extraction before. The ideal time is devices × latency ÷ requests in flight. CPU time is relative to
-the floor: a `requests` session that reads the same pages and `msgspec` that decodes them. Accounts of up to {middle}
-devices are medians of {rounds} runs.
+the floor: a `requests` session that reads the same pages and `msgspec` that decodes them. {runs}
 
 {table}
 
@@ -294,6 +293,12 @@ devices are medians of {rounds} runs.
 """
 
 
+def _describe_runs(size: AccountSize) -> str:
+    if size.rounds == 1:
+        return "Each figure is from a single\nrun."
+    return f"Accounts of up to {size.middle}\ndevices are medians of {size.rounds} runs."
+
+
 def account_text(figures: AccountFigures, goal: Callable[..., str]) -> str:
     """Return the section about accounts."""
     large = figures.size.devices[-1]
@@ -306,8 +311,7 @@ def account_text(figures: AccountFigures, goal: Callable[..., str]) -> str:
         rows=ROWS_A_PAGE,
         latency=LATENCY,
         concurrency=CONCURRENCY,
-        middle=figures.size.middle,
-        rounds=figures.size.rounds,
+        runs=_describe_runs(figures.size),
         table="\n".join(account_table(figures)),
         concurrency_table="\n".join(concurrency_table(figures)),
         picture=PICTURE_NAME,

@@ -60,7 +60,7 @@ def _read_template() -> str:
 
 
 def _fill(page: str, **texts: str) -> str:
-    """Replace the places in the template; the last text may contain anything, even what looks like a place."""
+    """Fill the template. Fill the untrusted text last, because it may contain placeholders."""
     for name, text in texts.items():
         page = page.replace(f"<!--{name}-->", text)
     return page

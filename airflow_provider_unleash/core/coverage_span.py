@@ -1,4 +1,4 @@
-"""Which span of a tree to show if the user does not say: the newest windows, in the grid of the tree."""
+"""Choose the span to show by default: the newest windows of the tree."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ StorageOptions = Callable[[], Mapping[str, str]]
 
 PARTITION = "start_date"
 MAX_COMMITS = 25
-# The rows of files are read back as they are in these tables only. Deletion vectors and renamed columns are elsewhere.
+# Refuse tables with other features: their files alone do not show the table's rows.
 _READER_FEATURES = {"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
 # A shorter option is not a secret.
 _SECRET_CHARS = 6

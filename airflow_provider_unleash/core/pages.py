@@ -61,7 +61,7 @@ class ReadAhead:
         rest = iter(numbers)
         following = next(rest, None)
         ahead: deque[tuple[int, Future[Response]]] = deque()
-        taken = 0  # places in the shared room; one page of each reader needs none, so that no reader waits for another
+        taken = 0  # Permits taken. Each reader's first page needs none, so readers cannot block each other.
         try:
             while following is not None or ahead:
                 while following is not None and (not ahead or self._room.acquire(blocking=False)):

@@ -66,8 +66,8 @@ def plan_steps(
     if len(windows) > limit:
         number = 1 if step is None else max(len(windows), count_steps(span, step, zone))
         raise InvalidArgumentError(
-            f"{_count(len(device_ids), 'device')} × {_count(number, 'window')} are {len(device_ids) * number}, more "
-            f"than max_windows={max_windows}: {_suggest_step(len(device_ids), span, zone, max_windows)}",
+            f"{_count(len(device_ids), 'device')} × {_count(number, 'window')} = {len(device_ids) * number} tasks, but "
+            f"max_windows={max_windows}: {_suggest_step(len(device_ids), span, zone, max_windows)}",
             argument="max_windows",
         )
     return [DeviceWindow(device_id, window) for device_id in device_ids for window in windows]
@@ -103,7 +103,10 @@ def split_by_size(
             for done, (one, pages) in enumerate(zip(planned, counts, strict=True), 1):
                 parts = one.halves() if pages > max_pages else ()
                 if pages > max_pages and not parts:
-                    log.warning("%s is too short to cut: %s has %s", one.window, one.device_id, _count(pages, "page"))
+                    log.warning(
+                        "Cannot cut %s of %s any shorter, although it has %s",
+                        *(one.window, one.device_id, _count(pages, "page")),
+                    )
                 if parts:
                     halves += parts
                 else:

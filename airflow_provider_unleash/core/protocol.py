@@ -556,7 +556,7 @@ def _locate_misfit(content: object, row_type: type | None) -> tuple[str | None, 
 
 
 def may_have_stream_tokens(response: Response) -> bool:
-    """Return whether a page may have stream tokens, long before it is known: this is one search in the body."""
+    """Return whether a page may have stream tokens. A cheap search, which may return a false True."""
     return b"token" in response.body.lower() or b"\\u00" in response.body  # JSON may escape any letter
 
 

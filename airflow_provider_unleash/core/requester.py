@@ -67,7 +67,7 @@ class Traffic:
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
-# The outcome of a request is the first one whose error it raised; "cancelled" requests were no longer needed.
+# A request counts as the first entry that matches its error. "cancelled" requests were no longer needed.
 _OUTCOMES: dict[str, tuple[type[UnleashError], ...]] = {
     "throttled": (RateLimitError,),
     "server_error": (ServerError,),

@@ -95,7 +95,7 @@ def store_of(scheme: str) -> Store:
 
 
 def check_dst(dst: str) -> None:
-    """Check that the URL or absolute path of a folder leads where it says; a template may have rendered to None."""
+    """Check that ``dst`` is a folder URL or an absolute path."""
     scheme, store, place = split_dst(dst)
     bucket = split_bucket(place)[1]
     problem = None
@@ -277,7 +277,7 @@ def _create_sibling(target: Path) -> IO[bytes]:
 
 
 def _copy_owner_and_mode(target: Path, descriptor: int) -> None:
-    """Make a rerun keep them, as far as the process may and the file system can."""
+    """Copy owner and mode from the replaced file, where permitted."""
     with suppress(FileNotFoundError):
         existing = target.stat()
         # Owner and group one by one: only root may change the owner. The mode last: changing the owner clears bits.
