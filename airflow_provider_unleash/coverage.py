@@ -38,12 +38,10 @@ ARGUMENTS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, and return its exit code."""
     return show(build_parser().parse_args(argv), open_path)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m airflow_provider_unleash.coverage", description=DESCRIPTION)
     for flags, options in ARGUMENTS:
         parser.add_argument(*flags, **options)

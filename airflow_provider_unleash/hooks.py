@@ -194,7 +194,6 @@ class UnleashHook(BaseHook, RecordSource):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Return the form's widgets for the connection's extras."""
         from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
         from wtforms import BooleanField, IntegerField, StringField
         from wtforms.validators import Optional
@@ -214,7 +213,6 @@ class UnleashHook(BaseHook, RecordSource):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return the form's hidden fields, labels and placeholders."""
         return {key.replace("-", "_"): value for key, value in _form()["ui-field-behaviour"].items()}
 
 

@@ -14,6 +14,8 @@ from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.page import page_url, read_trees
 from airflow_provider_unleash.tasks import timezone_of
 
+# Airflow calls get_link in the process that has executed the operator.
+
 
 class CoverageLink(BaseOperatorLink):
     """From an extraction to its window on the coverage page; empty if the page does not show its folder."""
@@ -21,7 +23,6 @@ class CoverageLink(BaseOperatorLink):
     name = "Coverage"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """Return the address. Airflow calls this in the process that has executed the operator."""
         tree = _find_tree(operator)
         if tree is None:
             return ""
@@ -44,7 +45,6 @@ class ManifestLink(BaseOperatorLink):
     name = "Manifest"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """Return the address. Airflow calls this in the process that has executed the operator."""
         tree = _find_tree(operator)
         extraction = operator.extraction
         if tree is None or extraction is None or extraction.written is None:

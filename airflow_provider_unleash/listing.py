@@ -271,7 +271,6 @@ class UnleashPlanWindowsOperator(UnleashOperator):
 
 
 def _as_arguments(planned: DeviceWindow | AccountWindow, zone: tzinfo) -> dict[str, Any]:
-    """Return the arguments of a fetch operator for what is planned."""
     bounds = {
         "start": planned.window.start.astimezone(zone).isoformat(),
         "end": planned.window.end.astimezone(zone).isoformat(),

@@ -21,7 +21,6 @@ def has_page() -> bool:
 
 
 def read_trees() -> dict[str, str]:
-    """Return the folders that the page may show, by name."""
     trees: Any = None
     with suppress(ValueError):
         trees = json.loads(conf.get(SECTION, OPTION, fallback=None) or "{}")

@@ -143,7 +143,6 @@ WINDOW_CHECKS: dict[str, Callable[[Any], object]] = {
 
 
 def check_start_before_end(task: Any, is_known: Callable[[Any], bool]) -> None:
-    """Check ``start`` and ``end`` together, if both are known."""
     if is_known(task.start) and is_known(task.end):
         given_window(task.start, task.end)
 
@@ -213,7 +212,6 @@ if RetryPolicy is not None:
         def evaluate(
             self, exception: BaseException, try_number: int, max_tries: int, context: Any | None = None
         ) -> RetryDecision:
-            """Return when to retry after this exception."""
             if isinstance(exception, PermanentError):
                 return RetryDecision.fail(reason=f"{type(exception).__name__} is permanent")
             if isinstance(exception, TransientError) and exception.retry_after is not None:

@@ -229,7 +229,6 @@ class UnleashNewSessionsTrigger(BaseTrigger):
         self.poke_interval = poke_interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments; of the connection, only its id."""
         bounds = ("since", "until", "known_sessions", "min_sessions", "min_age")
         return _serialize(self, "unleash_conn_id", *bounds, "poke_interval")
 
@@ -309,7 +308,6 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
                 raise InvalidArgumentError(f"{name}={value!r} must be a finite number of seconds >= 0", argument=name)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments; of the connection, only its id."""
         return _serialize(self, "unleash_conn_id", "since", "min_age", "poke_interval", "reminder")
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -320,7 +318,6 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
     # From 3.3 on, Airflow polls once for all watchers with the same key, and calls these methods instead of run().
 
     def shared_stream_key(self) -> Hashable:
-        """Return the key of the watchers that share a poll."""
         return (_path_of(self), self.unleash_conn_id, self.poke_interval)
 
     @classmethod
@@ -330,7 +327,6 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
             yield result
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[PollResult]) -> AsyncIterator[TriggerEvent]:
-        """Yield this watcher's events."""
         async for event in self._watch(shared_stream):
             yield event
 

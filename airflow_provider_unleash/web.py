@@ -95,7 +95,6 @@ def get_app() -> FastAPI:
 
 
 def _explain(error: Exception) -> tuple[int, str]:
-    """Return the status and the message for the user."""
     if isinstance(error, InvalidArgumentError):
         return 400, str(error)
     if isinstance(error, FileNotFoundError):
@@ -108,7 +107,6 @@ def _explain(error: Exception) -> tuple[int, str]:
 
 
 def _render(query: PageQuery, trees: Mapping[str, str]) -> str:
-    """Read a tree, and return its page."""
     name = query.tree or _find_tree(trees, query.dag_id)
     folder = _open_tree(trees, name)
     query = replace(query, tree=name)

@@ -282,7 +282,6 @@ class UnleashClient(RecordSource):
         return _check_concurrency(page_concurrency)
 
     def _parse_page(self, response: Response, number: int, endpoint: Endpoint) -> Page:
-        """Parse a page, and mask its stream tokens or warn of them."""
         page = protocol.parse_page(response, number, endpoint)
         if self.mask_stream_tokens is False or self._warned_of_tokens or not protocol.may_have_stream_tokens(response):
             return page

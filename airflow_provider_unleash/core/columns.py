@@ -199,7 +199,6 @@ _CSV_TIMESTAMP = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{
 
 
 def csv_values(page: Page, name: str, kind: str, values: Sequence[Any]) -> Sequence[Any]:
-    """Return the values as CSV text, None for null."""
     if kind == "timestamp" and _are_csv_timestamps(values):
         return values
     check_values(page, name, kind, values)

@@ -139,7 +139,6 @@ class Coverage:
         return [(window.start.astimezone(self.zone), window.end.astimezone(self.zone)) for window in self.windows]
 
     def states_of(self, device_id: str) -> list[State]:
-        """Return the states of a device's windows."""
         states: list[State] = []
         for entries, settled_at in zip(self._entries, self._settled_at, strict=True):
             entry = entries.get(device_id)
@@ -152,7 +151,6 @@ class Coverage:
         return states
 
     def entry_of(self, device_id: str, number: int) -> Entry | None:
-        """Return what the manifests say about a device in the window of a number."""
         return self._entries[number].get(device_id)
 
     def first_extracted_at(self, device_id: str, number: int) -> str | None:
@@ -160,7 +158,6 @@ class Coverage:
         return self._first_extracted_at[number].get(device_id)
 
     def max_rows(self) -> int:
-        """Return the most rows of a cell."""
         entries = (found.get(device_id) for found in self._entries for device_id in self.device_ids)
         return max((entry.rows for entry in entries if entry), default=0)
 

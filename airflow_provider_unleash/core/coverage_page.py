@@ -50,7 +50,6 @@ def render_page(coverage: Coverage, dst: str, *, with_airflow: bool = False, for
 
 
 def render_message(title: str, message: str, *, form: str = "") -> str:
-    """Return a page with a message instead of the coverage."""
     head, _, _ = _read_template().partition("<!--coverage-->")
     return _fill(head, title=html.escape(title), form=form, notes=_format_note(message)) + "</body>\n</html>\n"
 

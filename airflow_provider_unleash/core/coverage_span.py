@@ -36,7 +36,6 @@ class Span:
     zone: tzinfo
 
     def count_windows(self) -> int:
-        """Return the number of windows without creating them."""
         step = parse_step(self.every)
         return count_steps(Window(self.start_ms, self.end_ms), step, self.zone) if step else 0
 
@@ -98,7 +97,6 @@ def _midnight(zone: tzinfo) -> int:
 
 
 def _name_step(window: Window, zone: tzinfo) -> str:
-    """Return the name of a window's length, or an ISO 8601 duration."""
     for name, step in STEPS.items():
         with suppress(OverflowError, ValueError):  # after the year 9999
             if to_ms(shift(window.start, step, zone)) == window.end_ms:

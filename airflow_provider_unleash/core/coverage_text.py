@@ -41,7 +41,6 @@ class Screen:
 
 
 def format_report(coverage: Coverage, screen: Screen) -> str:
-    """Return a heat map with a line per device, the counts, and the gaps."""
     text = "\n".join(_iter_lines(coverage, screen))
     return text if screen.has_unicode else text.translate(_ASCII)
 
@@ -117,7 +116,6 @@ def _draw(coverage: Coverage, screen: Screen) -> Iterator[str]:
 
 
 def _choose_devices(coverage: Coverage, most: int) -> Sequence[str]:
-    """Return the devices with the most gaps, in their own order."""
     if len(coverage.device_ids) <= most:
         return coverage.device_ids
     by_gaps = sorted(coverage.device_ids, key=lambda device_id: -coverage.states_of(device_id).count("missing"))
@@ -126,7 +124,6 @@ def _choose_devices(coverage: Coverage, most: int) -> Sequence[str]:
 
 
 def share_gaps(coverage: Coverage, state: State = "missing") -> list[tuple[Gap, list[str]]]:
-    """Return the gaps in order of time, each once, with the devices that have it."""
     shared: dict[tuple[datetime, datetime], tuple[Gap, list[str]]] = {}
     for gap in coverage.gaps(state):
         shared.setdefault((gap.start, gap.end), (gap, []))[1].append(gap.device_id)
@@ -158,8 +155,6 @@ def _count(number: int, thing: str) -> str:
 
 
 def format_json(coverage: Coverage) -> str:
-    """Return the coverage as one JSON object with its counts, gaps and cells."""
-
     def list_gaps(state: State) -> list[Any]:
         gaps = coverage.gaps(state)
         return [

@@ -344,7 +344,6 @@ class WindowTable:
         return (ds.field("window_start") == start) & (ds.field("window_end") == end)
 
     def _count(self, dataset: ds.Dataset) -> Counter[str | None]:
-        """Return the number of rows in the window by device."""
         rows: Counter[str | None] = Counter()
         for batch in dataset.scanner(columns=["device"], filter=self._in_window, **_SCAN).to_batches():
             counts = batch.column("device").value_counts()

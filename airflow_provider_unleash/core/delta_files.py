@@ -54,7 +54,6 @@ class WindowWriter(ParquetWriter):
         return self._pa.record_batch(casted, schema=self._schema)
 
     def statistics(self) -> str:
-        """Return the statistics of the finished file, as Delta Lake has them."""
         return statistics_of(self._metadata[0])
 
 

@@ -23,7 +23,6 @@ def to_table(pages: Iterable[Page], column_types: Mapping[str, str] | None = Non
 
 
 def check_df_type(df_type: FrameType) -> None:
-    """Check that such frames can be created."""
     known = get_args(FrameType)
     if df_type not in known:
         raise InvalidArgumentError(f"df_type={df_type!r} must be one of {', '.join(known)}", argument="df_type")

@@ -8,5 +8,4 @@ from functools import lru_cache
 
 @lru_cache(maxsize=256)
 def log_once(log: logging.Logger, message: str, level: int = logging.WARNING) -> None:
-    """Log a message, once per process."""
     log.log(level, "%s", message)

@@ -55,7 +55,6 @@ def _in_calendar(moment_ms: int, given: object, argument: str) -> int:
 
 
 def from_epoch_ms(moment_ms: int) -> datetime:
-    """Return epoch milliseconds as a datetime in UTC."""
     return _EPOCH + timedelta(milliseconds=moment_ms)
 
 
@@ -126,7 +125,6 @@ def are_all_between(timestamps: Sequence[Any], start: datetime, end: datetime) -
 
 
 def now_ms() -> int:
-    """Return the current time in epoch milliseconds."""
     return time.time_ns() // 1_000_000
 
 
@@ -221,7 +219,6 @@ def _parse_iso(text: str) -> object:
 
 
 def assume_utc(moment: datetime) -> datetime:
-    """Return an aware datetime; a naive one is taken as UTC."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 

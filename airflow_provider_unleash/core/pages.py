@@ -54,7 +54,6 @@ class ReadAhead:
     def iter_responses(
         self, fetch: Callable[[int], Response], numbers: Iterable[int]
     ) -> Iterator[tuple[int, Response]]:
-        """Yield each number with its response, in order."""
         if self._concurrency == 1:
             yield from ((number, fetch(number)) for number in numbers)
             return

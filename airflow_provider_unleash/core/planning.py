@@ -140,7 +140,6 @@ def _floor(moment: datetime, unit: str, zone: tzinfo) -> int:
 
 
 def check_max_windows(planned: Sequence[object], max_windows: int) -> None:
-    """Check that there are at most ``max_windows`` gaps."""
     if len(planned) > max_windows:
         raise InvalidArgumentError(
             f"{_count(len(planned), 'window')} are missing or unsettled, more than max_windows={max_windows}: "
@@ -150,7 +149,6 @@ def check_max_windows(planned: Sequence[object], max_windows: int) -> None:
 
 
 def plan_device_gaps(coverage: Coverage) -> list[DeviceWindow]:
-    """Return the windows that are missing or unsettled, device by device, in order of time."""
     return [
         DeviceWindow(device_id, window)
         for device_id in coverage.device_ids

@@ -101,7 +101,6 @@ def _bad_host(reason: str) -> InvalidArgumentError:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host name or address always means this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -159,7 +158,6 @@ def check_device_id(device_id: str) -> str:
 
 
 def quote_device_id(device_id: str) -> str:
-    """Return a valid id percent-encoded as one path segment."""
     return quote(check_device_id(device_id), safe="")
 
 
@@ -208,7 +206,6 @@ def redact(text: str, secret: str) -> str:
 
 
 def raise_for_status(response: Response) -> None:
-    """Raise the matching error unless the status is 200."""
     status = response.status
     if status == 200:
         return
@@ -405,13 +402,11 @@ _TABLEAU = msgspec.json.Decoder(_TableauBody)
 
 
 def parse_version(response: Response) -> str:
-    """Return the version from ``/version``, a JSON string."""
     version: str = _decode(response, _STRING, "a JSON string")
     return version
 
 
 def parse_ids(response: Response) -> list[str]:
-    """Return the ids from ``/devices`` or ``/sessions``, a JSON array of strings."""
     ids: list[str] = _decode(response, _STRINGS, "a JSON array of strings")
     return ids
 
@@ -566,7 +561,6 @@ def mask_token(text: str) -> str:
 
 
 def mask_tokens_in_text(text: str) -> str:
-    """Return any text with its stream tokens replaced by ``***``."""
     return _STREAM_TOKEN_IN_TEXT.sub(r"\1***", text)
 
 

@@ -181,7 +181,6 @@ class Requester:
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Send no more requests and end those in flight, in all groups."""
         self._cancelled = True
         for group in list(self._groups):
             group.cancel()

@@ -94,7 +94,6 @@ class SessionList:
 
 
 def select_sessions(sessions: Iterable[str], **conditions: Any) -> list[str]:
-    """Return the new ones among these session ids; see :meth:`SessionList.select`."""
     return SessionList(sessions).select(**conditions)
 
 

@@ -90,7 +90,6 @@ def split_bucket(place: str) -> tuple[str, str]:
 
 
 def store_of(scheme: str) -> Store:
-    """Return the store of a scheme."""
     return _STORES.get(scheme.lower(), Store(scheme.lower(), scheme.lower()))
 
 

@@ -45,7 +45,6 @@ class Throttle:
         self._cancelled = threading.Condition(lock)
 
     def run(self, send: Callable[[], T], is_cancelled: Callable[[], bool]) -> T:
-        """Wait for a free slot and return what ``send`` returns."""
         sent_at = self._acquire(is_cancelled)
         try:
             result = send()
@@ -105,7 +104,6 @@ class Throttle:
         return self._refusals >= self._max_refusals
 
     def sleep(self, seconds: float, is_cancelled: Callable[[], bool]) -> None:
-        """Sleep; return early if ``is_cancelled()`` becomes true."""
         with self._cancelled:
             self._cancelled.wait_for(is_cancelled, seconds)
 

@@ -133,7 +133,6 @@ def given_window(start: object, end: object) -> Window | None:
 
 
 def data_interval_window(start: datetime | None, end: datetime | None) -> Window | None:
-    """Return the window of a data interval, or None if it is missing or empty."""
     if start is None or end is None:
         return None
     interval = Window(to_ms(start), to_ms(end), "data_interval")
@@ -257,7 +256,6 @@ def calendar_zone(start: object, timezone: object) -> tzinfo:
 
 
 def iter_steps(span: Window, step: timedelta, zone: tzinfo) -> Iterator[Window]:
-    """Yield the windows of a span; see :func:`plan_windows`."""
     first = span.start_ms
     for number in count(1):
         if first >= span.end_ms:
