@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, ObjectStoragePath
 
 from airflow_provider_unleash.assets import add_to_events
 from airflow_provider_unleash.core.account import LandedAccount
+from airflow_provider_unleash.core.arguments import check_choice
 from airflow_provider_unleash.core.columns import COLUMNS, columns_of
 from airflow_provider_unleash.core.extract import Extracted, Landed, OnEmpty
 from airflow_provider_unleash.core.formats import Compression, FileFormat, Format
@@ -30,7 +31,6 @@ from airflow_provider_unleash.page import has_page
 from airflow_provider_unleash.tasks import (
     WINDOW_CHECKS,
     check_arguments,
-    check_choice,
     check_start_before_end,
     is_final,
     is_literal,

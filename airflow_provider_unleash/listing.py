@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import conf
 
+from airflow_provider_unleash.core.arguments import check_positive
 from airflow_provider_unleash.core.coverage import read_coverage
 from airflow_provider_unleash.core.moments import parse_duration, parse_timezone
 from airflow_provider_unleash.core.planning import (
@@ -32,7 +33,6 @@ from airflow_provider_unleash.tasks import (
     check_device_ids,
     check_literal_bounds,
     check_map_length,
-    check_positive,
     check_start_before_end,
     is_final,
     is_literal,

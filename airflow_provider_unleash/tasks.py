@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from airflow.providers.common.compat.sdk import AirflowFailException, conf
 
+from airflow_provider_unleash.core.arguments import check_choice
 from airflow_provider_unleash.core.moments import parse_duration, parse_moment, parse_timezone
 from airflow_provider_unleash.core.protocol import ENDPOINT_PATHS, check_device_id
 from airflow_provider_unleash.core.sessions import session_bounds
@@ -103,11 +104,6 @@ def check_arguments(task: Any, checks: Mapping[str, Callable[[Any], object]], is
             check(getattr(task, name))
 
 
-def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InvalidArgumentError(f"{argument}={value!r} must be one of {', '.join(choices)}", argument=argument)
-
-
 def check_map_length(task: Any, result: Sequence[Any]) -> None:
     """Check that Airflow can map tasks over a result, if it is to; Airflow's own error names neither number."""
     limit = conf.getint("core", "max_map_length", fallback=1024)
@@ -138,7 +134,7 @@ WINDOW_CHECKS: dict[str, Callable[[Any], object]] = {
     "start": lambda value: parse_moment(value, "start"),
     "end": lambda value: parse_moment(value, "end"),
     "window": parse_duration,
-    "endpoint": lambda value: check_choice("endpoint", value, tuple(ENDPOINT_PATHS)),
+    "endpoint": lambda value: check_choice("endpoint", value, ENDPOINT_PATHS),
 }
 
 
@@ -158,12 +154,6 @@ def check_device_ids(device_ids: Any) -> None:
         )
     for device_id in device_ids:
         check_device_id(device_id)
-
-
-def check_positive(argument: str, value: Any) -> None:
-    """Check that this is a whole number above zero, or None."""
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise InvalidArgumentError(f"{argument}={value!r} must be a whole number above zero", argument=argument)
 
 
 @contextmanager

@@ -13,8 +13,10 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import get_args
 
 from airflow_provider_unleash.core import protocol
+from airflow_provider_unleash.core.arguments import check_choice
 from airflow_provider_unleash.core.log_once import log_once
 from airflow_provider_unleash.core.pages import PageReader, ReadAhead
 from airflow_provider_unleash.core.protocol import Auth, Endpoint, Page, Response
@@ -80,8 +82,7 @@ class UnleashClient(RecordSource):
         user_agent: str = "",
         on_close: Callable[[Traffic], object] | None = None,
     ) -> None:
-        if auth not in protocol.AUTHS:
-            raise InvalidArgumentError(f"auth={auth!r} must be one of {', '.join(protocol.AUTHS)}", argument="auth")
+        check_choice("auth", auth, get_args(Auth))
         if verify is not True:
             _check_ca_bundle(verify)
         key = protocol.check_api_key(api_key)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from airflow_provider_unleash.core.coverage import Coverage, Gap, State
+from airflow_provider_unleash.core.phrases import count, name_first
 
 # Landed windows by number of rows, from few to many.
 _SHADES = "░▒▓█"
@@ -48,7 +49,7 @@ def format_report(coverage: Coverage, screen: Screen) -> str:
 def _iter_lines(coverage: Coverage, screen: Screen) -> Iterator[str]:
     bounds = coverage.bounds()
     devices, windows = len(coverage.device_ids), len(bounds)
-    yield f"{_count(devices, 'device')} × {_count(windows, 'window')}, times in {coverage.zone}"
+    yield f"{count(devices, 'device')} × {count(windows, 'window')}, times in {coverage.zone}"
     yield ""
     if len(coverage):
         yield from _draw(coverage, screen)
@@ -66,7 +67,7 @@ def _iter_lines(coverage: Coverage, screen: Screen) -> Iterator[str]:
             yield f"{state.capitalize()}, from, until (exclusive):"
             for gap, device_ids in gaps:
                 yield (
-                    f"  {format_bound(gap.start)}  {format_bound(gap.end)}  {_count(gap.windows, 'window')}  "
+                    f"  {format_bound(gap.start)}  {format_bound(gap.end)}  {count(gap.windows, 'window')}  "
                     f"{name_devices(device_ids, devices)}"
                 )
     others = list(describe_others(coverage))
@@ -78,9 +79,7 @@ def _iter_lines(coverage: Coverage, screen: Screen) -> Iterator[str]:
 def describe_others(coverage: Coverage) -> Iterator[str]:
     """Yield a sentence about each kind of windows and objects that do not count."""
     if coverage.other_windows:
-        names = ", ".join(coverage.other_windows[:3])
-        more = f" and {len(coverage.other_windows) - 3} more" if len(coverage.other_windows) > 3 else ""
-        yield f"Not counted, because they are windows of another grid: {names}{more}"
+        yield f"Not counted, because they are windows of another grid: {name_first(coverage.other_windows, 3)}"
     for layout, number in coverage.other_layouts.items():
         yield f"Not counted, because most are {coverage.layout}: {number} {layout}"
 
@@ -107,10 +106,10 @@ def _draw(coverage: Coverage, screen: Screen) -> Iterator[str]:
             line.append(f"{_COLOURS[state]}{mark}{_NO_COLOUR}" if has_colour else mark)
         yield f"{name:{width}} {''.join(line)}"
     if len(shown) < len(coverage.device_ids):
-        yield f"… and {_count(len(coverage.device_ids) - len(shown), 'device')} with no more gaps than these"
+        yield f"… and {count(len(coverage.device_ids) - len(shown), 'device')} with no more gaps than these"
     marks = "  ".join(f"{mark} {state}" for state, mark in _MARKS.items())
     yield ""
-    yield f"{_SHADES} landed, up to {_count(most, 'row')}  {marks}"
+    yield f"{_SHADES} landed, up to {count(most, 'row')}  {marks}"
     if step > 1:
         yield f"Each character is {step} windows, and shows the worst of them"
 
@@ -134,8 +133,7 @@ def name_devices(device_ids: Sequence[str], total: int) -> str:
     """Return the first of the devices by name, or that they are all of many."""
     if len(device_ids) == total > 1:
         return f"all {total:,} devices"
-    more = len(device_ids) - _NAMED_DEVICES
-    return ", ".join(device_ids[:_NAMED_DEVICES]) + (f" and {more:,} more" if more > 0 else "")
+    return name_first(device_ids, _NAMED_DEVICES)
 
 
 def format_bound(moment: datetime) -> str:
@@ -148,10 +146,6 @@ def _format_delay(delay: timedelta) -> str:
     if abs(minutes) < 120:
         return f"{minutes} min"
     return f"{round(minutes / 60)} h" if abs(minutes) < 2 * 24 * 60 else f"{round(minutes / 60 / 24)} days"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def format_json(coverage: Coverage) -> str:

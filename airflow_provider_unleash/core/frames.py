@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
+from airflow_provider_unleash.core.arguments import check_choice
 from airflow_provider_unleash.core.columns import COLUMN_TYPES, ArrowConverter, check_extra_installed, columns_of
 from airflow_provider_unleash.core.protocol import Page
-from airflow_provider_unleash.exceptions import InvalidArgumentError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,9 +23,7 @@ def to_table(pages: Iterable[Page], column_types: Mapping[str, str] | None = Non
 
 
 def check_df_type(df_type: FrameType) -> None:
-    known = get_args(FrameType)
-    if df_type not in known:
-        raise InvalidArgumentError(f"df_type={df_type!r} must be one of {', '.join(known)}", argument="df_type")
+    check_choice("df_type", df_type, get_args(FrameType))
     check_extra_installed(df_type, f"df_type={df_type!r}", "df_type")
 
 

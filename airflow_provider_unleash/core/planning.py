@@ -12,6 +12,7 @@ from itertools import islice
 import pendulum
 
 from airflow_provider_unleash.core.coverage import Coverage
+from airflow_provider_unleash.core.phrases import count
 from airflow_provider_unleash.core.windows import STEPS, Window, count_steps, iter_steps, to_ms
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
@@ -66,15 +67,11 @@ def plan_steps(
     if len(windows) > limit:
         number = 1 if step is None else max(len(windows), count_steps(span, step, zone))
         raise InvalidArgumentError(
-            f"{_count(len(device_ids), 'device')} × {_count(number, 'window')} = {len(device_ids) * number} tasks, but "
+            f"{count(len(device_ids), 'device')} × {count(number, 'window')} = {len(device_ids) * number:,} tasks, but "
             f"max_windows={max_windows}: {_suggest_step(len(device_ids), span, zone, max_windows)}",
             argument="max_windows",
         )
     return [DeviceWindow(device_id, window) for device_id in device_ids for window in windows]
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _suggest_step(devices: int, span: Window, zone: tzinfo, max_windows: int) -> str:
@@ -105,7 +102,7 @@ def split_by_size(
                 if pages > max_pages and not parts:
                     log.warning(
                         "Cannot cut %s of %s any shorter, although it has %s",
-                        *(one.window, one.device_id, _count(pages, "page")),
+                        *(one.window, one.device_id, count(pages, "page")),
                     )
                 if parts:
                     halves += parts
@@ -114,11 +111,11 @@ def split_by_size(
                 if len(fitting) + len(halves) + len(planned) - done > max_windows:
                     raise InvalidArgumentError(
                         f"With max_pages={max_pages}, there are more windows than max_windows={max_windows} (one of "
-                        f"{one.device_id} has {_count(pages, 'page')}): raise max_pages, {_OTHER_OPTIONS}",
+                        f"{one.device_id} has {count(pages, 'page')}): raise max_pages, {_OTHER_OPTIONS}",
                         argument="max_windows",
                     )
         planned = halves
-    log.info("Counted the pages of %s: %d planned, %d remain", _count(counted, "window"), before, len(fitting))
+    log.info("Counted the pages of %s: %d planned, %d remain", count(counted, "window"), before, len(fitting))
     return sorted(fitting, key=lambda one: (order[one.device_id], one.window.start_ms))
 
 
@@ -142,7 +139,7 @@ def _floor(moment: datetime, unit: str, zone: tzinfo) -> int:
 def check_max_windows(planned: Sequence[object], max_windows: int) -> None:
     if len(planned) > max_windows:
         raise InvalidArgumentError(
-            f"{_count(len(planned), 'window')} are missing or unsettled, more than max_windows={max_windows}: "
+            f"{count(len(planned), 'window')} are missing or unsettled, more than max_windows={max_windows}: "
             f"{_OTHER_OPTIONS}",
             argument="max_windows",
         )

@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import msgspec
 
+from airflow_provider_unleash.core.arguments import check_choice
 from airflow_provider_unleash.core.moments import UTC, parse_timestamp_or_none, to_epoch_ms
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
@@ -36,7 +37,6 @@ API_URL = "https://api.unleashlive.com"
 PAT_PREFIX = "ul_pat_"
 
 Auth = Literal["auto", "api_key", "bearer"]
-AUTHS: tuple[Auth, ...] = ("auto", "api_key", "bearer")
 
 Endpoint = Literal["compact", "tableau"]
 ENDPOINT_PATHS: dict[Endpoint, str] = {"compact": "/v1/analytics", "tableau": "/v1/analytics/tableau"}
@@ -163,8 +163,7 @@ def quote_device_id(device_id: str) -> str:
 
 def window_path(device_id: str, start: datetime | int, end: datetime | int, endpoint: Endpoint = "compact") -> str:
     """Return the path of ``[start, end]`` without the page number."""
-    if endpoint not in ENDPOINT_PATHS:
-        raise InvalidArgumentError(f"endpoint={endpoint!r} must be compact or tableau", argument="endpoint")
+    check_choice("endpoint", endpoint, ENDPOINT_PATHS)
     start_ms, end_ms = to_epoch_ms(start, "start"), to_epoch_ms(end, "end")
     if start_ms > end_ms:
         raise InvalidArgumentError(f"start={start} is after end={end}", argument="start")

@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from airflow_provider_unleash.core.progress import Progress
+from airflow_provider_unleash.core.phrases import name_first
 from airflow_provider_unleash.core.throttle import MAX_PAUSE
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
@@ -169,5 +170,4 @@ def _concerns_all(error: Exception) -> bool:
 
 
 def enumerate_devices(device_ids: Sequence[str]) -> str:
-    more = len(device_ids) - _NAMED_DEVICES
-    return ", ".join(device_ids[:_NAMED_DEVICES]) + (f" and {more} more" if more > 0 else "")
+    return name_first(device_ids, _NAMED_DEVICES)

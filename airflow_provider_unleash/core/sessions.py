@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow_provider_unleash.core.log_once import log_once
 from airflow_provider_unleash.core.moments import MIN_EPOCH_MS, format_ms, parse_moment
+from airflow_provider_unleash.core.phrases import name_first
 from airflow_provider_unleash.core.protocol import EXCERPT_CHARS
 from airflow_provider_unleash.core.windows import data_interval_window, to_ms
 from airflow_provider_unleash.exceptions import UnexpectedResponseError, WindowError
@@ -84,12 +85,11 @@ class SessionList:
 
     def _warn_of_undated(self) -> None:
         if self._undated:
-            ids = ", ".join(repr(session[:EXCERPT_CHARS]) for session in self._undated[:5])
-            more = f" and {len(self._undated) - 5} more" if len(self._undated) > 5 else ""
+            ids = name_first([repr(session[:EXCERPT_CHARS]) for session in self._undated], 5)
             log_once(
                 log,
-                f"Skipping sessions whose id is not in epoch milliseconds, so that their start is unknown: {ids}{more}"
-                ". Set known_sessions to compare ids only",
+                f"Skipping sessions whose id is not in epoch milliseconds, so that their start is unknown: {ids}. "
+                "Set known_sessions to compare ids only",
             )
 
 

@@ -49,12 +49,12 @@ def test_each_device_has_each_window_in_order_of_time():
     ("every", "devices", "limit", "words"),
     [
         ("day", 1, 364, ["1 device × 365 windows = 365 tasks, but max_windows=364", '"week", which makes 53']),
-        ("day", 40, 1024, ["= 14600 tasks, but max_windows=1024", '"month", which makes 480']),
-        ("PT0.001S", 40, 1024, ["40 devices × 31536000000 windows", '"month", which makes 480']),
-        ("week", 100, 1024, ["= 5300 tasks", '"quarter", which makes 400']),
-        ("month", 1024, 1024, ["= 12288 tasks", '"year", which makes 1024']),
-        ("month", 1025, 1024, ["= 12300 tasks", "no step fits", "max_map_length"]),
-        (None, 1025, 1024, ["1025 devices × 1 window = 1025 tasks", "no step fits"]),
+        ("day", 40, 1024, ["= 14,600 tasks, but max_windows=1024", '"month", which makes 480']),
+        ("PT0.001S", 40, 1024, ["40 devices × 31,536,000,000 windows", '"month", which makes 480']),
+        ("week", 100, 1024, ["= 5,300 tasks", '"quarter", which makes 400']),
+        ("month", 1024, 1024, ["= 12,288 tasks", '"year", which makes 1024']),
+        ("month", 1025, 1024, ["= 12,300 tasks", "no step fits", "max_map_length"]),
+        (None, 1025, 1024, ["1,025 devices × 1 window = 1,025 tasks", "no step fits"]),
     ],
 )
 def test_too_many_windows_are_an_error_that_names_a_step_that_fits(every, devices, limit, words):
@@ -70,7 +70,7 @@ def test_max_windows_is_the_largest_allowed_number(every):
     number = 40 * len(plan_windows(YEAR.start, YEAR.end, every=every))
     plan = partial(plan_steps, CAMERAS, YEAR, STEPS[every], UTC)
     assert len(plan(max_windows=number)) == number
-    with pytest.raises(InvalidArgumentError, match=f"= {number} tasks, but max_windows={number - 1}"):
+    with pytest.raises(InvalidArgumentError, match=f"= {number:,} tasks, but max_windows={number - 1}"):
         plan(max_windows=number - 1)
 
 
