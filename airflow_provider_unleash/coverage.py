@@ -11,10 +11,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_unleash.core.coverage import Cell, Coverage, Gap, open_path, read_coverage, scan_tree
+from airflow_provider_unleash.core.coverage import Cell, Coverage, Gap, open_path, read_coverage
 from airflow_provider_unleash.core.coverage_page import render_page
 from airflow_provider_unleash.core.coverage_text import Screen, format_json, format_report
-from airflow_provider_unleash.core.protocol import check_device_id
 from airflow_provider_unleash.core.stores import FolderPath
 
 __all__ = ["Cell", "Coverage", "Gap", "read_coverage"]
@@ -71,12 +70,9 @@ def show(arguments: argparse.Namespace, open_folder: Callable[[str], FolderPath]
 
 
 def _scan(arguments: argparse.Namespace, folder: FolderPath) -> Coverage:
-    devices = None if arguments.devices is None else list(dict.fromkeys(arguments.devices.split(",")))
-    for device_id in devices or ():
-        check_device_id(device_id)
-    return scan_tree(
+    return read_coverage(
         folder,
-        devices,
+        device_ids=None if arguments.devices is None else arguments.devices.split(","),
         start=arguments.start,
         end=arguments.end,
         every=arguments.every,

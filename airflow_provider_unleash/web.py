@@ -19,12 +19,11 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
-from airflow_provider_unleash.core.coverage import scan_tree
+from airflow_provider_unleash.core.coverage import read_coverage
 from airflow_provider_unleash.core.coverage_page import render_message, render_page
 from airflow_provider_unleash.core.coverage_span import choose_span, read_newest
 from airflow_provider_unleash.core.moments import UTC, parse_timezone
 from airflow_provider_unleash.core.names import MANIFESTS, parse_window, window_name
-from airflow_provider_unleash.core.protocol import check_device_id
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.folders import open_checked_folder
 from airflow_provider_unleash.page import read_trees
@@ -122,18 +121,15 @@ def _render(query: PageQuery, trees: Mapping[str, str]) -> str:
         newest=newest and newest[0],
     )
     _check_size("windows", span.count_windows(), MAX_WINDOWS)
-    devices = list(dict.fromkeys(filter(None, map(str.strip, query.devices.split(",")))))
-    for device_id in devices:
-        check_device_id(device_id)
-    coverage = scan_tree(
+    coverage = read_coverage(
         folder,
-        devices or None,
+        device_ids=list(filter(None, map(str.strip, query.devices.split(",")))) or None,
         start=span.start_ms,
         end=span.end_ms,
         every=span.every,
         timezone=zone,
         settle=query.settle or timedelta(0),
-        check=_limit_reads(),
+        _check_lines=_limit_reads(),
     )
     _check_size("devices × windows", len(coverage), MAX_CELLS)
     start, end = span.bounds()

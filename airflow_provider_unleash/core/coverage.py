@@ -180,12 +180,13 @@ class Coverage:
 def read_coverage(
     dst: str | FolderPath,
     *,
-    device_ids: Iterable[str],
+    device_ids: Iterable[str] | None,
     start: object,
     end: object,
     every: object,
     timezone: object = None,
     settle: timedelta | str = timedelta(0),
+    _check_lines: Callable[[int], None] | None = None,
 ) -> Coverage:
     """
     Return which windows of which devices have landed below ``dst``; reads manifests only.
@@ -200,7 +201,7 @@ def read_coverage(
 
     :param dst: folder of the tree: a path that has a file system, such as ``ObjectStoragePath`` or ``UPath``, or a URL
         or path, which is read with the credentials of the environment.
-    :param device_ids: the devices that should be there.
+    :param device_ids: the devices that should be there; None means those that the manifests of the span name.
     :param start: start of the span, like that of ``window.plan_windows``; it must be a bound of the tree's grid.
     :param end: end of the span, exclusive.
     :param every: length of the windows: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, ``timedelta`` or
@@ -210,12 +211,32 @@ def read_coverage(
         was extracted earlier is unsettled.
     :raises InvalidArgumentError: if an argument cannot be parsed, or a manifest is damaged.
     """
-    if isinstance(device_ids, (str, bytes)) or not isinstance(device_ids, Iterable):
-        raise InvalidArgumentError(f"device_ids={device_ids!r} must be a list of ids", argument="device_ids")
-    ids = list(dict.fromkeys(device_ids))
-    for device_id in ids:
-        check_device_id(device_id)
-    return scan_tree(open_path(dst), ids, start=start, end=end, every=every, timezone=timezone, settle=settle)
+    if device_ids is not None:
+        if isinstance(device_ids, (str, bytes)) or not isinstance(device_ids, Iterable):
+            raise InvalidArgumentError(f"device_ids={device_ids!r} must be a list of ids", argument="device_ids")
+        device_ids = list(map(check_device_id, dict.fromkeys(device_ids)))
+    folder = open_path(dst)
+    windows = plan_windows(start, end, every=every, timezone=timezone)
+    settle_ms = _parse_settle(settle)
+    try:
+        settled_at = [format_ms(window.end_ms + settle_ms) for window in windows]
+    except OverflowError:
+        raise InvalidArgumentError(f"settle={settle!r} is too long", argument="settle") from None
+    scan = _Scan(windows, _check_lines)
+    if windows:
+        scan.read(folder, Window(windows[0].start_ms, windows[-1].end_ms))
+    layouts = scan.drop_other_layouts()
+    return Coverage(
+        device_ids=sorted(set().union(*scan.entries)) if device_ids is None else device_ids,
+        windows=windows,
+        zone=calendar_zone(start, timezone),
+        layout=layouts[0][0] if layouts else None,
+        other_windows=sorted(scan.other_windows),
+        other_layouts=dict(layouts[1:]),
+        _settled_at=settled_at,
+        _entries=scan.entries,
+        _first_extracted_at=scan.first_extracted_at,
+    )
 
 
 def open_path(dst: str | FolderPath) -> FolderPath:
@@ -238,60 +259,23 @@ def open_path(dst: str | FolderPath) -> FolderPath:
     return path
 
 
-def scan_tree(
-    dst: FolderPath,
-    device_ids: Sequence[str] | None,
-    *,
-    start: object,
-    end: object,
-    every: object,
-    timezone: object = None,
-    settle: object = timedelta(0),
-    check: Callable[[int], None] | None = None,
-) -> Coverage:
-    """
-    Do what :func:`read_coverage` does; without ``device_ids``, for the devices that the manifests name.
-
-    Each manifest is read after a call of ``check`` with the number of lines read so far; an error of it ends the scan.
-    """
-    windows = plan_windows(start, end, every=every, timezone=timezone)
-    settle_ms = _parse_settle(settle)
-    try:
-        settled_at = [format_ms(window.end_ms + settle_ms) for window in windows]
-    except OverflowError:
-        raise InvalidArgumentError(f"settle={settle!r} is too long", argument="settle") from None
-    scan = _Scan(windows, check)
-    if windows:
-        scan.read(dst, Window(windows[0].start_ms, windows[-1].end_ms))
-    layouts = scan.drop_other_layouts()
-    if device_ids is None:
-        device_ids = sorted(set().union(*scan.entries))
-    return Coverage(
-        device_ids=device_ids,
-        windows=windows,
-        zone=calendar_zone(start, timezone),
-        layout=layouts[0][0] if layouts else None,
-        other_windows=sorted(scan.other_windows),
-        other_layouts=dict(layouts[1:]),
-        _settled_at=settled_at,
-        _entries=scan.entries,
-        _first_extracted_at=scan.first_extracted_at,
-    )
-
-
 def _parse_settle(settle: object) -> int:
     length = None if settle == timedelta(0) else parse_duration(settle, "settle")
     return round((length or timedelta(0)).total_seconds() * 1000)
 
 
 class _Scan:
-    """The entries of manifests, by window of the grid and device."""
+    """
+    The entries of manifests, by window of the grid and device.
 
-    def __init__(self, windows: Sequence[Window], check: Callable[[int], None] | None) -> None:
+    :param check_lines: called before each manifest with the number of lines read so far; an error of it ends the scan.
+    """
+
+    def __init__(self, windows: Sequence[Window], check_lines: Callable[[int], None] | None) -> None:
         self.entries: list[dict[str, Entry]] = [{} for _ in windows]
         self.first_extracted_at: list[dict[str, str]] = [{} for _ in windows]
         self.other_windows: set[str] = set()
-        self._check = check
+        self._check_lines = check_lines
         self._lines = 0
         self._numbers = {window_name(window): number for number, window in enumerate(windows)}
 
@@ -314,8 +298,8 @@ class _Scan:
         self, load: Callable[[str], bytes], root: FolderPath, names: Iterable[str]
     ) -> Iterator[tuple[str, list[Entry]]]:
         for name in names:
-            if self._check:
-                self._check(self._lines)
+            if self._check_lines:
+                self._check_lines(self._lines)
             with suppress(FileNotFoundError):  # removed meanwhile
                 entries = parse_manifest(f"{root}/{name}", load(f"{root.path}/{name}"))
                 self._lines += len(entries)

@@ -54,7 +54,7 @@ def land(
     publish_manifest(folder, None if whole_account else entries, window, entries)
 
 
-def read(folder: Any, device_ids: Iterable[str] = ("W1",), **values: Any) -> Coverage:
+def read(folder: Any, device_ids: Iterable[str] | None = ("W1",), **values: Any) -> Coverage:
     return read_coverage(folder, device_ids=device_ids, **{**MAY, **values})
 
 
@@ -208,6 +208,11 @@ def test_devices_count_once_in_the_order_given(folder: Any) -> None:
     assert len(coverage) == len(list(coverage)) == 14
 
 
+def test_without_device_ids_the_devices_are_those_of_the_manifests(folder: Any) -> None:
+    land(folder, DAYS[1], ["W2", "W1"])
+    assert read(folder, None).device_ids == ["W1", "W2"]
+
+
 def test_a_tree_without_manifests_is_missing(tmp_path: Path) -> None:
     assert read(str(tmp_path / "nothing")).counts()["missing"] == 7
 
@@ -239,7 +244,7 @@ def test_a_publication_in_progress_is_not_a_manifest(folder: Any, tmp_path: Path
     ("values", "argument"),
     [
         ({"device_ids": "W1"}, "device_ids"),
-        ({"device_ids": None}, "device_ids"),
+        ({"device_ids": 1}, "device_ids"),
         ({"device_ids": ["a/b"]}, "device_id"),
         ({"every": "fortnight"}, "every"),
         ({"every": None}, "every"),
