@@ -220,25 +220,33 @@ class UnleashPlanWindowsOperator(UnleashOperator):
         if span.start_ms == span.end_ms:
             raise WindowError(f"start and end are both {span.start}: the span is empty", argument="start")
         max_windows = self.max_windows or conf.getint("core", "max_map_length", fallback=1024)
-        planned: Sequence[DeviceWindow | AccountWindow]
+        planned: Sequence[DeviceWindow] | Sequence[AccountWindow]
         if self.missing_in is not None:
             planned = self._plan_gaps(self.missing_in, span, step, zone)
             check_max_windows(planned, max_windows)
         elif self.device_ids is None:
-            # An account counts as one device.
-            windows = [one.window for one in plan_steps([""], span, step, zone, max_windows=max_windows)]
-            planned = [AccountWindow(None, window) for window in windows]
+            planned = [(None, window) for window in plan_steps(span, step, zone, max_windows=max_windows)]
         else:
-            planned = plan_steps(list(dict.fromkeys(self.device_ids)), span, step, zone, max_windows=max_windows)
+            devices = list(dict.fromkeys(self.device_ids))
+            windows = plan_steps(span, step, zone, max_windows=max_windows, devices=len(devices))
+            planned = [(device_id, window) for device_id in devices for window in windows]
             if self.max_pages is not None:
                 planned = self._split(planned, self.max_pages, max_windows)
         self.log.info("Planned %d windows; the span is %s", len(planned), span)
         check_map_length(self, planned)
-        return [_as_arguments(one, zone) for one in planned]
+        ids = "device_ids" if self.device_ids is None else "device_id"
+        return [
+            {
+                **({} if found is None else {ids: found}),
+                "start": window.start.astimezone(zone).isoformat(),
+                "end": window.end.astimezone(zone).isoformat(),
+            }
+            for found, window in planned
+        ]
 
     def _plan_gaps(
         self, dst: str | ObjectStoragePath, span: Window, step: timedelta | None, zone: tzinfo
-    ) -> Sequence[DeviceWindow | AccountWindow]:
+    ) -> Sequence[DeviceWindow] | Sequence[AccountWindow]:
         device_ids = self.device_ids
         if device_ids is None:
             with self._open_client() as client:
@@ -264,17 +272,7 @@ class UnleashPlanWindowsOperator(UnleashOperator):
         with self._open_client() as client:
 
             def count_pages(windows: Sequence[DeviceWindow]) -> Generator[int, None, None]:
-                requested = [(one.device_id, one.window.start_ms, one.window.end_ms) for one in windows]
+                requested = [(device_id, window.start_ms, window.end_ms) for device_id, window in windows]
                 return client.iter_page_counts(requested, endpoint=self.endpoint)
 
             return split_by_size(planned, count_pages, max_pages=max_pages, max_windows=max_windows)
-
-
-def _as_arguments(planned: DeviceWindow | AccountWindow, zone: tzinfo) -> dict[str, Any]:
-    bounds = {
-        "start": planned.window.start.astimezone(zone).isoformat(),
-        "end": planned.window.end.astimezone(zone).isoformat(),
-    }
-    if isinstance(planned, DeviceWindow):
-        return {"device_id": planned.device_id, **bounds}
-    return bounds if planned.device_ids is None else {"device_ids": planned.device_ids, **bounds}

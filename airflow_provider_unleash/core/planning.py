@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta, tzinfo
 from itertools import islice
 
@@ -25,53 +25,30 @@ _OTHER_OPTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class DeviceWindow:
-    """A window of a device: what one task extracts."""
-
-    device_id: str
-    window: Window
-
-    def halves(self) -> tuple[DeviceWindow, ...]:
-        """Return it in two parts, cut at a whole minute; none if it is shorter than two minutes."""
-        start, end = self.window.start_ms, self.window.end_ms
-        if end - start < 2 * MINUTE_MS:
-            return ()
-        # Whole minutes keep object names short, and later plans cut at the same places.
-        middle = (start + end) // 2 // MINUTE_MS * MINUTE_MS
-        parts = replace(self.window, end_ms=middle), replace(self.window, start_ms=middle)
-        return tuple(replace(self, window=part) for part in parts)
-
-
-@dataclass(frozen=True)
-class AccountWindow:
-    """A window of some devices, None for the whole account: what one task of the account operator extracts."""
-
-    device_ids: list[str] | None
-    window: Window
-
-
-PageCounts = Callable[[Sequence[DeviceWindow]], Generator[int, None, None]]
+# Both have the ids that one task extracts; None stands for the whole account.
+DeviceWindow = tuple[str, Window]
+AccountWindow = tuple[list[str] | None, Window]
 
 
 def plan_steps(
-    device_ids: Sequence[str], span: Window, step: timedelta | None, zone: tzinfo, *, max_windows: int
-) -> list[DeviceWindow]:
-    """Return the windows of all devices, device by device, in order of time; without a step, one window each."""
-    if not device_ids:
+    span: Window, step: timedelta | None, zone: tzinfo, *, max_windows: int, devices: int = 1
+) -> list[Window]:
+    """Return the windows of a span, at most ``max_windows`` for all devices together; without a step, one window."""
+    if not devices:
         log.warning("There are no devices, so there are no windows")
         return []
-    limit = max_windows // len(device_ids)
+    limit = max_windows // devices
     # Create only as many windows as it takes to see that there are too many.
     windows = [span] if step is None else list(islice(iter_steps(span, step, zone), limit + 1))
     if len(windows) > limit:
         number = 1 if step is None else max(len(windows), count_steps(span, step, zone))
+        product = f"{count(devices, 'device')} × {count(number, 'window')} = {devices * number:,} tasks"
         raise InvalidArgumentError(
-            f"{count(len(device_ids), 'device')} × {count(number, 'window')} = {len(device_ids) * number:,} tasks, but "
-            f"max_windows={max_windows}: {_suggest_step(len(device_ids), span, zone, max_windows)}",
+            f"{product if devices > 1 else count(number, 'window')}, but max_windows={max_windows}: "
+            f"{_suggest_step(devices, span, zone, max_windows)}",
             argument="max_windows",
         )
-    return [DeviceWindow(device_id, window) for device_id in device_ids for window in windows]
+    return windows
 
 
 def _suggest_step(devices: int, span: Window, zone: tzinfo, max_windows: int) -> str:
@@ -83,40 +60,54 @@ def _suggest_step(devices: int, span: Window, zone: tzinfo, max_windows: int) ->
 
 
 def split_by_size(
-    planned: Sequence[DeviceWindow], count_pages: PageCounts, *, max_pages: int, max_windows: int
+    planned: Sequence[DeviceWindow],
+    count_pages: Callable[[Sequence[DeviceWindow]], Generator[int, None, None]],
+    *,
+    max_pages: int,
+    max_windows: int,
 ) -> list[DeviceWindow]:
     """
     Halve windows until each has at most ``max_pages`` pages or is shorter than two minutes.
 
     Requests fewer than ``2 * max_windows`` pages; ``planned`` has at most ``max_windows`` windows.
     """
-    order = {device_id: number for number, device_id in enumerate(dict.fromkeys(one.device_id for one in planned))}
+    order = {device_id: number for number, device_id in enumerate(dict.fromkeys(device_id for device_id, _ in planned))}
     fitting: list[DeviceWindow] = []
     before, counted = len(planned), 0
     while planned:
         counted += len(planned)
         halves: list[DeviceWindow] = []
         with closing(count_pages(planned)) as counts:
-            for done, (one, pages) in enumerate(zip(planned, counts, strict=True), 1):
-                parts = one.halves() if pages > max_pages else ()
+            for done, ((device_id, window), pages) in enumerate(zip(planned, counts, strict=True), 1):
+                parts = halve(window) if pages > max_pages else ()
                 if pages > max_pages and not parts:
                     log.warning(
                         "Cannot cut %s of %s any shorter, although it has %s",
-                        *(one.window, one.device_id, count(pages, "page")),
+                        *(window, device_id, count(pages, "page")),
                     )
                 if parts:
-                    halves += parts
+                    halves += [(device_id, part) for part in parts]
                 else:
-                    fitting.append(one)
+                    fitting.append((device_id, window))
                 if len(fitting) + len(halves) + len(planned) - done > max_windows:
                     raise InvalidArgumentError(
                         f"With max_pages={max_pages}, there are more windows than max_windows={max_windows} (one of "
-                        f"{one.device_id} has {count(pages, 'page')}): raise max_pages, {_OTHER_OPTIONS}",
+                        f"{device_id} has {count(pages, 'page')}): raise max_pages, {_OTHER_OPTIONS}",
                         argument="max_windows",
                     )
         planned = halves
     log.info("Counted the pages of %s: %d planned, %d remain", count(counted, "window"), before, len(fitting))
-    return sorted(fitting, key=lambda one: (order[one.device_id], one.window.start_ms))
+    return sorted(fitting, key=lambda one: (order[one[0]], one[1].start_ms))
+
+
+def halve(window: Window) -> tuple[Window, ...]:
+    """Return a window in two parts, cut at a whole minute; none if it is shorter than two minutes."""
+    start, end = window.start_ms, window.end_ms
+    if end - start < 2 * MINUTE_MS:
+        return ()
+    # Whole minutes keep object names short, and later plans cut at the same places.
+    middle = (start + end) // 2 // MINUTE_MS * MINUTE_MS
+    return replace(window, end_ms=middle), replace(window, start_ms=middle)
 
 
 def cut_to_grid(span: Window, step: timedelta, zone: tzinfo) -> Window:
@@ -147,7 +138,7 @@ def check_max_windows(planned: Sequence[object], max_windows: int) -> None:
 
 def plan_device_gaps(coverage: Coverage) -> list[DeviceWindow]:
     return [
-        DeviceWindow(device_id, window)
+        (device_id, window)
         for device_id in coverage.device_ids
         for window, state in zip(coverage.windows, coverage.states_of(device_id), strict=True)
         if state in _GAPS
@@ -167,7 +158,7 @@ def plan_account_gaps(coverage: Coverage) -> list[AccountWindow]:
                 devices.append(device_id)
     is_split = coverage.layout is None or coverage.layout.is_split
     return [
-        AccountWindow(devices if is_split else None, window)
+        (devices if is_split else None, window)
         for devices, window in zip(lacking, coverage.windows, strict=True)
         if devices
     ]

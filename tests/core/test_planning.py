@@ -20,9 +20,9 @@ from airflow_provider_unleash.core.moments import format_ms
 from airflow_provider_unleash.core.names import object_name
 from airflow_provider_unleash.core.planning import (
     MINUTE_MS,
-    AccountWindow,
     DeviceWindow,
     cut_to_grid,
+    halve,
     plan_account_gaps,
     plan_device_gaps,
     plan_steps,
@@ -36,19 +36,17 @@ from tests.support.sample_day import DAY, DAY_END, DAY_MS, DAY_START, HOUR_MS, N
 UTC = timezone.utc
 YEAR = Window(DAY_START, DAY_START + 365 * DAY_MS)
 DAY_WINDOW = Window(DAY_START, DAY_END)
-CAMERAS = [f"W{number}" for number in range(40)]
 
 
-def test_each_device_has_each_window_in_order_of_time():
+def test_windows_are_in_order_of_time():
     windows = plan_windows(DAY, NEXT_DAY, every="hour")
-    planned = plan_steps(["W2", "W1"], DAY_WINDOW, STEPS["hour"], UTC, max_windows=48)
-    assert planned == [DeviceWindow(device_id, window) for device_id in ("W2", "W1") for window in windows]
+    assert plan_steps(DAY_WINDOW, STEPS["hour"], UTC, max_windows=48, devices=2) == windows
 
 
 @pytest.mark.parametrize(
     ("every", "devices", "limit", "words"),
     [
-        ("day", 1, 364, ["1 device × 365 windows = 365 tasks, but max_windows=364", '"week", which makes 53']),
+        ("day", 1, 364, ["365 windows, but max_windows=364", '"week", which makes 53']),
         ("day", 40, 1024, ["= 14,600 tasks, but max_windows=1024", '"month", which makes 480']),
         ("PT0.001S", 40, 1024, ["40 devices × 31,536,000,000 windows", '"month", which makes 480']),
         ("week", 100, 1024, ["= 5,300 tasks", '"quarter", which makes 400']),
@@ -58,18 +56,18 @@ def test_each_device_has_each_window_in_order_of_time():
     ],
 )
 def test_too_many_windows_are_an_error_that_names_a_step_that_fits(every, devices, limit, words):
-    device_ids = [f"W{number}" for number in range(devices)]
     with pytest.raises(InvalidArgumentError) as caught:
-        plan_steps(device_ids, YEAR, parse_step(every), UTC, max_windows=limit)
+        plan_steps(YEAR, parse_step(every), UTC, max_windows=limit, devices=devices)
     assert caught.value.argument == "max_windows"
     assert [word for word in words if word not in str(caught.value)] == []
 
 
 @pytest.mark.parametrize("every", ["day", "week", "month", "quarter", "year"])
 def test_max_windows_is_the_largest_allowed_number(every):
-    number = 40 * len(plan_windows(YEAR.start, YEAR.end, every=every))
-    plan = partial(plan_steps, CAMERAS, YEAR, STEPS[every], UTC)
-    assert len(plan(max_windows=number)) == number
+    windows = plan_windows(YEAR.start, YEAR.end, every=every)
+    number = 40 * len(windows)
+    plan = partial(plan_steps, YEAR, STEPS[every], UTC, devices=40)
+    assert plan(max_windows=number) == windows
     with pytest.raises(InvalidArgumentError, match=f"= {number:,} tasks, but max_windows={number - 1}"):
         plan(max_windows=number - 1)
 
@@ -77,7 +75,7 @@ def test_max_windows_is_the_largest_allowed_number(every):
 @pytest.mark.parametrize("limit", [40, 80, 480, 1024, 2120, 14600])
 def test_the_suggested_step_is_the_shortest_that_fits(limit):
     with pytest.raises(InvalidArgumentError) as caught:
-        plan_steps(CAMERAS, YEAR, STEPS["hour"], UTC, max_windows=limit)
+        plan_steps(YEAR, STEPS["hour"], UTC, max_windows=limit, devices=40)
     [suggested] = [name for name in STEPS if f'every="{name}"' in str(caught.value)]
     assert suggested == next(
         name for name in STEPS if 40 * len(plan_windows(YEAR.start, YEAR.end, every=name)) <= limit
@@ -85,7 +83,7 @@ def test_the_suggested_step_is_the_shortest_that_fits(limit):
 
 
 def test_without_devices_there_are_no_windows_but_a_warning(caplog):
-    assert plan_steps([], YEAR, None, UTC, max_windows=1) == []
+    assert plan_steps(YEAR, None, UTC, max_windows=1, devices=0) == []
     assert caplog.messages == ["There are no devices, so there are no windows"]
 
 
@@ -98,29 +96,29 @@ class EvenRate:
     def __call__(self, planned: Sequence[DeviceWindow]) -> Generator[int, None, None]:
         self.open += 1
         try:
-            for one in planned:
+            for _, window in planned:
                 self.requests += 1
-                yield round((one.window.end_ms - one.window.start_ms) * self.rate)
+                yield round((window.end_ms - window.start_ms) * self.rate)
         finally:
             self.open -= 1
 
 
 def split(count_pages: EvenRate, max_pages: int, max_windows: int = 1024) -> list[DeviceWindow]:
-    whole = [DeviceWindow(device_id, DAY_WINDOW) for device_id in ("W2", "W1")]
+    whole = [("W2", DAY_WINDOW), ("W1", DAY_WINDOW)]
     return split_by_size(whole, count_pages, max_pages=max_pages, max_windows=max_windows)
 
 
 def test_a_window_that_fits_stays_whole_and_costs_one_request():
     rate = EvenRate(1)
-    assert split(rate, 24) == [DeviceWindow("W2", DAY_WINDOW), DeviceWindow("W1", DAY_WINDOW)]
+    assert split(rate, 24) == [("W2", DAY_WINDOW), ("W1", DAY_WINDOW)]
     assert rate.requests == 2
 
 
 def test_a_window_that_is_too_large_is_halved_until_its_parts_fit():
     rate = EvenRate(2)
     parts = split(rate, 6)
-    assert [one.device_id for one in parts] == ["W2"] * 8 + ["W1"] * 8
-    assert [(one.window.start_ms - DAY_START) / HOUR_MS for one in parts] == [*range(0, 24, 3)] * 2
+    assert [device_id for device_id, _ in parts] == ["W2"] * 8 + ["W1"] * 8
+    assert [(window.start_ms - DAY_START) / HOUR_MS for _, window in parts] == [*range(0, 24, 3)] * 2
     assert rate.requests == 2 * (1 + 2 + 4 + 8)
     assert split(EvenRate(2), 6, max_windows=16) == parts
     with pytest.raises(InvalidArgumentError, match="max_windows=15"):
@@ -140,9 +138,10 @@ def test_too_many_parts_are_an_error_after_a_bounded_number_of_requests(limit):
 def test_a_window_shorter_than_two_minutes_is_not_cut_but_logged(caplog):
     window = Window(DAY_START + 1, DAY_START + 7 * MINUTE_MS + 30_000)
     with caplog.at_level(logging.WARNING):
-        parts = split_by_size([DeviceWindow("W1", window)], EvenRate(1e6), max_pages=1, max_windows=100)
-    assert (parts[0].window.start_ms, parts[-1].window.end_ms) == (window.start_ms, window.end_ms)
-    assert all(0 < one.window.end_ms - one.window.start_ms < 2 * MINUTE_MS for one in parts)
+        split = split_by_size([("W1", window)], EvenRate(1e6), max_pages=1, max_windows=100)
+    parts = [part for _, part in split]
+    assert (parts[0].start_ms, parts[-1].end_ms) == (window.start_ms, window.end_ms)
+    assert all(0 < part.end_ms - part.start_ms < 2 * MINUTE_MS for part in parts)
     assert ["any shorter" in message for message in caplog.messages] == [True] * len(parts)
 
 
@@ -150,7 +149,7 @@ def test_a_window_shorter_than_two_minutes_is_not_cut_but_logged(caplog):
 @given(st.integers(0, 10**9), st.integers(2 * MINUTE_MS, 40 * DAY_MS))
 def test_halves_are_equal_parts_of_the_window_cut_at_a_whole_minute(offset, length):
     start = DAY_START + offset
-    first, last = (part.window for part in DeviceWindow("W1", Window(start, start + length)).halves())
+    first, last = halve(Window(start, start + length))
     assert (first.start_ms, last.end_ms) == (start, start + length)
     assert start < first.end_ms == last.start_ms < start + length
     assert first.end_ms % MINUTE_MS == 0
@@ -188,11 +187,11 @@ def test_gaps_are_the_windows_that_are_missing_or_unsettled(tmp_path):
     write_manifest(dst, FOUR_DAYS[2], ["W1", "W2"], days_later=1)
     coverage = coverage_of(dst, settle=timedelta(days=2))
     assert plan_account_gaps(coverage) == [
-        AccountWindow(["W2"], FOUR_DAYS[1]),
-        AccountWindow(["W1", "W2"], FOUR_DAYS[2]),
-        AccountWindow(["W1", "W2"], FOUR_DAYS[3]),
+        (["W2"], FOUR_DAYS[1]),
+        (["W1", "W2"], FOUR_DAYS[2]),
+        (["W1", "W2"], FOUR_DAYS[3]),
     ]
-    assert [(one.device_id, FOUR_DAYS.index(one.window)) for one in plan_device_gaps(coverage)] == [
+    assert [(device_id, FOUR_DAYS.index(window)) for device_id, window in plan_device_gaps(coverage)] == [
         *(("W1", 2), ("W1", 3)),
         *(("W2", 1), ("W2", 2), ("W2", 3)),
     ]
@@ -209,7 +208,7 @@ def test_a_gap_in_one_object_of_all_devices_is_the_whole_window(tmp_path):
     dst = UPath(tmp_path)
     for window in FOUR_DAYS[:3]:
         write_manifest(dst, window, ["W1", "W2"] if window != FOUR_DAYS[1] else ["W1"], is_split=False)
-    assert plan_account_gaps(coverage_of(dst)) == [AccountWindow(None, FOUR_DAYS[1]), AccountWindow(None, FOUR_DAYS[3])]
+    assert plan_account_gaps(coverage_of(dst)) == [(None, FOUR_DAYS[1]), (None, FOUR_DAYS[3])]
 
 
 @pytest.mark.parametrize(
