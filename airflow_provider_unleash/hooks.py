@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
-from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
@@ -16,7 +16,6 @@ from airflow_provider_unleash.core.columns import check_extra_installed, columns
 from airflow_provider_unleash.core.frames import check_df_type, to_frame, to_table
 from airflow_provider_unleash.core.pages import restart_on_change
 from airflow_provider_unleash.core.protocol import API_URL, PAT_PREFIX
-from airflow_provider_unleash.core.records import Moment, ReadOptions, RecordSource
 from airflow_provider_unleash.core.windows import Window, resolve_window
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
@@ -37,13 +36,14 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection, Context
 
     from airflow_provider_unleash.client import UnleashClient
+    from airflow_provider_unleash.core.client import Moment, ReadOptions
     from airflow_provider_unleash.core.frames import FrameType
     from airflow_provider_unleash.core.protocol import Page
 
 DEFAULT_CONN_ID = "unleash_default"
 
 
-class UnleashHook(BaseHook, RecordSource):
+class UnleashHook(BaseHook):
     """
     Creates an :class:`~airflow_provider_unleash.client.UnleashClient` from an Airflow connection.
 
@@ -101,8 +101,26 @@ class UnleashHook(BaseHook, RecordSource):
 
         Parameters and errors are those of :meth:`.UnleashClient.iter_pages`.
         """
-        client = self.get_conn()
-        return _close_with(client, client.iter_pages(device_id, start, end, **options))
+        with self.get_conn() as client:
+            yield from client.iter_pages(device_id, start, end, **options)
+
+    def iter_records(
+        self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rows of ``[start, end]``, or of ``window``, as dicts; see :meth:`.UnleashClient.iter_pages`."""
+        with self.get_conn() as client:
+            yield from client.iter_records(device_id, start, end, **options)
+
+    def get_records(
+        self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
+    ) -> list[dict[str, Any]]:
+        """
+        Return the rows of ``[start, end]``, or of ``window``, as dicts; see :meth:`.UnleashClient.iter_pages`.
+
+        Starts again if pages change while they are read.
+        """
+        with self.get_conn() as client:
+            return client.get_records(device_id, start, end, **options)
 
     def get_arrow_table(
         self,
@@ -254,11 +272,6 @@ def _accept_true_and_false(form: object, field: Any) -> None:
         field.errors = ["Must be 1 or 0."]
 
 
-def _close_with(client: UnleashClient, pages: Generator[Page, None, None]) -> Generator[Page, None, None]:
-    with client, closing(pages):
-        yield from pages
-
-
 def _diagnosis(error: UnleashError) -> str:
     if isinstance(error, AuthenticationError):
         return "Wrong or expired key"
@@ -363,13 +376,7 @@ def _parse_verify(text: str) -> bool | str:
 
 def _base_url(host: str, port: int | None) -> str:
     """Return host and port as one URL; a port in the host takes precedence."""
-    if port is None:
-        return host
-    url = host if "://" in host else f"https://{host}"
-    try:
-        parts = urlsplit(url)
-        if parts.port is not None or not parts.netloc:
-            return url
-    except ValueError:
-        return url  # the client reports what is wrong with it
-    return parts._replace(netloc=f"{parts.netloc}:{port}").geturl()
+    scheme, separator, place = host.rpartition("://")
+    name, slash, path = place.partition("/")
+    has_port = re.search(r":\d*$", name)
+    return host if port is None or has_port else f"{scheme}{separator}{name}:{port}{slash}{path}"

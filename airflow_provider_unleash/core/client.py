@@ -13,14 +13,13 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import get_args
+from typing import Any, TypedDict, Unpack, get_args
 
 from airflow_provider_unleash.core import protocol
 from airflow_provider_unleash.core.arguments import check_choice
 from airflow_provider_unleash.core.log_once import log_once
-from airflow_provider_unleash.core.pages import PageReader, ReadAhead
+from airflow_provider_unleash.core.pages import PageReader, ReadAhead, restart_on_change
 from airflow_provider_unleash.core.protocol import Auth, Endpoint, Page, Response
-from airflow_provider_unleash.core.records import Moment, RecordSource
 from airflow_provider_unleash.core.requester import Requester, RequestGroup, Traffic
 from airflow_provider_unleash.core.windows import HalfOpenPages, Window
 from airflow_provider_unleash.exceptions import InvalidArgumentError, TransportError, UnleashError
@@ -31,6 +30,17 @@ MAX_TIMEOUT = 86_400.0  # seconds; the operating system rejects much longer ones
 MAX_CONCURRENCY = 1000  # urllib3 allocates a place for each connection in advance
 
 
+Moment = datetime | int | None
+
+
+class ReadOptions(TypedDict, total=False):
+    """Options of the methods that read rows; see :meth:`UnleashClient.iter_pages`."""
+
+    window: Window | None
+    endpoint: Endpoint
+    page_concurrency: int | None
+
+
 @dataclass(frozen=True)
 class RequestBudget:
     """What the readers of many windows share: a limit of requests in flight and of pages in memory."""
@@ -39,7 +49,7 @@ class RequestBudget:
     ahead: ReadAhead
 
 
-class UnleashClient(RecordSource):
+class UnleashClient:
     """
     The Unleash live Analytics API without Airflow; a context manager.
 
@@ -178,6 +188,23 @@ class UnleashClient(RecordSource):
             raise InvalidArgumentError("Give start and end, or window", argument="window")
         reader = self.open_pages(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency)
         return _iter_all(reader, window)
+
+    def iter_records(
+        self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rows of ``[start, end]``, or of ``window``, as dicts; see :meth:`iter_pages`."""
+        pages = self.iter_pages(device_id, start, end, **options)
+        return (record for page in pages for record in page.records())
+
+    def get_records(
+        self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
+    ) -> list[dict[str, Any]]:
+        """
+        Return the rows of ``[start, end]``, or of ``window``, as dicts; see :meth:`iter_pages`.
+
+        Starts again if pages change while they are read.
+        """
+        return restart_on_change(lambda: list(self.iter_records(device_id, start, end, **options)))
 
     @contextmanager
     def open_budget(self) -> Iterator[RequestBudget]:
