@@ -216,7 +216,7 @@ def raise_for_status(response: Response) -> None:
     if status in (401, 403):
         raise AuthenticationError(f"{message}. {_KEY_ADVICE}", **facts)
     if status == 404:
-        raise NotFoundError(message, **facts)
+        raise NotFoundError(f"{message}. Check the device ID, and whether the connection's host is the API's", **facts)
     if status in (408, 425) or status >= 500:
         raise ServerError(message, retry_after=retry_after, **facts)
     if 300 <= status < 400:
@@ -490,7 +490,8 @@ def _decode(response: Response, decoder: msgspec.json.Decoder[Any], expected: st
     except (msgspec.DecodeError, UnicodeDecodeError):
         if not _is_json(response.body.removeprefix(_BOM)):
             raise TransportError(
-                f"{response.url} returned {response.status}, but {_describe_body(response)}",
+                f"{response.url} returned {response.status}, but {_describe_body(response)}. Is the connection's host "
+                "the Unleash live API, without a login page or proxy in front of it?",
                 reason="not_json",
                 status=response.status,
                 url=response.url,
