@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from airflow_provider_unleash.core.moments import to_epoch_ms
-from airflow_provider_unleash.core.sessions import SessionList, parse_session_start, select_sessions
+from airflow_provider_unleash.core.sessions import SessionList, parse_session_start
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
 # Keys in an asset's state store: the DAG ids of its consumers, and a cursor for each of them.
@@ -36,7 +36,7 @@ class Cursor:
     def pending(self, sessions: Iterable[str]) -> list[str]:
         """Return the sessions that are not handled yet, oldest first."""
         handled = set(self.handled)
-        return [session for session in select_sessions(sessions, since_ms=self.floor) if session not in handled]
+        return [session for session in SessionList(sessions).select(since_ms=self.floor) if session not in handled]
 
     def mark_handled(self, sessions: Iterable[str], listed: Collection[str]) -> None:
         """
@@ -49,12 +49,12 @@ class Cursor:
         handled = {*self.handled, *sessions}
         if listed:
             handled &= set(listed)
-        self.handled = select_sessions(handled, since_ms=self.floor)
+        self.handled = SessionList(handled).select(since_ms=self.floor)
         surplus = len(self.handled) - MAX_HANDLED_SESSIONS
         if surplus > 0:
             oldest_kept = [self.handled[surplus], *self.pending(listed)[:1]]
             self.floor = min(map(parse_session_start, oldest_kept))
-            self.handled = select_sessions(self.handled, since_ms=self.floor)
+            self.handled = SessionList(self.handled).select(since_ms=self.floor)
 
 
 class SessionCursor:

@@ -109,7 +109,7 @@ class FetchOperator(UnleashOperator):
         """Check the rendered arguments, return the run's window, and name a mapped task after its arguments."""
         self.extraction = None
         self._check_arguments(is_final)
-        window = resolve_window(start=self.start, end=self.end, window=self.window, **run_times(context))
+        window = resolve_window(run_times(context), start=self.start, end=self.end, window=self.window)
         self.log.info("The window is %s", window)
         values: Any = context
         if is_mapped(context) and not values.get("map_index_template"):

@@ -83,7 +83,7 @@ class UnleashHook(BaseHook):
         :raises WindowError: if the run has no window; the task then fails without retries.
         """
         with no_retry():
-            return resolve_window(window=window, **run_times(context))
+            return resolve_window(run_times(context), window=window)
 
     def iter_pages(
         self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,8 @@ from airflow_provider_unleash.core.planning import (
     split_by_size,
 )
 from airflow_provider_unleash.core.protocol import Endpoint
-from airflow_provider_unleash.core.sessions import select_sessions, session_bounds
-from airflow_provider_unleash.core.windows import Window, parse_step, resolve_window
+from airflow_provider_unleash.core.sessions import SessionList, session_bounds
+from airflow_provider_unleash.core.windows import RunTimes, Window, parse_step, resolve_window
 from airflow_provider_unleash.exceptions import InvalidArgumentError, WindowError
 from airflow_provider_unleash.fetching import UnleashOperator
 from airflow_provider_unleash.folders import check_folder, open_folder
@@ -98,10 +99,10 @@ class UnleashListSessionsOperator(UnleashOperator):
             check_literal_bounds(since, until)
 
     def _execute(self, context: Context) -> list[str]:
-        since_ms, until_ms = session_bounds(self.since, self.until)
+        since_ms, until_ms = session_bounds(RunTimes(), self.since, self.until)
         with self._open_client() as client:
             sessions = list(dict.fromkeys(client.list_sessions()))
-        selected = set(select_sessions(sessions, since_ms=since_ms, until_ms=until_ms))
+        selected = set(SessionList(sessions).select(since_ms=since_ms, until_ms=until_ms))
         self.log.info("Sessions of the account: %d, selected: %d", len(sessions), len(selected))
         found = [session for session in sessions if session in selected]
         check_map_length(self, found)
@@ -212,9 +213,9 @@ class UnleashPlanWindowsOperator(UnleashOperator):
     def _execute(self, context: Context) -> list[dict[str, Any]]:
         self._check_arguments(is_final)
         times = run_times(context)
-        zone = times["timezone"] = parse_timezone(self.timezone) or times["timezone"]
+        zone = parse_timezone(self.timezone) or times.timezone
         step = parse_step(self.every)
-        span = resolve_window(start=self.start, end=self.end, window=self.window, **times)
+        span = resolve_window(replace(times, timezone=zone), start=self.start, end=self.end, window=self.window)
         if self.missing_in is not None and step is not None:
             span = cut_to_grid(span, step, zone)
         if span.start_ms == span.end_ms:

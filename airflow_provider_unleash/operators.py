@@ -159,7 +159,7 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
         window = self._resolve_window(context)
         key = None
         if self.partition_format is not None:
-            key = partition_key(window, self.partition_format, run_times(context)["timezone"])
+            key = partition_key(window, self.partition_format, run_times(context).timezone)
         with self._open_client_of(context) as client:
             self.extraction = Extraction(client.base_url, self.device_ids or (), window)
             landed = land_account(

@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_unleash import exceptions
 from airflow_provider_unleash.core.moments import now_ms
-from airflow_provider_unleash.core.sessions import select_sessions, session_bounds
+from airflow_provider_unleash.core.sessions import SessionList, session_bounds
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError, TransportError
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, ConnectedTask
 from airflow_provider_unleash.metrics import report_poll
@@ -159,8 +159,7 @@ class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
             listed = self._list_sessions()
             if listed is None:
                 return PokeReturnValue(is_done=False)
-            sessions = select_sessions(
-                listed,
+            sessions = SessionList(listed).select(
                 since_ms=since_ms,
                 until_ms=until_ms,
                 known_sessions=known,
@@ -199,7 +198,7 @@ class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
         known = self._read_known_sessions()
         if known is not None:
             return known, None, None
-        return (None, *session_bounds(self.since, self.until, **run_times(context)))
+        return (None, *session_bounds(run_times(context), self.since, self.until))
 
     def _read_known_sessions(self) -> Collection[str] | None:
         known = self.known_sessions

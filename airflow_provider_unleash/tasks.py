@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from datetime import date, datetime, timedelta, timezone, tzinfo
-from typing import TYPE_CHECKING, Any, TypedDict
+from datetime import date, timedelta, timezone, tzinfo
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, conf
 
@@ -13,7 +13,7 @@ from airflow_provider_unleash.core.arguments import check_choice
 from airflow_provider_unleash.core.moments import parse_duration, parse_moment, parse_timezone
 from airflow_provider_unleash.core.protocol import ENDPOINT_PATHS, check_device_id
 from airflow_provider_unleash.core.sessions import session_bounds
-from airflow_provider_unleash.core.windows import check_partition_format, given_window
+from airflow_provider_unleash.core.windows import RunTimes, check_partition_format, given_window
 from airflow_provider_unleash.exceptions import (
     InvalidArgumentError,
     PermanentError,
@@ -33,19 +33,6 @@ if TYPE_CHECKING:
 XCOM_RESERVED_KEYS = frozenset({"__classname__", "__id__", "__type", "__var"})
 # If the API asks for a longer delay than this, it is probably a mistake.
 MAX_RETRY_DELAY = timedelta(days=1)
-
-
-class RunTimes(TypedDict):
-    """The times of a run, None if it does not have them; arguments of ``resolve_window``."""
-
-    data_interval_start: datetime | None
-    data_interval_end: datetime | None
-    partition_date: datetime | None
-    logical_date: datetime | None
-    run_after: datetime | None
-    undated_partition: str | None
-    timezone: tzinfo
-    run_kind: str
 
 
 def run_times(context: Context | dict[str, Any]) -> RunTimes:
@@ -116,7 +103,7 @@ def check_map_length(task: Any, result: Sequence[Any]) -> None:
 
 def check_literal_bounds(since: Any, until: Any) -> None:
     """Check the bounds of sessions as far as they are known when the DAG is parsed."""
-    session_bounds(*(value if is_literal(value) else None for value in (since, until)))
+    session_bounds(RunTimes(), *(value if is_literal(value) else None for value in (since, until)))
 
 
 def check_partition_support(partition_format: object) -> None:

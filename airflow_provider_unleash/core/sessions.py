@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable
-from datetime import datetime
 from functools import lru_cache
-from typing import Any
 
 from airflow_provider_unleash.core.log_once import log_once
 from airflow_provider_unleash.core.moments import MIN_EPOCH_MS, format_ms, parse_moment
 from airflow_provider_unleash.core.phrases import name_first
 from airflow_provider_unleash.core.protocol import EXCERPT_CHARS
-from airflow_provider_unleash.core.windows import data_interval_window, to_ms
+from airflow_provider_unleash.core.windows import RunTimes, to_ms
 from airflow_provider_unleash.exceptions import UnexpectedResponseError, WindowError
 
 log = logging.getLogger(__name__)
@@ -93,19 +91,7 @@ class SessionList:
             )
 
 
-def select_sessions(sessions: Iterable[str], **conditions: Any) -> list[str]:
-    return SessionList(sessions).select(**conditions)
-
-
-def session_bounds(
-    since: object = None,
-    until: object = None,
-    *,
-    data_interval_start: datetime | None = None,
-    data_interval_end: datetime | None = None,
-    run_after: datetime | None = None,
-    **other_times: object,
-) -> tuple[int | None, int | None]:
+def session_bounds(times: RunTimes, since: object = None, until: object = None) -> tuple[int | None, int | None]:
     """
     Return the bounds of a run's new sessions in epoch milliseconds; None means no bound.
 
@@ -113,12 +99,12 @@ def session_bounds(
     ``run_after`` and there is no ``until``.
     """
     since_ms, until_ms = parse_moment(since, "since"), parse_moment(until, "until")
-    interval = data_interval_window(data_interval_start, data_interval_end)
+    interval = times.data_interval()
     if interval is not None:
         since_ms = interval.start_ms if since_ms is None else since_ms
         until_ms = interval.end_ms if until_ms is None else until_ms
-    elif since_ms is None and run_after is not None:
-        since_ms = to_ms(run_after)
+    elif since_ms is None and times.run_after is not None:
+        since_ms = to_ms(times.run_after)
     if since_ms is not None and until_ms is not None and since_ms >= until_ms:
         raise WindowError(
             f"since {format_ms(since_ms)} must be before until {format_ms(until_ms)}; no session starts between them",

@@ -72,20 +72,34 @@ class Window:
         return f"[{format_ms(self.start_ms)}, {format_ms(self.end_ms)}) from {_RULES[self.rule]}"
 
 
-def resolve_window(
-    *,
-    start: object = None,
-    end: object = None,
-    window: object = None,
-    data_interval_start: datetime | None = None,
-    data_interval_end: datetime | None = None,
-    partition_date: datetime | None = None,
-    logical_date: datetime | None = None,
-    run_after: datetime | None = None,
-    undated_partition: str | None = None,
-    timezone: tzinfo = UTC,
-    run_kind: str = "",
-) -> Window:
+@dataclass(frozen=True)
+class RunTimes:
+    """
+    The times of a run, None if it does not have them.
+
+    :param undated_partition: key of the run's partition if its date is unknown.
+    :param timezone: time zone in which whole days count.
+    :param run_kind: what started the run, for errors.
+    """
+
+    data_interval_start: datetime | None = None
+    data_interval_end: datetime | None = None
+    partition_date: datetime | None = None
+    logical_date: datetime | None = None
+    run_after: datetime | None = None
+    undated_partition: str | None = None
+    timezone: tzinfo = UTC
+    run_kind: str = ""
+
+    def data_interval(self) -> Window | None:
+        """Return the data interval, unless it is empty."""
+        if self.data_interval_start is None or self.data_interval_end is None:
+            return None
+        interval = Window(to_ms(self.data_interval_start), to_ms(self.data_interval_end), "data_interval")
+        return interval if interval.start_ms < interval.end_ms else None
+
+
+def resolve_window(times: RunTimes, *, start: object = None, end: object = None, window: object = None) -> Window:
     """
     Return the window of a run by the first rule that applies.
 
@@ -96,27 +110,27 @@ def resolve_window(
        data interval, else ``run_after``. ``airflow dags trigger -l`` sets only the logical date, so it comes first.
 
     Rules 3 and 4 count in ``timezone``; whole days are calendar days. They do not apply to a run with an
-    ``undated_partition``, the key of a partition whose date is unknown, because it may lie anywhere.
+    ``undated_partition``, because it may lie anywhere.
     """
     given, length = given_window(start, end), parse_duration(window)
     if given is not None:
         return given
-    interval = data_interval_window(data_interval_start, data_interval_end)
+    interval = times.data_interval()
     if interval is not None:
-        _warn_if_different(interval, length, timezone)
+        _warn_if_different(interval, length, times.timezone)
         return interval
-    if undated_partition:
+    if times.undated_partition:
         raise WindowError(
-            f"The run is for partition {undated_partition!r}, and this Airflow version does not provide its date (3.3 "
-            "does). Set start and end, for example with {{ dag_run.partition_key }}",
+            f"The run is for partition {times.undated_partition!r}, and this Airflow version does not provide its date "
+            "(3.3 does). Set start and end, for example with {{ dag_run.partition_key }}",
             argument="start",
         )
-    if length is not None and partition_date is not None:
-        return _span(partition_date, length, 1, timezone, "partition_date")
-    moment = logical_date or data_interval_end or run_after
+    if length is not None and times.partition_date is not None:
+        return _span(times.partition_date, length, 1, times.timezone, "partition_date")
+    moment = times.logical_date or times.data_interval_end or times.run_after
     if length is not None and moment is not None:
-        return _span(moment, length, -1, timezone, "window")
-    raise WindowError(_explain_no_window(run_kind, data_interval_end, partition_date), argument="window")
+        return _span(moment, length, -1, times.timezone, "window")
+    raise WindowError(_explain_no_window(times), argument="window")
 
 
 def given_window(start: object, end: object) -> Window | None:
@@ -130,13 +144,6 @@ def given_window(start: object, end: object) -> Window | None:
     if start_ms > end_ms:
         raise WindowError(f"start {format_ms(start_ms)} is after end {format_ms(end_ms)}", argument="start")
     return Window(start_ms, end_ms, "start_end")
-
-
-def data_interval_window(start: datetime | None, end: datetime | None) -> Window | None:
-    if start is None or end is None:
-        return None
-    interval = Window(to_ms(start), to_ms(end), "data_interval")
-    return interval if interval.start_ms < interval.end_ms else None
 
 
 def _span(moment: datetime, length: timedelta, direction: int, zone: tzinfo, rule: str) -> Window:
@@ -161,13 +168,14 @@ def _warn_if_different(interval: Window, length: timedelta | None, zone: tzinfo)
         )
 
 
-def _explain_no_window(run_kind: str, data_interval_end: datetime | None, partition_date: datetime | None) -> str:
-    problem = "no data interval" if data_interval_end is None else "an empty data interval (start equals end)"
-    by_window = "the day before the run" if partition_date is None else f"the day from partition date {partition_date}"
+def _explain_no_window(times: RunTimes) -> str:
+    problem = "no data interval" if times.data_interval_end is None else "an empty data interval (start equals end)"
+    partition = times.partition_date
+    by_window = "the day before the run" if partition is None else f"the day from partition date {partition}"
     return (
-        f"This {(run_kind + ' run').replace('_', '-').strip()} has {problem}, so it does not define a time window. "
-        'On Airflow 3, schedule="@daily" gives runs an empty interval, and a manual or asset-triggered run may have '
-        "none. Choose one:\n"
+        f"This {(times.run_kind + ' run').replace('_', '-').strip()} has {problem}, so it does not define a time "
+        'window. On Airflow 3, schedule="@daily" gives runs an empty interval, and a manual or asset-triggered run may '
+        "have none. Choose one:\n"
         '1. Use a timetable with data intervals: schedule=CronDataIntervalTimetable("@daily", timezone="UTC"), '
         "from airflow.timetables.interval\n"
         f"2. Set window=timedelta(days=1) on this task: {by_window}\n"

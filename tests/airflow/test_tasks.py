@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperat
 from airflow.timetables.interval import CronDataIntervalTimetable, DeltaDataIntervalTimetable
 
 from airflow_provider_unleash import tasks
+from airflow_provider_unleash.core.windows import RunTimes
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
     EmptyResultError,
@@ -36,19 +37,20 @@ only_with_policies = pytest.mark.skipif(not HAS_POLICIES, reason="this Airflow h
 
 
 def test_times_that_a_run_does_not_have_are_none():
-    assert tasks.run_times({}) == {
-        **dict.fromkeys(("data_interval_start", "data_interval_end", "partition_date", "logical_date", "run_after")),
-        **{"undated_partition": None, "timezone": UTC, "run_kind": ""},
-    }
+    assert tasks.run_times({}) == RunTimes(None, None, None, None, None, None, UTC, "")
 
 
 def test_times_come_from_the_context_the_dag_and_the_dag_run():
     zone = ZoneInfo("Europe/Berlin")
     context = make_context(run_type="asset_triggered", run_after=NEXT_DAY, dag_timezone=zone, logical_date=DAY)
-    assert tasks.run_times(context) == {
-        **{"data_interval_start": DAY, "data_interval_end": NEXT_DAY, "partition_date": None, "logical_date": DAY},
-        **{"run_after": NEXT_DAY, "undated_partition": None, "timezone": zone, "run_kind": "asset_triggered"},
-    }
+    assert tasks.run_times(context) == RunTimes(
+        data_interval_start=DAY,
+        data_interval_end=NEXT_DAY,
+        logical_date=DAY,
+        run_after=NEXT_DAY,
+        timezone=zone,
+        run_kind="asset_triggered",
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_times_come_from_the_context_the_dag_and_the_dag_run():
 )
 def test_times_are_found_in_every_airflow(dag_run, expected):
     times = tasks.run_times({"dag_run": SimpleNamespace(**dag_run)})
-    assert {name: times[name] for name in expected} == expected
+    assert {name: getattr(times, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_times_are_found_in_every_airflow(dag_run, expected):
 )
 def test_days_are_those_of_the_timetable_else_of_the_dag(timetable, zone):
     dag = SimpleNamespace(timezone=ZoneInfo("Europe/Berlin"), timetable=timetable)
-    assert str(tasks.run_times({"dag": dag})["timezone"]) == zone
+    assert str(tasks.run_times({"dag": dag}).timezone) == zone
 
 
 @pytest.mark.parametrize(

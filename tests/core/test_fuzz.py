@@ -54,7 +54,7 @@ def check_any_bytes(data: bytes) -> None:
     response = Response(URL, 200, {}, data, KEY)
     try_to(partial(protocol.parse_version, response))
     ids = try_to(partial(protocol.parse_ids, response)) or []
-    try_to(lambda: sessions.select_sessions(ids, since_ms=0))
+    try_to(lambda: sessions.SessionList(ids).select(since_ms=0))
     for device_id in ids:
         try_to(partial(protocol.check_device_id, device_id))
     for endpoint in ("compact", "tableau"):

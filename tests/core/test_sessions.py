@@ -6,8 +6,9 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from airflow_provider_unleash.core.sessions import parse_session_start, select_sessions, session_bounds
+from airflow_provider_unleash.core.sessions import SessionList, parse_session_start
 from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError, WindowError
+from tests.support.run_times import bounds_of
 
 DAY = datetime(2020, 8, 17, tzinfo=timezone.utc)
 NEXT_DAY = DAY + timedelta(days=1)
@@ -31,7 +32,7 @@ MIDNIGHT, HOUR_MS, DAY_MS = 1_597_622_400_000, 3_600_000, 86_400_000
     ],
 )
 def test_bounds_that_are_not_given_come_from_the_data_interval_else_from_run_after(times, bounds):
-    assert session_bounds(**times) == bounds
+    assert bounds_of(**times) == bounds
 
 
 @pytest.mark.parametrize(
@@ -45,13 +46,13 @@ def test_bounds_that_are_not_given_come_from_the_data_interval_else_from_run_aft
 )
 def test_bounds_without_a_millisecond_between_them_are_an_error(times):
     with pytest.raises(WindowError, match="no session starts between them"):
-        session_bounds(**times)
+        bounds_of(**times)
 
 
 @pytest.mark.parametrize("name", ["since", "until"])
 def test_a_bound_in_seconds_is_an_error_that_names_it(name):
     with pytest.raises(InvalidArgumentError, match="multiply it by 1000") as caught:
-        session_bounds(**{name: 1597622400})
+        bounds_of(**{name: 1597622400})
     assert caught.value.argument == name
 
 
@@ -69,8 +70,8 @@ def ids(*minutes: float) -> list[str]:
 )
 def test_new_sessions_start_at_or_after_since_and_before_until(since, until, minutes):
     since_ms, until_ms = (None if bound is None else MIDNIGHT + int(bound * 60_000) for bound in (since, until))
-    assert select_sessions(ids(2, 0, 3, 1), since_ms=since_ms, until_ms=until_ms) == ids(*minutes)
-    assert select_sessions([], since_ms=since_ms, until_ms=until_ms) == []
+    assert SessionList(ids(2, 0, 3, 1)).select(since_ms=since_ms, until_ms=until_ms) == ids(*minutes)
+    assert SessionList([]).select(since_ms=since_ms, until_ms=until_ms) == []
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_new_sessions_start_at_or_after_since_and_before_until(since, until, min
 )
 def test_known_sessions_are_compared_by_id_whatever_the_bounds(known, minutes):
     bounds = {"since_ms": MIDNIGHT + DAY_MS, "until_ms": MIDNIGHT + 2 * DAY_MS}
-    assert select_sessions(ids(2, 1, 0), known_sessions=known, **bounds) == ids(*minutes)
+    assert SessionList(ids(2, 1, 0)).select(known_sessions=known, **bounds) == ids(*minutes)
 
 
 @pytest.mark.parametrize("known", [None, []])
@@ -87,20 +88,20 @@ def test_known_sessions_are_compared_by_id_whatever_the_bounds(known, minutes):
 )
 def test_a_session_younger_than_min_age_is_not_new_yet(known, age_ms, minutes):
     now_ms = MIDNIGHT + 2 * 60_000
-    assert select_sessions(ids(0, 1, 2), known_sessions=known, min_age_ms=age_ms, now_ms=now_ms) == ids(*minutes)
+    assert SessionList(ids(0, 1, 2)).select(known_sessions=known, min_age_ms=age_ms, now_ms=now_ms) == ids(*minutes)
 
 
 def test_each_session_is_returned_once_and_the_oldest_first():
     listed = ["1595418530512", "999999999999", "1000000000000", "999999999999"]
-    assert select_sessions(listed) == ["999999999999", "1000000000000", "1595418530512"]
-    assert select_sessions(ids(1, 1), known_sessions=[]) == ids(1)
+    assert SessionList(listed).select() == ["999999999999", "1000000000000", "1595418530512"]
+    assert SessionList(ids(1, 1)).select(known_sessions=[]) == ids(1)
 
 
 def test_an_id_that_is_not_a_time_is_allowed_if_its_start_does_not_matter():
     sessions = ["session-b", *ids(1), "session-a"]
-    assert select_sessions(sessions) == [*ids(1), "session-a", "session-b"]
-    assert select_sessions(sessions, known_sessions=["session-a"]) == [*ids(1), "session-b"]
-    assert select_sessions(["x", *ids(1)], known_sessions=["x"], min_age_ms=1, now_ms=MIDNIGHT + DAY_MS) == ids(1)
+    assert SessionList(sessions).select() == [*ids(1), "session-a", "session-b"]
+    assert SessionList(sessions).select(known_sessions=["session-a"]) == [*ids(1), "session-b"]
+    assert SessionList(["x", *ids(1)]).select(known_sessions=["x"], min_age_ms=1, now_ms=MIDNIGHT + DAY_MS) == ids(1)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +110,12 @@ def test_an_id_that_is_not_a_time_is_allowed_if_its_start_does_not_matter():
 )
 def test_an_id_that_is_not_a_time_is_skipped_with_a_warning_if_its_start_matters(conditions, caplog):
     odd = ["session-a", "1597622400", "9" * 5000, "\u0661" * 13, "15976224000001234", "-1597622400000", ""]
-    assert select_sessions([*ids(0), *odd], **conditions) in (ids(0), [])
+    assert SessionList([*ids(0), *odd]).select(**conditions) in (ids(0), [])
     [warning] = caplog.records
     assert "'15976224000001234'" in warning.getMessage()
     assert "and 2 more" in warning.getMessage()
     assert len(warning.getMessage()) < 1000
-    select_sessions([*ids(1), *odd], **conditions)
+    SessionList([*ids(1), *odd]).select(**conditions)
     assert len(caplog.records) == 1, "the next poll does not repeat it"
 
 

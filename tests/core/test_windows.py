@@ -20,11 +20,11 @@ from airflow_provider_unleash.core.windows import (
     check_partition_format,
     count_steps,
     partition_key,
-    resolve_window,
 )
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, WindowError
 from airflow_provider_unleash.window import Window, plan_windows
 from tests.support.pages import sample
+from tests.support.run_times import resolve
 
 UTC = timezone.utc
 BERLIN, SYDNEY = ZoneInfo("Europe/Berlin"), ZoneInfo("Australia/Sydney")
@@ -42,10 +42,6 @@ def utc(*fields: int) -> datetime:
 
 DAY = utc(2020, 8, 17)
 NEXT_DAY = utc(2020, 8, 18)
-
-
-def resolve(**times: Any) -> Window:
-    return resolve_window(**times)
 
 
 def hours(window: Window) -> float:

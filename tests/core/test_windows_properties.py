@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_unleash.core.protocol import Page
-from airflow_provider_unleash.core.windows import STEPS, HalfOpenPages, count_steps, parse_step, resolve_window
+from airflow_provider_unleash.core.windows import STEPS, HalfOpenPages, count_steps, parse_step
 from airflow_provider_unleash.window import Window, plan_windows
+from tests.support.run_times import resolve
 
 UTC = timezone.utc
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -121,7 +122,7 @@ def test_windows_return_each_row_once_wherever_the_span_is_cut(data, digits, inc
     bounds = data.draw(cuts())
     hows = st.integers(0, 4 * len(ZONES) - 1)
     windows = [
-        resolve_window(start=spell(first, data.draw(hows)), end=spell(last, data.draw(hows)))
+        resolve(start=spell(first, data.draw(hows)), end=spell(last, data.draw(hows)))
         for first, last in pairwise(bounds)
     ]
     assert all(first.end_ms == last.start_ms for first, last in pairwise(windows))
@@ -155,8 +156,8 @@ def test_windows_from_midnight_to_midnight_have_no_gap_or_overlap_when_clocks_ch
     for days in days_around_changes(local, range(2018, 2027)):
         runs = [midnight(day, local).astimezone(UTC) for day in days]
         one_day: Any = {"window": timedelta(days=1), "timezone": dag_timezone}
-        backward = [resolve_window(run_after=run, **one_day) for run in runs]
-        forward = [resolve_window(partition_date=pendulum.instance(run), **one_day) for run in runs]
+        backward = [resolve(run_after=run, **one_day) for run in runs]
+        forward = [resolve(partition_date=pendulum.instance(run), **one_day) for run in runs]
         planned = plan_windows(midnight(days[0], local), midnight(days[-1], local), every="day")
         for windows in (backward[1:], forward[:-1], planned):
             assert [window.start for window in windows] == runs[:-1]
@@ -175,7 +176,7 @@ def test_daily_runs_at_a_time_that_comes_twice_have_no_gap_or_overlap(zone):
         for spelled in (runs, [run.astimezone(UTC) for run in runs], list(map(pendulum.instance, runs))):
             one_day: Any = {"window": timedelta(days=1), "timezone": dag_timezone}
             for name in ("run_after", "partition_date"):
-                windows = [resolve_window(**{name: run}, **one_day) for run in spelled]
+                windows = [resolve(**{name: run}, **one_day) for run in spelled]
                 assert all(first.end_ms == last.start_ms for first, last in pairwise(windows))
                 assert {window.end_ms - window.start_ms for window in windows} == {24 * HOUR_MS, 25 * HOUR_MS}
 
@@ -192,7 +193,7 @@ def test_windows_of_months_and_weeks_follow_the_calendar_and_do_not_drift(zone, 
     assert [window.start for window in plan_windows(start, bounds[-1], every=every)] == bounds[:-1]
     if day == 1:
         step: Any = {"window": STEPS[every], "timezone": local}
-        windows = [resolve_window(run_after=bound, **step) for bound in bounds]
+        windows = [resolve(run_after=bound, **step) for bound in bounds]
         assert [window.start for window in windows[1:]] == bounds[:-1]
         assert [window.end for window in windows] == bounds
 
@@ -203,7 +204,7 @@ def test_windows_shorter_than_a_day_have_one_length_when_clocks_change(zone, mom
     length = timedelta(minutes=minutes)
     planned = plan_windows(moment, moment + number * length, every=length, timezone=zone)
     runs = [moment + index * length for index in range(1, number + 1)]
-    resolved = [resolve_window(window=length, run_after=run, timezone=zone) for run in runs]
+    resolved = [resolve(window=length, run_after=run, timezone=zone) for run in runs]
     assert [(one.start_ms, one.end_ms) for one in planned] == [(one.start_ms, one.end_ms) for one in resolved]
     assert {window.end_ms - window.start_ms for window in planned} == {minutes * 60_000}
 
@@ -218,7 +219,7 @@ def test_windows_shorter_than_a_day_have_one_length_when_clocks_change(zone, mom
 def test_a_window_is_never_empty_and_does_not_depend_on_how_moment_and_zone_are_spelled(zone, moment, length, name):
     spellings = (moment, moment.astimezone(zone), pendulum.instance(moment), pendulum.instance(moment, tz=zone))
     [window] = {
-        resolve_window(window=length, timezone=dag_timezone, **{name: spelled})  # type: ignore[arg-type]
+        resolve(window=length, timezone=dag_timezone, **{name: spelled})
         for dag_timezone in (zone, pendulum.timezone(str(zone)))
         for spelled in spellings
     }
