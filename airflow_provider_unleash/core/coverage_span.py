@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date, datetime, tzinfo
+from datetime import tzinfo
 
 from airflow_provider_unleash.core.coverage_text import format_bound
 from airflow_provider_unleash.core.manifest import Entry, list_manifests, read_manifest
-from airflow_provider_unleash.core.moments import is_missing, now_ms, parse_moment, parse_moment_string, shift
+from airflow_provider_unleash.core.moments import from_epoch_ms, now_ms, parse_moment, shift
 from airflow_provider_unleash.core.names import MANIFESTS, parse_window
 from airflow_provider_unleash.core.stores import FolderPath, list_names
 from airflow_provider_unleash.core.windows import STEPS, Window, count_steps, parse_step, to_ms
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
 WINDOWS = 30
-# A time without one is read as UTC.
-_OFFSET = re.compile(r"[Tt ].*([Zz]|[+-]\d\d:?(\d\d)?)$")
 _HOUR_MS, _MINUTE_MS = 3_600_000, 60_000
 
 
@@ -41,7 +38,7 @@ class Span:
 
     def bounds(self) -> tuple[str, str]:
         """Return start and end in the time zone: only the date at midnight."""
-        start, end = (Window(moment, moment).start.astimezone(self.zone) for moment in (self.start_ms, self.end_ms))
+        start, end = (from_epoch_ms(moment).astimezone(self.zone) for moment in (self.start_ms, self.end_ms))
         return format_bound(start), format_bound(end)
 
 
@@ -62,8 +59,8 @@ def choose_span(
     step = parse_step(every)
     if step is None:
         raise InvalidArgumentError("every is missing", argument="every")
-    end_ms = _parse_bound(end, "end", zone)
-    start_ms = _parse_bound(start, "start", zone)
+    end_ms = parse_moment(end, "end", zone)
+    start_ms = parse_moment(start, "start", zone)
     try:
         if end_ms is None:
             if window:
@@ -71,28 +68,16 @@ def choose_span(
             else:
                 first = newest.end_ms if newest else _midnight(zone)
                 complete = count_steps(Window(first, now_ms() + 1), step, zone) - 1 if first <= now_ms() else 0
-                end_ms = to_ms(shift(Window(first, first).start, step, zone, complete))
+                end_ms = to_ms(shift(from_epoch_ms(first), step, zone, complete))
         if start_ms is None:
-            start_ms = to_ms(shift(Window(end_ms, end_ms).start, step, zone, -WINDOWS))
+            start_ms = to_ms(shift(from_epoch_ms(end_ms), step, zone, -WINDOWS))
     except (OverflowError, ValueError):
         raise InvalidArgumentError(f"every={every!r} leads out of the years 1 to 9999", argument="every") from None
     return Span(start_ms, end_ms, every, zone)
 
 
-def _parse_bound(value: str | None, argument: str, zone: tzinfo) -> int | None:
-    if value is None or is_missing(value):
-        return None
-    text = value.strip()
-    moment = parse_moment_string(text, argument)
-    if isinstance(moment, datetime) and not _OFFSET.search(text):
-        moment = moment.replace(tzinfo=zone)
-    elif isinstance(moment, date) and not isinstance(moment, datetime):
-        moment = datetime(moment.year, moment.month, moment.day, tzinfo=zone)
-    return parse_moment(moment, argument)
-
-
 def _midnight(zone: tzinfo) -> int:
-    now = Window(now_ms(), now_ms()).start.astimezone(zone)
+    now = from_epoch_ms(now_ms()).astimezone(zone)
     return to_ms(now.replace(hour=0, minute=0, second=0, microsecond=0))
 
 

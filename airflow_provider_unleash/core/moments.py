@@ -133,21 +133,21 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
 
 
-def parse_moment(value: object, argument: str) -> int | None:
-    """Return a moment in epoch milliseconds, floored, or None; a naive value is UTC, errors name ``argument``."""
+def parse_moment(value: object, argument: str, zone: tzinfo = UTC) -> int | None:
+    """Return a moment in epoch milliseconds, floored, or None; naive is in ``zone``, and errors name ``argument``."""
     if is_missing(value):
         return None
     if isinstance(value, str):
-        value = parse_moment_string(value.strip(), argument)
+        value = parse_moment_string(value.strip(), argument, zone)
     if isinstance(value, datetime):
-        value = assume_utc(value)
+        value = value if value.tzinfo else value.replace(tzinfo=zone)
     elif isinstance(value, date):
-        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+        value = datetime(value.year, value.month, value.day, tzinfo=zone)
     return to_epoch_ms(value, argument)  # type: ignore[arg-type]  # rejects other types
 
 
-def parse_moment_string(text: str, argument: str) -> datetime | date | int:
-    """Parse an ISO 8601 date or time, or 13 digits of epoch milliseconds."""
+def parse_moment_string(text: str, argument: str, zone: tzinfo = UTC) -> datetime | date | int:
+    """Parse an ISO 8601 date or time, or 13 digits of epoch milliseconds; a time without offset is in ``zone``."""
     if re.fullmatch(r"\d{13}", text):
         return int(text)
     if re.fullmatch(r"-?\d+", text) and len(text) != len("20200817"):
@@ -157,7 +157,7 @@ def parse_moment_string(text: str, argument: str) -> datetime | date | int:
         )
     # pendulum reads "12:00" as noon today and "2020" as a year, so require a whole date.
     if re.match(r"\d{4}-\d{2}-\d{2}|\d{8}", text):
-        moment = _parse_iso(text)
+        moment = _parse_iso(text, zone)
         if isinstance(moment, date):  # a datetime is a date too
             return moment
     raise InvalidArgumentError(f"{argument}={text!r} is not an ISO 8601 date or time", argument=argument)
@@ -212,9 +212,9 @@ def _parse_iso_duration(text: str) -> pendulum.Duration | None:
     return None
 
 
-def _parse_iso(text: str) -> object:
+def _parse_iso(text: str, zone: tzinfo) -> object:
     with suppress(ValueError, TypeError, OverflowError):  # pendulum raises the last two for some strings
-        return pendulum.parse(text, exact=True)
+        return pendulum.parse(text, exact=True, tz=zone)
     return None
 
 
