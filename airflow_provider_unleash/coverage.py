@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_unleash.core.coverage import Cell, Coverage, Gap, open_path, read_coverage
-from airflow_provider_unleash.core.coverage_page import render_page
+from airflow_provider_unleash.core.coverage_page import render_coverage
 from airflow_provider_unleash.core.coverage_text import Screen, format_json, format_report
 from airflow_provider_unleash.core.stores import FolderPath
 
@@ -57,7 +57,7 @@ def show(arguments: argparse.Namespace, open_folder: Callable[[str], FolderPath]
     try:
         coverage = _scan(arguments, open_folder(arguments.dst))
         if arguments.html:
-            page = render_page(coverage, str(open_folder(arguments.dst)), with_airflow=with_airflow)
+            page = render_coverage(coverage, str(open_folder(arguments.dst)), with_airflow=with_airflow)
             Path(arguments.html).write_text(page, encoding="utf-8")
     except Exception as error:  # 1 would mean that a window is missing
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 # A deferred task fails after this many failed polls in a row.
 MAX_FAILED_POLLS = 10
 # The longest backoff after a failed poll, seconds.
-MAX_BACKOFF = 600.0
+MAX_POLL_BACKOFF = 600.0
 # The longest Retry-After that polls obey, seconds: a wrong header must not stop all polls for good.
 MAX_RETRY_AFTER = 3600.0
 # Seconds for a poll, whatever the connection allows for a response.
@@ -140,7 +140,7 @@ class _SharedPoll:
 
     def _backoff(self, error: Exception, failures: int) -> float:
         retry_after = error.retry_after if isinstance(error, TransientError) else None
-        backoff = min(MAX_BACKOFF, self._interval * 2.0 ** min(failures - 1, 30))
+        backoff = min(MAX_POLL_BACKOFF, self._interval * 2.0 ** min(failures - 1, 30))
         return max(self._interval, backoff, min(MAX_RETRY_AFTER, retry_after or 0.0))
 
 

@@ -20,7 +20,7 @@ from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from airflow_provider_unleash.core.coverage import read_coverage
-from airflow_provider_unleash.core.coverage_page import render_message, render_page
+from airflow_provider_unleash.core.coverage_page import render_coverage, render_message
 from airflow_provider_unleash.core.coverage_span import choose_span, read_newest
 from airflow_provider_unleash.core.moments import UTC, parse_timezone
 from airflow_provider_unleash.core.names import MANIFESTS, parse_window, window_name
@@ -134,7 +134,7 @@ def _render(query: PageQuery, trees: Mapping[str, str]) -> str:
     _check_size("devices × windows", len(coverage), MAX_CELLS)
     start, end = span.bounds()
     form = _format_form(replace(query, start=start, end=end, every=span.every), trees)
-    return render_page(coverage, trees[name], with_airflow=True, form=form)
+    return render_coverage(coverage, trees[name], with_airflow=True, form=form)
 
 
 def _read_manifest(tree: str, file: str) -> str:

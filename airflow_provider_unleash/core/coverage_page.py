@@ -31,7 +31,7 @@ END
 """
 
 
-def render_page(coverage: Coverage, dst: str, *, with_airflow: bool = False, form: str = "") -> str:
+def render_coverage(coverage: Coverage, dst: str, *, with_airflow: bool = False, form: str = "") -> str:
     """
     Return the page.
 

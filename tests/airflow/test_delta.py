@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import DAG, Asset
 
 from airflow_provider_unleash.core import columns
 from airflow_provider_unleash.core.coverage import read_coverage
-from airflow_provider_unleash.core.coverage_page import format_command, render_page
+from airflow_provider_unleash.core.coverage_page import format_command, render_coverage
 from airflow_provider_unleash.core.delta import WindowTable
 from airflow_provider_unleash.delta import open_delta_table, storage_options_of
 from airflow_provider_unleash.exceptions import InvalidArgumentError
@@ -98,7 +98,7 @@ def test_a_coverage_page_has_the_log_as_file_and_the_options_of_the_store_in_its
     dst = f"file://{tmp_path}"
     UnleashAccountToObjectStorageOperator(task_id="t", dst=dst, file_format="delta", **day).execute(make_context())
     coverage = read_coverage(dst, device_ids=[STREET], every="day", **day)
-    [data] = re.findall('id="data">(.*?)</script>', render_page(coverage, dst))
+    [data] = re.findall('id="data">(.*?)</script>', render_coverage(coverage, dst))
     assert json.loads(data)["devices"][0]["paths"] == {"0": "_delta_log"}
     command = format_command(coverage, dst, with_airflow=True)
     assert "file_format='delta'" in command

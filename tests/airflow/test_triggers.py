@@ -60,7 +60,7 @@ def sim(serve: Callable[..., Simulator], clock: Clock) -> Simulator:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triggers, "MAX_BACKOFF", 0.2)
+    monkeypatch.setattr(triggers, "MAX_POLL_BACKOFF", 0.2)
 
 
 async def collect(
@@ -285,7 +285,7 @@ def test_a_success_resets_the_count_of_failed_polls(sim, clock, monkeypatch):
 
 @one_airflow
 def test_the_pause_grows_with_each_failed_poll(sim, monkeypatch):
-    monkeypatch.setattr(triggers, "MAX_BACKOFF", 0.4)
+    monkeypatch.setattr(triggers, "MAX_POLL_BACKOFF", 0.4)
     sim.add_fault(Fault("503", times=None))
     fire_during(sim, 5, UnleashNewSessionsTrigger(poke_interval=0.1))
     times = [request.time for request in sim.requests]
@@ -560,7 +560,7 @@ def test_an_error_does_not_end_the_events_and_slows_the_polls_down(sim, kind, ca
     trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=INTERVAL)
     began = time.monotonic()
     assert len(watch(trigger, 1)) == 1
-    assert time.monotonic() - began >= INTERVAL + 3 * triggers.MAX_BACKOFF
+    assert time.monotonic() - began >= INTERVAL + 3 * triggers.MAX_POLL_BACKOFF
     assert polls(sim) == 5
     assert "Poll failed (4 in a row)" in caplog.text
 

@@ -19,7 +19,7 @@ import pytest
 
 from airflow_provider_unleash.client import UnleashClient
 from airflow_provider_unleash.core.account import land_account
-from airflow_provider_unleash.core.coverage_page import render_page
+from airflow_provider_unleash.core.coverage_page import render_coverage
 from airflow_provider_unleash.core.coverage_text import Screen, format_report
 from airflow_provider_unleash.core.manifest import Entry, Layout, publish_manifest
 from airflow_provider_unleash.core.moments import format_ms
@@ -397,7 +397,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_is_small(folder: Any) -> None
     cameras = [f"Wb8fabc31378ce{number:04}" for number in range(1000)]
     for day in plan_windows(**span, every="day"):
         land(folder, day, cameras, rows=1_234_567)
-    page = render_page(read(folder, cameras, **span), str(folder))
+    page = render_coverage(read(folder, cameras, **span), str(folder))
     assert len(page) < 3_000_000
     assert not re.findall(r"https?:|url\(|@import|src=", page)
 
@@ -406,7 +406,7 @@ def test_text_in_the_page_is_not_markup(folder: Any) -> None:
     odd = "</script><!--gaps--><b>&".replace("/", "")
     for day in DAYS[1:]:
         land(folder, day, [odd], run_id="</script><script>alert(1)</script>")
-    page = render_page(read(folder, [odd]), "file:///<i>&")
+    page = render_coverage(read(folder, [odd]), "file:///<i>&")
     assert page.count("</script>") == page.count("<script") == 3
     assert "<b>" not in page.partition("<script type")[0]
     assert "<i>" not in page
@@ -419,7 +419,7 @@ def test_the_command_that_the_page_copies_heals_a_gap(folder: Any, tmp_path: Pat
         with UnleashClient(sim.api_key, sim.base_url, mask_stream_tokens=False) as client:
             for day in (DAYS[0], *DAYS[3:]):
                 land_account(client, None, day, folder, compression="gzip", split_by_device=split_by_device)
-        command = read_data(render_page(read(folder), str(folder)))["command"]
+        command = read_data(render_coverage(read(folder), str(folder)))["command"]
         gap = json.dumps([[day.start_ms, day.end_ms] for day in DAYS[1:3]])
         command = command.replace("__WINDOWS__", gap).replace("__DEVICES__", '["W1"]' if split_by_device else "None")
         command = command.replace('["UNLEASH_API_KEY"])', f'["UNLEASH_API_KEY"], "{sim.base_url}")')
