@@ -25,6 +25,7 @@ from airflow_provider_unleash.core.columns import (
     table_columns_of,
 )
 from airflow_provider_unleash.core.names import DELTA
+from airflow_provider_unleash.core.phrases import name_first
 from airflow_provider_unleash.core.protocol import EXCERPT_CHARS, Page, mask_tokens_in_text
 from airflow_provider_unleash.core.stores import StoragePath, publish
 from airflow_provider_unleash.exceptions import InvalidArgumentError
@@ -178,9 +179,8 @@ class PageWriter(ABC):
         new = {key for key in page.keys if key not in self._columns} - self._reported_keys
         if new:
             self._reported_keys |= new
-            shown = ", ".join(mask_tokens_in_text(repr(key))[:EXCERPT_CHARS] for key in sorted(new)[:10])
-            more = f" and {len(new) - 10} more" if len(new) > 10 else ""
-            log.warning("Page %d has keys without a column: %s%s. They are stored in extra", page.number, shown, more)
+            shown = name_first([mask_tokens_in_text(repr(key))[:EXCERPT_CHARS] for key in sorted(new)], 10)
+            log.warning("Page %d has keys without a column: %s. They are stored in extra", page.number, shown)
 
 
 class JsonLinesWriter(PageWriter):

@@ -20,6 +20,7 @@ from airflow_provider_unleash.core.names import (
     parse_window,
     window_name,
 )
+from airflow_provider_unleash.core.phrases import name_first
 from airflow_provider_unleash.core.stores import FolderPath, list_names, publish
 from airflow_provider_unleash.core.windows import Window
 from airflow_provider_unleash.exceptions import InvalidArgumentError
@@ -155,7 +156,7 @@ def open_tree(dst: FolderPath, window: Window, layout: Layout, *, same_day: bool
     windows = {found for name in {name.rpartition("Z")[0] + "Z" for name in names} if (found := parse_window(name))}
     overlapping = sorted({window_name(other) for other in windows if overlap(other, window)} - {window_name(window)})
     if overlapping:
-        shown = ", ".join(overlapping[:5]) + (" and more" if len(overlapping) > 5 else "")
+        shown = name_first(overlapping, 5)
         log.warning("%s has other windows of the same time, so their rows are there twice: %s", dst, shown)
     if not names and folders:
         last = max(folders)

@@ -219,7 +219,7 @@ def test_a_warning_names_five_overlapping_windows_each_once(tmp_path, caplog):
             publish(tmp_path, entry(device_id), device_ids=[device_id], window=hours(hour, 1))
     assert len(open_tree(UPath(tmp_path), DAY, SPLIT).overlapping) == 7
     assert caplog.text.count("start_date=") == 5
-    assert "T050000Z and more" in caplog.text
+    assert "T050000Z and 2 more" in caplog.text
 
 
 def test_the_windows_of_a_name_that_manifests_share_do_not_mix(tmp_path):
