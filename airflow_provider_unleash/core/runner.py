@@ -12,8 +12,8 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from airflow_provider_unleash.core.progress import Progress
 from airflow_provider_unleash.core.phrases import name_first
+from airflow_provider_unleash.core.progress import Progress
 from airflow_provider_unleash.core.throttle import MAX_PAUSE
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
