@@ -15,9 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import pytest
 from upath import UPath
 
 from airflow_provider_unleash.client import UnleashClient
-from airflow_provider_unleash.core import journal
+from airflow_provider_unleash.core import account, journal
 from airflow_provider_unleash.core.account import LandedAccount, land_account
 from airflow_provider_unleash.core.extract import land
 from airflow_provider_unleash.core.protocol import Page
@@ -58,18 +57,7 @@ DAY = Window(START, END)
 NAME = "start_date=2026-01-12/20260112T000000Z_20260113T000000Z"
 LAYOUTS = pytest.mark.parametrize("split", [True, False], ids=["split", "whole"])
 
-pytestmark = [pytest.mark.usefixtures("quick_retries", "no_threads_left"), pytest.mark.timeout(60)]
-
-
-@pytest.fixture
-def no_threads_left() -> Iterator[None]:
-    """Check that all threads end; an executor does not wait for one whose start an exception interrupted."""
-    of_other_tests = threading.enumerate()  # the pool of the triggers keeps its threads
-    yield
-    for thread in threading.enumerate():
-        if thread not in of_other_tests and thread.name.startswith("unleash-") and thread.ident is not None:
-            thread.join(1)
-            assert not thread.is_alive(), thread.name
+pytestmark = pytest.mark.usefixtures("quick_retries", "no_threads_left")
 
 
 def rows_of(device_id: str, number: int, **values: Any) -> list[dict[str, Any]]:
@@ -91,7 +79,7 @@ class CountedPage(Page):
     """A page that counts those in memory."""
 
     alive = most = 0
-    lock = threading.Lock()
+    lock = threading.RLock()  # the garbage collector may run __del__ in a thread that holds it
 
     def __new__(cls, *args: Any, **kwargs: Any) -> CountedPage:
         with cls.lock:
@@ -269,10 +257,14 @@ def test_readers_of_parquet_skip_the_row_groups_of_other_devices(tmp_path: Path)
 def test_all_devices_share_the_requests_in_flight(
     tmp_path: Path, split: bool, numbers: dict[str, int], device_ids: list[str] | None
 ) -> None:
-    with serve(numbers, page_size=1, latency=0.02) as sim:
-        landed = land_from(sim, tmp_path, device_ids, split, page_concurrency=6)
-        assert landed.counts.rows == sum(numbers.values())
-        assert 5 <= sim.max_in_flight <= 6
+    for latency in (0.02, 0.1, 0.5):  # on a busy machine, requests overlap only if responses take longer
+        with serve(numbers, page_size=1, latency=latency) as sim:
+            landed = land_from(sim, tmp_path / str(latency), device_ids, split, page_concurrency=6)
+            assert landed.counts.rows == sum(numbers.values())
+            assert sim.max_in_flight <= 6
+        if sim.max_in_flight >= 5:
+            return
+    pytest.fail(f"Only {sim.max_in_flight} requests were in flight")
 
 
 @LAYOUTS
@@ -284,34 +276,42 @@ def test_one_request_at_a_time_is_possible(tmp_path: Path, split: bool) -> None:
 
 
 @LAYOUTS
-def test_one_refusal_pauses_the_requests_of_all_devices(tmp_path: Path, split: bool) -> None:
+def test_one_refusal_pauses_the_requests_of_all_devices(
+    tmp_path: Path, split: bool, pauses: Callable[[], list[float]]
+) -> None:
     with serve(many(60), latency=0.01) as sim:
         sim.add_fault(Fault("429", path="/W020/", retry_after=1))
         land_from(sim, tmp_path, split=split)
-        refused = next(request.time for request in sim.requests if request.status == 429)
-        later = [request.time - refused for request in sim.requests if request.time > refused + 0.2]
         assert len(sim.requests) == 62
-    assert len(later) > 10
-    assert min(later) > 0.9
+        refused = next(request.number for request in sim.requests if request.status == 429)
+    assert refused < 40
+    [pause] = pauses()
+    assert pause >= 1
 
 
 def test_objects_are_published_while_requests_are_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     dst = UPath("memory://test-account/lake")
     put_file, in_flight = type(dst.fs).put_file, []
+    one_at_a_time = threading.Lock()
 
     with serve(many(24), latency=0.05) as sim, open_client(sim, 2) as client:
 
-        def put_slowly(*args: Any) -> None:
-            time.sleep(0.05)
-            in_flight.append(sim._in_flight)
+        def put_when_two_are_in_flight(*args: Any) -> None:
+            with one_at_a_time:
+                ends_at = time.monotonic() + 30
+                number = sim._in_flight
+                while number < 2 and in_flight.count(2) == len(in_flight) < 8 and time.monotonic() < ends_at:
+                    time.sleep(0.002)
+                    number = sim._in_flight
+                in_flight.append(number)
             put_file(*args)
 
-        monkeypatch.setattr(type(dst.fs), "put_file", put_slowly)
+        monkeypatch.setattr(type(dst.fs), "put_file", put_when_two_are_in_flight)
         try:
             land_account(client, None, DAY, dst)
         finally:
             dst.fs.store.clear()
-    assert in_flight.count(2) > 8
+    assert in_flight[:8] == [2] * 8
 
 
 @LAYOUTS
@@ -485,12 +485,12 @@ def test_a_wrong_key_costs_one_request(tmp_path: Path, split: bool) -> None:
 
 @LAYOUTS
 def test_an_api_that_cannot_be_reached_is_not_asked_for_every_device(tmp_path: Path, split: bool) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with UnleashClient("any-key", f"http://127.0.0.1:{port}", max_attempts=2) as client:
-        with pytest.raises(TransportError) as caught:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))  # does not listen, and nothing else can take the port
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with UnleashClient("any-key", url, max_attempts=2) as client, pytest.raises(TransportError) as caught:
             land_account(client, many(300), DAY, UPath(tmp_path), split_by_device=split)
-        assert client.traffic.requests <= 2 * 6 * 4
+    assert client.traffic.requests <= 2 * 6 * 4
     assert caught.value.reason == "connection"
 
 
@@ -545,8 +545,9 @@ def test_staging_fails_no_object_of_all_devices_that_fits_without_it(monkeypatch
             sim.clear_faults()
             landed = land_account(client, sim.devices[:2], DAY, dst, split_by_device=False)
             assert landed.counts.rows == 240
-            assert stored.keys() - of_others == {landed.manifest.path, f"{dst.path}/{NAME}.jsonl"}
-            assert of_others < stored.keys()
+            here = {name for name in stored if name.startswith(dst.path)}
+            assert here - of_others == {landed.manifest.path, f"{dst.path}/{NAME}.jsonl"}
+            assert of_others < here
         finally:
             stored.clear()
 
@@ -598,7 +599,7 @@ def test_the_retry_of_an_empty_result_asks_for_all_devices_again(tmp_path: Path)
                 land_from(sim, tmp_path, on_empty="fail")
             assert requested(sim) == ["A", "B"]
             sim.clear_requests()
-    with serve({"A": 3, "B": 0}, port=sim.port) as sim:
+        sim._account = serve({"A": 3, "B": 0})._account
         assert land_from(sim, tmp_path, on_empty="fail").counts.rows == 3
 
 
@@ -662,7 +663,7 @@ from airflow_provider_unleash.window import Window
 
 url, lake, split, start, end = sys.argv[1:]
 journal.SAVE_SECONDS = 0.05
-with UnleashClient("simulator-key", url, page_concurrency=2) as client:
+with UnleashClient("simulator-key", url, page_concurrency=2, user_agent="killed") as client:
     print("start", flush=True)
     account.land_account(
         client, None, Window(int(start), int(end)), UPath(lake), split_by_device=split == "True", run_id="killed"
@@ -685,11 +686,11 @@ def test_after_kill_9_another_worker_extracts_only_what_has_not_landed(tmp_path:
         with start_extraction(sim, tmp_path / "lake", True) as process:
             while not list(tmp_path.glob("lake/_staging/*/00002.landed")):
                 assert process.poll() is None
+                time.sleep(0.01)
             process.kill()
-        killed_at = time.time()
         landed = land_from(sim, tmp_path / "lake")
         assert landed.resumed_devices >= 3
-        later = [request.path for request in sim.requests if request.time > killed_at]
+        later = [request.path for request in sim.requests if not str(request.user_agent).endswith(" killed")]
         assert len(later) == len(set(later)) == 1 + 200 - landed.resumed_devices
         land_from(sim, tmp_path / "whole")
     assert objects(tmp_path / "lake") == objects(tmp_path / "whole")
@@ -730,7 +731,7 @@ def test_a_journal_is_saved_while_one_device_takes_long(tmp_path: Path) -> None:
 
     with serve(many(20), faults=[slow]) as sim:
         with start_extraction(sim, tmp_path / "lake", True) as process:
-            ends_at = time.monotonic() + 30
+            ends_at = time.monotonic() + 45
             while not all(device in saved() for device in many(19)) and time.monotonic() < ends_at:
                 time.sleep(0.05)
             process.kill()
@@ -749,10 +750,12 @@ def test_kill_9_at_any_moment_leaves_whole_objects_and_the_old_or_the_new_manife
     with serve(dict.fromkeys(names, 5), latency=0.005) as sim:
         land_from(sim, tmp_path / "new", split=split)
         new = objects(tmp_path / "new")
-        for delay in (rng.uniform(0.0, 0.1), rng.uniform(0.1, 0.3), 5.0):
+        # The last one is not killed: it sends 41 requests.
+        for requests in (rng.randint(0, 10), rng.randint(11, 41), 99):
+            sent_before = sim._number
             with start_extraction(sim, tmp_path / "lake", split) as process:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(delay)
+                while sim._number < sent_before + requests and process.poll() is None:
+                    time.sleep(0.001)
                 process.kill()
             found = objects(tmp_path / "lake")
             visible = {name: data for name, data in found.items() if not name.rpartition("/")[2].startswith(".")}
@@ -813,14 +816,19 @@ def test_one_object_loses_the_rows_of_a_device_only_with_permission(
     assert landed.objects == 1
 
 
-def test_rows_that_another_task_publishes_meanwhile_are_not_lost(tmp_path: Path) -> None:
-    with serve(["A", "B"], faults=[Fault("slow", "/A/", seconds=1)]) as sim, ThreadPoolExecutor(1) as other:
-        first = other.submit(land_from, sim, tmp_path, ["A"], False)
-        while not sim._in_flight:
-            time.sleep(0.01)
+def test_rows_that_another_task_publishes_meanwhile_are_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = account._OneObject.check
+
+    def check_after_another_task(self: Any, *args: Any) -> bool:
+        monkeypatch.setattr(account._OneObject, "check", check)
         land_from(sim, tmp_path, ["B"], split=False)
-        with pytest.raises(EmptyReplacementError, match="has rows of B,"):
-            first.result()
+        return check(self, *args)
+
+    monkeypatch.setattr(account._OneObject, "check", check_after_another_task)
+    with serve(["A", "B"]) as sim, pytest.raises(EmptyReplacementError, match="has rows of B,"):
+        land_from(sim, tmp_path, ["A"], split=False)
     assert '"A"' not in (tmp_path / f"{NAME}.jsonl").read_text()
 
 
@@ -944,8 +952,8 @@ def test_cancelling_the_client_ends_the_extraction_at_once(tmp_path: Path, split
         cancelled_at = time.monotonic()
         client.cancel()
         with pytest.raises(TransportError) as caught:
-            extraction.result(5)
-        assert time.monotonic() - cancelled_at < 1
+            extraction.result(60)
+        assert time.monotonic() - cancelled_at < 10
     assert caught.value.reason == "cancelled"
     assert manifest(tmp_path) == {}
 
@@ -963,16 +971,19 @@ def test_an_exception_in_the_main_thread_ends_the_extraction_at_once(
     def end(*args: object) -> None:
         raise TaskTimeoutError
 
+    def land_with_a_time_limit(sim: Simulator) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        land_from(sim, tmp_path, split=split)
+
     before = signal.signal(signal.SIGALRM, end)
     try:
         with serve(SLOW, page_size=1, latency=0.02, faults=[Fault("slow", "/W04", times=None, seconds=30)]) as sim:
             began = time.monotonic()
-            signal.setitimer(signal.ITIMER_REAL, seconds)
             with pytest.raises((TaskTimeoutError, RuntimeError)) as caught:
-                land_from(sim, tmp_path, split=split)
+                land_with_a_time_limit(sim)
             # If it comes while the interpreter handles a lock, that raises another error.
             assert isinstance(caught.value, TaskTimeoutError) or isinstance(caught.value.__context__, TaskTimeoutError)
-            assert time.monotonic() - began < seconds + 1
+            assert time.monotonic() - began < seconds + 10
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

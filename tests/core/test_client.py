@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -32,12 +30,6 @@ def sim() -> Iterator[Simulator]:
 
 def connect(sim: Simulator, **options: Any) -> UnleashClient:
     return UnleashClient(sim.api_key, sim.base_url, **options)
-
-
-def assert_nothing_left(since: float) -> None:
-    """Check that little time has passed, and that no thread reads pages."""
-    assert time.monotonic() - since < 5
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("unleash-page")]
 
 
 # ---- the five endpoints --------------------------------------------------------------------------
@@ -87,22 +79,30 @@ def test_a_window_without_rows_is_one_empty_page(empty_total: int) -> None:
 
 # ---- concurrency ---------------------------------------------------------------------------------
 
+# Seconds. On a busy machine, requests overlap only if responses take longer, which other machines need not wait for.
+LATENCIES = (0.01, 0.1, 0.5)
+
 
 @pytest.mark.parametrize("concurrency", [1, 2, 4])
-def test_page_concurrency_limits_the_requests_in_flight_and_changes_no_row(concurrency: int) -> None:
-    with Simulator(page_size=50, latency=0.01) as sim, connect(sim) as client:
-        records = client.get_records(DEVICE, START, END, page_concurrency=concurrency)
-        assert records == sim.rows(DEVICE, START, END)
-        assert sim.max_in_flight == concurrency
-    assert_nothing_left(time.monotonic())
+def test_page_concurrency_limits_the_requests_in_flight_and_changes_no_row(
+    concurrency: int, join_threads: Callable[[], None]
+) -> None:
+    for latency in LATENCIES:
+        with Simulator(page_size=50, latency=latency) as sim, connect(sim) as client:
+            records = client.get_records(DEVICE, START, END, page_concurrency=concurrency)
+            assert records == sim.rows(DEVICE, START, END)
+            assert sim.max_in_flight <= concurrency
+        join_threads()
+        if sim.max_in_flight == concurrency:
+            return
+    pytest.fail(f"Only {sim.max_in_flight} requests were in flight")
 
 
 def test_connections_are_reused(sim: Simulator) -> None:
     with connect(sim, page_concurrency=1) as client:
-        before = set(threading.enumerate())
         client.get_records(DEVICE, START, END)
-        serving = set(threading.enumerate()) - before  # the simulator serves each connection with a thread
-    assert len(serving) == 1
+        assert len(sim.requests) > 3
+        assert len(sim._server._connections) == 1
 
 
 HOURS = [(DEVICE, START + hour * HOUR_MS, START + (hour + 1) * HOUR_MS) for hour in range(3)]
@@ -118,35 +118,37 @@ LATE = [
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
-def test_closing_an_iterator_ends_its_requests_and_the_client_stays_usable(read: Any) -> None:
+def test_closing_an_iterator_ends_its_requests_and_the_client_stays_usable(
+    read: Any, join_threads: Callable[[], None]
+) -> None:
     with Simulator(page_size=100, faults=LATE) as sim, connect(sim) as client:
         iterator = read(client)
         next(iterator), next(iterator)
         while sim.max_in_flight < 4:
             time.sleep(0.01)
-        began = time.monotonic()
         iterator.close()
-        assert_nothing_left(began)
+        join_threads()
         assert client.traffic.outcomes["cancelled"] >= 3
         assert client.get_version() == "1.0.1"
         assert len(sim.requests) < 10
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
-def test_an_error_ends_the_other_requests_of_an_iterator(read: Any) -> None:
+def test_an_error_ends_the_other_requests_of_an_iterator(read: Any, join_threads: Callable[[], None]) -> None:
     errors = [Fault("403", path=f"/{END}/2"), Fault("403", path=f"{DEVICE}/{START}/{START + HOUR_MS}/")]
     with Simulator(page_size=100, faults=errors + LATE) as sim, connect(sim) as client:
         began = time.monotonic()
         with pytest.raises(AuthenticationError):
             list(read(client))
-        assert_nothing_left(began)
+        join_threads()
+        assert time.monotonic() - began < 20
     assert set(client.traffic.outcomes) <= {"ok", "client_error", "cancelled"}
 
 
-def test_an_abandoned_iterator_leaves_no_thread(sim: Simulator) -> None:
+def test_an_abandoned_iterator_leaves_no_thread(sim: Simulator, join_threads: Callable[[], None]) -> None:
     with connect(sim) as client:
         next(iter(client.iter_records(DEVICE, START, END)))
-    assert_nothing_left(time.monotonic())
+    join_threads()
 
 
 # ---- arguments -----------------------------------------------------------------------------------
@@ -251,11 +253,20 @@ def test_an_error_that_ends_the_page_counts_stops_the_other_requests_at_once() -
         assert client.traffic.retries == 0
 
 
-def test_page_counts_share_the_limit_of_requests_in_flight_and_the_pause_of_a_refusal() -> None:
+def test_page_counts_share_the_limit_of_requests_in_flight() -> None:
+    for latency in LATENCIES:
+        with Simulator(latency=latency) as sim, connect(sim, page_concurrency=3) as client:
+            assert len(list(client.iter_page_counts(HOURS * 5))) == 15
+            assert sim.max_in_flight <= 3
+        if sim.max_in_flight == 3:
+            return
+    pytest.fail(f"Only {sim.max_in_flight} requests were in flight")
+
+
+def test_page_counts_share_the_pause_of_a_refusal(pauses: Callable[[], list[float]]) -> None:
     faults = [Fault("429", after=5, retry_after=1)]
     with Simulator(faults=faults, latency=0.02) as sim, connect(sim, page_concurrency=3) as client:
         assert len(list(client.iter_page_counts(HOURS * 5))) == 15
-        assert sim.max_in_flight == 3
-        arrivals = sorted(request.time for request in sim.requests)
-        assert sum(later - earlier >= 0.9 for earlier, later in pairwise(arrivals)) == 1
         assert client.traffic.retries == 1
+    [pause] = pauses()
+    assert pause >= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -20,7 +20,7 @@ from airflow_provider_unleash.simulator.data import format_timestamp
 
 KEYS = ("source_file_name", "timestamp", "count")
 
-pytestmark = pytest.mark.usefixtures("quick_retries")
+pytestmark = pytest.mark.usefixtures("quick_retries", "no_threads_left")
 
 
 def page(number: int, total: int = 6, rows: list[tuple[Any, ...]] | None = None) -> Page:
@@ -64,16 +64,6 @@ class Api:
     def read(self, concurrency: int = 1, start: int = 1) -> list[int]:
         with self.open(concurrency) as reader:
             return [page.number for page in reader.iter_from(start)]
-
-
-def page_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("unleash-page")]
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_left() -> Iterator[None]:
-    yield
-    assert page_threads() == []
 
 
 # ---- order and concurrency -----------------------------------------------------------------------

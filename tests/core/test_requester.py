@@ -177,13 +177,22 @@ def test_a_retry_after_of_more_than_a_minute_is_raised_at_once(
     assert len(sim.requests) == 1
 
 
-def test_simultaneous_refusals_do_not_use_up_the_attempts_of_a_page() -> None:
-    # All in flight are refused, twice: more refusals than a page has attempts.
-    faults = [Fault("429", after=2, times=10)]
+def test_simultaneous_refusals_do_not_use_up_the_attempts_of_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    # All eight in flight are refused, and then one more: more refusals than a page has attempts.
+    faults = [Fault("429", after=2, times=8), Fault("429", after=2, times=1)]
+    together = threading.Barrier(8)
     with (
-        Simulator(fixed_pages=20, page_size=1, latency=0.05, faults=faults) as sim,
+        Simulator(fixed_pages=20, page_size=1, faults=faults) as sim,
         connect(sim, page_concurrency=8, max_attempts=3) as client,
     ):
+        refuse = sim._respond_badly
+
+        def refuse_together(fault: Fault, request: Any) -> Any:
+            if fault.times == 8:
+                together.wait(60)
+            return refuse(fault, request)
+
+        monkeypatch.setattr(sim, "_respond_badly", refuse_together)
         assert client.get_records(DEVICE, START, END) == sim.rows(DEVICE, START, END)
 
 
@@ -233,9 +242,9 @@ def test_a_key_that_the_server_echoes_is_in_no_error_and_no_log(
 
 
 def test_a_server_that_cannot_be_reached_is_a_connection_error() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    refused = failure(f"http://127.0.0.1:{port}")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))  # does not listen, and nothing else can take the port
+        refused = failure(f"http://127.0.0.1:{server.getsockname()[1]}")
     assert refused.reason == "connection"
     assert "Connection refused" in str(refused)
     assert failure("https://does-not-exist.invalid").reason == "connection"
@@ -248,7 +257,7 @@ def test_a_response_or_a_rest_of_a_body_that_does_not_come_in_time_is_a_timeout(
     def send_half(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n["half')
-        time.sleep(0.5)
+        connection.recv(1)  # until the client closes the connection
 
     with listen(send_half) as port:
         assert failure(f"http://127.0.0.1:{port}", timeout=0.2).reason == "timeout"
@@ -293,13 +302,13 @@ def test_a_body_beyond_the_limit_is_refused_while_it_is_read(sim: Simulator) -> 
 
 
 def trickle(start: bytes, drip: bytes) -> Callable[[socket.socket], None]:
-    """Return a server that sends a part of a response every 0.05 s and never ends it."""
+    """Return a server that sends a part of a response every 0.05 s, for 30 s or until the client closes."""
 
     def send(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(start)
         with suppress(OSError):
-            for _ in range(200):
+            for _ in range(600):
                 connection.sendall(drip)
                 time.sleep(0.05)
 
@@ -317,10 +326,8 @@ def trickle(start: bytes, drip: bytes) -> Callable[[socket.socket], None]:
     ids=["body", "chunks", "gzip", "headers", "status", "interim"],
 )
 def test_a_response_that_never_ends_is_a_timeout(start: bytes, drip: bytes) -> None:
-    began = time.monotonic()
     with listen(trickle(start, drip)) as port:
-        error = failure(f"http://127.0.0.1:{port}", timeout=1, response_timeout=0.3)
-        assert time.monotonic() - began < 1
+        error = failure(f"http://127.0.0.1:{port}", timeout=60, response_timeout=0.3)
     assert error.reason == "timeout"
     assert "response_timeout=0.3" in str(error)
 
@@ -333,7 +340,7 @@ def test_the_status_is_the_error_of_a_response_with_a_body_that_never_ends() -> 
         pytest.raises(ServerError),
     ):
         client.list_devices()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("fault", [Fault("slow", seconds=30, after=3), Fault("429", retry_after=30, after=3)])
@@ -349,12 +356,12 @@ def test_cancelling_a_client_ends_all_its_requests_at_once(sim: Simulator, fault
         began = time.monotonic()
         with pytest.raises(TransportError, match="cancelled") as caught:
             client.get_records(DEVICE, START, END)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
         assert caught.value.reason == "cancelled"
-        sent = len(sim.requests)
+        sent = client.traffic.requests
         with pytest.raises(TransportError, match="cancelled"):
             client.list_devices()
-        assert len(sim.requests) == sent
+        assert client.traffic.requests == sent
         if by_signal:
             signal.signal(signal.SIGALRM, previous)
 
@@ -416,14 +423,16 @@ def test_the_body_of_a_redirect_or_error_is_not_read_whole(status: bytes) -> Non
     bomb = gzip.compress(bytes(1 << 27))
     raw = whole(bomb, b"Content-Encoding: gzip\r\nLocation: http://localhost/\r\n", status)
     tracemalloc.start()
-    with (
-        respond_with(raw) as port,
-        UnleashClient("key", f"http://127.0.0.1:{port}") as client,
-        pytest.raises((BadRequestError, NotFoundError)),
-    ):
-        client.get_version()
-    assert tracemalloc.get_traced_memory()[1] < 1 << 25
-    tracemalloc.stop()
+    try:
+        with (
+            respond_with(raw) as port,
+            UnleashClient("key", f"http://127.0.0.1:{port}") as client,
+            pytest.raises((BadRequestError, NotFoundError)),
+        ):
+            client.get_version()
+        assert tracemalloc.get_traced_memory()[1] < 1 << 25
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
