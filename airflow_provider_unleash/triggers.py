@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import random
+import threading
 from collections.abc import AsyncIterator, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -113,12 +114,13 @@ class _SharedPoll:
         sessions = SessionList([])
         error: Exception | None = RuntimeError("The poll was cancelled")
         clients: list[UnleashClient] = []
+        is_over = threading.Event()
         try:
             # Not asyncio.to_thread: masking a connection's secrets talks to the supervisor, which Airflow 3.0 and 3.1
             # do on the triggerer's event loop. Only asgiref's threads can call back into that loop.
             list_sessions = sync_to_async(_list_sessions, thread_sensitive=False, executor=_executor)
             async with asyncio.timeout(POLL_TIMEOUT):
-                sessions = await list_sessions(await get_async_connection(self._conn_id), clients)
+                sessions = await list_sessions(await get_async_connection(self._conn_id), clients, is_over)
             error = None
         except AirflowNotFoundException as caught:
             error = InvalidArgumentError(f"{caught}. Check unleash_conn_id", argument="unleash_conn_id")
@@ -127,6 +129,7 @@ class _SharedPoll:
         except Exception as caught:  # of any kind: each waiting trigger decides what to do with it
             error = caught
         finally:
+            is_over.set()
             for client in clients:  # its thread may still be reading
                 client.cancel()
             # Wake the waiting triggers even if this poll was cancelled, unless it was because none is left.
@@ -148,11 +151,13 @@ class _SharedPoll:
 _executor = ThreadPoolExecutor(32, "unleash-poll")
 
 
-def _list_sessions(connection: Any, clients: list[UnleashClient]) -> SessionList:
+def _list_sessions(connection: Any, clients: list[UnleashClient], is_over: threading.Event) -> SessionList:
     report_poll(in_triggerer=True)
     # One attempt: between attempts a thread would only sleep, and the event loop can wait without one.
     with open_client(connection, max_attempts=1, on_close=partial(report_traffic, in_triggerer=True)) as client:
         clients.append(client)
+        if is_over.is_set():  # the poll ended before there was a client to cancel
+            client.cancel()
         return SessionList(client.list_sessions())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -342,6 +343,27 @@ def test_a_poll_ends_with_its_socket_at_its_time_limit(hang, monkeypatch, caplog
     assert event["error"] == "TransportError"
     assert "took longer than" in event["message"]
     wait_until(lambda: events.count("end") == 2, 2.0)
+
+
+@one_airflow
+def test_a_poll_beyond_its_time_limit_sends_no_request(sim, monkeypatch):
+    """A busy triggerer may open its client so late."""
+    monkeypatch.setattr(triggers, "POLL_TIMEOUT", 0.2)
+    monkeypatch.setattr(triggers, "MAX_FAILED_POLLS", 1)
+    may_open, is_closed = threading.Event(), threading.Event()
+    open_client = triggers.open_client
+
+    def open_late(*args: Any, **options: Any) -> Any:
+        assert may_open.wait(60)
+        return open_client(*args, **options)
+
+    monkeypatch.setattr(triggers, "open_client", open_late)
+    monkeypatch.setattr(triggers, "report_traffic", lambda *args, **options: is_closed.set())
+    event = fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL))
+    may_open.set()
+    assert "took longer than" in event["message"]
+    assert is_closed.wait(60)
+    assert sim.requests == []
 
 
 @one_airflow
