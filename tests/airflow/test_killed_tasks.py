@@ -48,16 +48,11 @@ def kill(name: str, lake: Path, is_busy: Callable[[], bool]) -> tuple[float, str
 @pytest.mark.one_airflow
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in ("devices", "sensor")])
 def test_a_killed_task_sends_no_more_requests_and_leaves_files_only_for_a_retry(serve, lake, name):
-    sim = serve(rows_per_day=4800, latency=0.2, extra={"page_concurrency": IN_FLIGHT})
-    sent: list[int] = []
-
-    def is_busy() -> bool:
-        sent[:] = [len(sim.requests)]
-        return sent[0] >= 12
-
-    seconds, error = kill(name, lake, is_busy)
-    assert seconds < 2, error
-    assert len(sim.requests) <= sent[0] + 2 * IN_FLIGHT  # those in flight, and those logged since it was counted
+    slow = Fault("slow", after=12, times=None, seconds=30)
+    sim = serve(rows_per_day=4800, faults=[slow], extra={"page_concurrency": IN_FLIGHT})
+    seconds, error = kill(name, lake, lambda: sim._number == 12 + IN_FLIGHT)
+    assert seconds < 10, error
+    assert sim._number == 12 + IN_FLIGHT
     left = [path for path in lake.rglob("*") if path.is_file()]
     assert {path.suffix for path in left} <= FOR_A_RETRY.get(name, set())
     assert left or name != "staging"
@@ -68,7 +63,7 @@ def test_a_killed_task_does_not_wait_for_a_response(connect, lake, name):
     with trickling() as (url, events):
         connect(host=url, password="any-key")
         seconds, error = kill(name, lake, lambda: "request" in events)
-        assert seconds < 2, error
+        assert seconds < 10, error
     assert not lake.exists()
 
 
@@ -77,7 +72,7 @@ def test_a_killed_task_does_not_wait_for_a_response(connect, lake, name):
 def test_a_killed_task_does_not_wait_for_a_retry(serve, lake, kind):
     sim = serve(faults=[Fault(kind, times=None, retry_after=50)])
     seconds, error = kill("jsonl", lake, lambda: len(sim.requests) > 0)
-    assert seconds < 2, error
+    assert seconds < 10, error
     assert len(sim.requests) == 1
 
 

@@ -10,14 +10,15 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipException, AirflowTaskTimeout
 
+from airflow_provider_unleash import triggers
 from airflow_provider_unleash.exceptions import UnleashError
 from airflow_provider_unleash.hooks import UnleashHook
 from airflow_provider_unleash.operators import (
@@ -56,19 +57,29 @@ def lake(tmp_path: Path) -> Path:
     return tmp_path / "lake"
 
 
-def events_of(trigger: object) -> list[object]:
-    """Return a trigger's serialized form and the events of its first polls."""
+@pytest.fixture(autouse=True)
+def _give_up_after_one_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a trigger that can end do so after its first failed poll."""
+    monkeypatch.setattr(triggers, "MAX_FAILED_POLLS", 1)
+
+
+def events_of(trigger: UnleashNewSessionsTrigger | UnleashNewSessionsEventTrigger) -> list[object]:
+    """Return a trigger's serialized form and its events, of a watcher those of its first poll."""
     found: list[object] = [trigger.serialize()]
 
     async def listen() -> None:
-        async for event in trigger.run():
-            found.append(event.payload)
+        if isinstance(trigger, UnleashNewSessionsTrigger):
+            found.extend([event.payload async for event in trigger.run()])
+            return
+        polls = trigger.open_shared_stream(trigger.serialize()[1])
 
-    async def listen_a_while() -> None:
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(listen(), 0.3)
+        async def first_poll() -> AsyncIterator[object]:
+            yield await anext(polls)
 
-    asyncio.run(listen_a_while())
+        async with aclosing(polls):
+            found.extend([event.payload async for event in trigger.filter_shared_stream(first_poll())])
+
+    asyncio.run(asyncio.wait_for(listen(), 60))
     return found
 
 

@@ -24,12 +24,13 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_provider_unleash import triggers
+from airflow_provider_unleash import sensors, triggers
+from airflow_provider_unleash.core.sessions import SessionList
 from airflow_provider_unleash.exceptions import InvalidArgumentError, RateLimitError, ServerError, UnleashError
 from airflow_provider_unleash.sensors import UnleashNewSessionsSensor
 from airflow_provider_unleash.simulator import Fault, Simulator
-from airflow_provider_unleash.triggers import UnleashNewSessionsEventTrigger, UnleashNewSessionsTrigger
-from tests.support.answering import trickling
+from airflow_provider_unleash.triggers import PollResult, UnleashNewSessionsEventTrigger, UnleashNewSessionsTrigger
+from tests.support.answering import answering, trickling
 from tests.support.dag_runs import has_asset_state_store, run_dag
 from tests.support.python_processes import run_code, run_module
 from tests.support.sample_day import DAY_END, DAY_START, HOUR_MS, make_context
@@ -65,7 +66,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def collect(
-    stream: AsyncIterator[Any], most: int = 1, seconds: float = 20.0, found: list[Any] | None = None
+    stream: AsyncIterator[Any], most: int = 1, seconds: float = 60.0, found: list[Any] | None = None
 ) -> list[Any]:
     """Return the payloads of the first events; of fewer if the time is up, or if the task is cancelled."""
     found = [] if found is None else found
@@ -82,7 +83,7 @@ async def collect(
     return found
 
 
-def fire(trigger: UnleashNewSessionsTrigger, seconds: float = 20.0) -> dict[str, Any] | None:
+def fire(trigger: UnleashNewSessionsTrigger, seconds: float = 60.0) -> dict[str, Any] | None:
     """Return the trigger's event, or None if there is none within that time."""
     found = asyncio.run(collect(trigger.run(), 2, seconds))
     assert len(found) <= 1
@@ -102,10 +103,18 @@ async def wait_for_polls(sim: Simulator, number: int) -> None:
 
 def fire_during(sim: Simulator, number: int, *waiting: Any) -> list[list[Any]]:
     """Return the events of triggers that wait at the same time, until this many polls have been sent."""
+    until = polls(sim) + number
+    return fire_until(lambda: polls(sim) >= until, *waiting)
+
+
+def fire_until(is_over: Callable[[], bool], *waiting: Any) -> list[list[Any]]:
+    """Return the events of triggers that wait at the same time, until a condition is true."""
 
     async def wait() -> list[list[Any]]:
         tasks = [asyncio.create_task(collect(trigger.run(), 99)) for trigger in waiting]
-        await wait_for_polls(sim, number)
+        while not is_over() and not all(task.done() for task in tasks):
+            await asyncio.sleep(0.01)
+        assert is_over()
         for task in tasks:
             task.cancel()
         return await asyncio.gather(*tasks)
@@ -151,15 +160,17 @@ def test_poke_and_trigger_return_the_same_sessions(sim, clock, history, hours):
     if trigger is None:
         assert found_at_once
         return
-    event = fire(trigger, 20.0 if poked.is_done else 4 * INTERVAL)
+    event = fire(trigger, 60.0 if poked.is_done else 4 * INTERVAL)
     assert (event is not None) == poked.is_done
     if event is not None:
         assert event == {"status": "success", "sessions": poked.xcom_value}
         assert sensor.execute_complete(context, event) == poked.xcom_value
 
 
-def test_min_age_selects_the_same_sessions_in_the_triggerer(serve):
+def test_min_age_selects_the_same_sessions_in_the_triggerer(serve, monkeypatch):
     now = int(time.time() * 1000)
+    for module in (sensors, triggers):
+        monkeypatch.setattr(module, "now_ms", lambda: now)
     sim = serve(sessions_from=now - 2 * 3_600_000, session_period=600.0)
     since, age = now - 3_600_000, timedelta(minutes=30)
     context = make_context(None)
@@ -288,11 +299,19 @@ def test_a_success_resets_the_count_of_failed_polls(sim, clock, monkeypatch):
 def test_the_pause_grows_with_each_failed_poll(sim, monkeypatch):
     monkeypatch.setattr(triggers, "MAX_POLL_BACKOFF", 0.4)
     sim.add_fault(Fault("503", times=None))
-    fire_during(sim, 5, UnleashNewSessionsTrigger(poke_interval=0.1))
-    times = [request.time for request in sim.requests]
-    pauses = [after - before for before, after in pairwise(times)]
-    # 0.1, 0.2, 0.4 and 0.4 seconds; a busy server may log a request late, so compare sums.
-    assert sum(pauses[2:4]) > sum(pauses[:2])
+    results: list[PollResult] = []
+
+    async def poll() -> None:
+        trigger = UnleashNewSessionsEventTrigger(poke_interval=0.1)
+        async for result in trigger.open_shared_stream(trigger.serialize()[1]):
+            results.append(result)
+            if len(results) == 5:
+                return
+
+    asyncio.run(poll())
+    assert [result.pause for result in results[:4]] == [0.1, 0.2, 0.4, 0.4]
+    for before, after in pairwise(results):
+        assert after.asked_at >= before.asked_at + before.pause
 
 
 @one_airflow
@@ -300,20 +319,23 @@ def test_polls_obey_retry_after(sim):
     sim.add_fault(Fault("429", retry_after=1, times=1))
     assert fire(UnleashNewSessionsTrigger(poke_interval=INTERVAL))["status"] == "success"
     first, second = (request.time for request in sim.requests)
-    assert second - first >= 0.9  # arrival times are logged a little late on a busy machine
+    assert second - first >= 0.5  # without the header, 0.1; a busy server logs the first arrival late
 
 
-def test_a_missing_connection_is_an_error_event_after_one_poll():
-    began = time.monotonic()
+def test_a_missing_connection_is_an_error_event_after_one_poll(caplog):
     event = fire(UnleashNewSessionsTrigger(unleash_conn_id="nowhere", poke_interval=INTERVAL))
     assert (event["status"], event["error"]) == ("error", "InvalidArgumentError")
     assert "nowhere" in event["message"]
-    assert time.monotonic() - began < 10 * INTERVAL + 5
+    assert "Poll failed" not in caplog.text
 
 
-def test_a_long_wait_warns_once_of_a_session_id_that_is_not_a_number(answer, caplog):
-    answer(b'["s-4711"]')
-    assert fire(UnleashNewSessionsTrigger(since=DAY_START, poke_interval=INTERVAL), seconds=0.5) is None
+def test_a_long_wait_warns_once_of_a_session_id_that_is_not_a_number(connect, caplog):
+    received: list[bytes] = []
+    with answering(b'["s-4711"]', received) as url:
+        connect(host=url, password="any-key")
+        waiting = UnleashNewSessionsTrigger(since=DAY_START, poke_interval=INTERVAL)
+        # The third poll begins when the trigger has handled the second.
+        assert fire_until(lambda: len(received) >= 3, waiting) == [[]]
     assert caplog.text.count("'s-4711'") == 1
 
 
@@ -336,13 +358,13 @@ def hang(connect: Callable[..., None]) -> Iterator[Callable[[str], list[str]]]:
 @one_airflow
 def test_a_poll_ends_with_its_socket_at_its_time_limit(hang, monkeypatch, caplog):
     """The limit of the connection does not matter; the next poll comes after the pause."""
-    monkeypatch.setattr(triggers, "POLL_TIMEOUT", 0.5)
+    monkeypatch.setattr(triggers, "POLL_TIMEOUT", 1.0)
     monkeypatch.setattr(triggers, "MAX_FAILED_POLLS", 2)
     events = hang("hung")
     event = fire(UnleashNewSessionsTrigger(unleash_conn_id="hung", poke_interval=INTERVAL))
     assert event["error"] == "TransportError"
     assert "took longer than" in event["message"]
-    wait_until(lambda: events.count("end") == 2, 2.0)
+    wait_until(lambda: events.count("end") == events.count("request") > 0)
 
 
 @one_airflow
@@ -381,19 +403,19 @@ def test_hung_polls_block_neither_name_lookups_nor_polls_of_other_connections(si
         ]
         while not all(servers):
             await asyncio.sleep(0.01)
-        await asyncio.wait_for(loop.getaddrinfo("localhost", 80), 2.0)
-        [payload] = await collect(UnleashNewSessionsTrigger(poke_interval=INTERVAL).run(), seconds=5.0)
+        await asyncio.wait_for(loop.getaddrinfo("localhost", 80), 30)
+        [payload] = await collect(UnleashNewSessionsTrigger(poke_interval=INTERVAL).run(), seconds=30)
         assert payload["status"] == "success"
         for task in hung:
             task.cancel()
         await asyncio.gather(*hung, return_exceptions=True)
 
     asyncio.run(wait())
-    wait_until(lambda: all(events == ["request", "end"] for events in servers), 2.0)  # their sockets are shut down
+    wait_until(lambda: all(events == ["request", "end"] for events in servers))  # their sockets are shut down
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -530,7 +552,7 @@ def test_a_changed_connection_is_used_from_the_next_poll_on(sim, clock, connect)
 # ---- a watched asset -----------------------------------------------------------------------------
 
 
-def watch(trigger: UnleashNewSessionsEventTrigger, most: int, seconds: float = 20.0) -> list[Any]:
+def watch(trigger: UnleashNewSessionsEventTrigger, most: int, seconds: float = 60.0) -> list[Any]:
     return asyncio.run(collect(trigger.run(), most, seconds))
 
 
@@ -562,11 +584,23 @@ def test_each_change_fires_one_event(sim, clock):
 
 
 @one_airflow
-def test_sessions_that_stay_unhandled_fire_reminders(sim):
-    trigger = UnleashNewSessionsEventTrigger(since=DAY_START, poke_interval=0.1, reminder=0.5)
-    events = watch(trigger, 3)
-    assert events[0] == events[1] == events[2]
-    assert 10 <= polls(sim) <= 16
+def test_sessions_that_stay_unhandled_fire_reminders():
+    trigger = UnleashNewSessionsEventTrigger(since=DAY_START, reminder=300.0)
+    sessions = [str(DAY_START)]
+    minute, fired = 0, []
+
+    async def poll_each_minute() -> AsyncIterator[PollResult]:
+        nonlocal minute
+        for minute in range(12):
+            yield PollResult(60.0 * minute, SessionList(sessions))
+
+    async def collect_minutes() -> None:
+        async for event in trigger.filter_shared_stream(poll_each_minute()):
+            assert event.payload == {"sessions": sessions, "truncated": False}
+            fired.append(minute)
+
+    asyncio.run(collect_minutes())
+    assert fired == [0, 5, 10]
 
 
 def test_a_payload_has_only_the_latest_sessions_and_says_if_there_are_more(sim, monkeypatch):
@@ -671,5 +705,5 @@ def test_a_trigger_of_several_assets_works_without_their_stores(sim):
 def test_a_broken_store_does_not_end_the_events(sim, caplog):
     trigger = UnleashNewSessionsEventTrigger(poke_interval=INTERVAL)
     trigger.asset_state_store = SimpleNamespace()
-    assert watch(trigger, 1, seconds=0.5) == []
+    assert fire_during(sim, 2, trigger) == [[]]
     assert "No event from this poll: AttributeError" in caplog.text

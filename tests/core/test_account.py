@@ -291,21 +291,32 @@ def test_one_refusal_pauses_the_requests_of_all_devices(
 
 def test_objects_are_published_while_requests_are_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     dst = UPath("memory://test-account/lake")
-    put_file, in_flight = type(dst.fs).put_file, []
-    one_at_a_time = threading.Lock()
+    put_file, one_at_a_time = type(dst.fs).put_file, threading.Lock()
+    in_flight: list[int] = []  # at each put
 
-    with serve(many(24), latency=0.05) as sim, open_client(sim, 2) as client:
+    def wait_for(condition: Callable[[], bool]) -> None:
+        ends_at = time.monotonic() + 30
+        while not condition() and time.monotonic() < ends_at:
+            time.sleep(0.002)
+
+    with serve(many(24)) as sim, open_client(sim, 2) as client:
+        respond = sim._respond_well
+
+        def respond_after_a_put(request: Any) -> Any:
+            """Hold the request of W002 until the first put, that of W003 until the second, and so on."""
+            device = request.path.split("/")[3]
+            if device in many(12):
+                wait_for(lambda: len(in_flight) > int(device[1:]) - 2 or not set(in_flight) <= {2})
+            return respond(request)
 
         def put_when_two_are_in_flight(*args: Any) -> None:
             with one_at_a_time:
-                ends_at = time.monotonic() + 30
-                number = sim._in_flight
-                while number < 2 and in_flight.count(2) == len(in_flight) < 8 and time.monotonic() < ends_at:
-                    time.sleep(0.002)
-                    number = sim._in_flight
-                in_flight.append(number)
+                if len(in_flight) < 8 and set(in_flight) <= {2}:
+                    wait_for(lambda: sim._in_flight == 2)
+                in_flight.append(sim._in_flight)
             put_file(*args)
 
+        monkeypatch.setattr(sim, "_respond_well", respond_after_a_put)
         monkeypatch.setattr(type(dst.fs), "put_file", put_when_two_are_in_flight)
         try:
             land_account(client, None, DAY, dst)
