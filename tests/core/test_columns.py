@@ -266,10 +266,10 @@ def test_many_keys_are_written_in_time_and_in_a_short_warning(file_format, neste
     request.addfinalizer(partial(csv.field_size_limit, csv.field_size_limit(1 << 24)))
     keys = {f"key{index:06}": index for index in range(60_000 if nested else MAX_KEYS, 0, -1)}
     page = page_of({"zone": keys} if nested else keys)
-    began = time.monotonic()
+    began = time.process_time()
     write(folder / "o", [page], file_format)
     assert page.digest
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     [row] = read_file(folder / "o", file_format)
     extra = row if file_format.startswith("json") else json.loads(row["extra"])
     assert (extra["zone"] if nested else extra) == keys

@@ -82,16 +82,23 @@ def test_500_holes_of_200_cameras_and_60_days_are_found_exactly(folder: Any) -> 
     assert coverage.counts()["missing"] == sum(gap.windows for gap in coverage.gaps()) == 500
 
 
-def test_1000_cameras_and_31_days_take_less_than_2_seconds(folder: Any) -> None:
+def test_1000_cameras_take_at_most_20_times_as_long_as_100(folder: Any) -> None:
     span = {"start": "2026-05-01", "end": "2026-06-01", "every": "day"}
-    cameras = [f"Wb8fabc31378ce{number:04}" for number in range(1000)]
-    for day in plan_windows(**span):
-        land(folder, day, cameras)
-    began = time.process_time()  # not the clock, because the machine may be busy
-    coverage = read_coverage(folder, device_ids=cameras, **span)
-    assert coverage.counts() == {"landed": 31_000, "empty": 0, "unsettled": 0, "missing": 0}
-    assert len(list(coverage)) == 31_000
-    assert time.process_time() - began < 2
+
+    def seconds_of(number: int) -> float:
+        """Return the CPU time, not the time, because the machine may be busy."""
+        cameras = [f"Wb8fabc31378ce{camera:04}" for camera in range(number)]
+        tree = folder / str(number)
+        for day in plan_windows(**span):
+            land(tree, day, cameras)
+        began = time.process_time()
+        coverage = read_coverage(tree, device_ids=cameras, **span)
+        assert coverage.counts() == {"landed": 31 * number, "empty": 0, "unsettled": 0, "missing": 0}
+        assert len(list(coverage)) == 31 * number
+        return time.process_time() - began
+
+    seconds_of(1)  # imports its modules
+    assert seconds_of(1000) < 20 * seconds_of(100)
 
 
 def test_a_cell_has_what_the_manifest_says(folder: Any) -> None:
@@ -158,6 +165,7 @@ def test_windows_of_another_grid_are_reported_and_not_counted(folder: Any) -> No
 def test_a_span_of_all_years_costs_no_more_than_the_days_of_the_tree(folder: Any) -> None:
     """Whoever may see the coverage page may ask for it."""
     land(folder, DAYS[0])
+    read(folder)  # imports its modules
     tracemalloc.start()
     try:
         coverage = read(folder, start="0001-01-01", end="9999-12-31", every="P9999Y")
@@ -228,9 +236,12 @@ def test_a_store_in_memory_is_read_like_a_remote_one() -> None:
     from upath import UPath
 
     folder = UPath("memory://coverage/lake")
-    for day in DAYS[::2]:
-        land(folder, day)
-    assert read("memory://coverage/lake").counts()["landed"] == 4
+    try:
+        for day in DAYS[::2]:
+            land(folder, day)
+        assert read("memory://coverage/lake").counts()["landed"] == 4
+    finally:
+        folder.fs.rm("/coverage", recursive=True)
 
 
 def test_a_publication_in_progress_is_not_a_manifest(folder: Any, tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_json_keeps_any_rows_with_any_keys(pages):
     for file_format in ("jsonl", "json"):
         write(Place("/test_formats", "memory", memory), [page_of(*page) for page in pages], file_format)
         data = memory.cat("/test_formats")
+        memory.rm("/test_formats")
         assert read_records(data, file_format) == [row for page in pages for row in page]
         assert file_format == "jsonl" or data.endswith(b"]\n")
 

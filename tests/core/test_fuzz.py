@@ -262,17 +262,22 @@ def test_no_random_body_takes_more_than_64_times_its_size(data, times):
 
 
 MB = 1 << 20
-# Runs in its own process to measure its peak alone.
-REQUEST = """
-import resource, sys
+# Runs in its own process to measure its peak alone; ru_maxrss would include that of the process that started it.
+REQUEST = r"""
+import re, sys
+from pathlib import Path
 from airflow_provider_unleash.client import UnleashClient
 from airflow_provider_unleash.exceptions import ResultTooLargeError, TransportError
+
+def peak():
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
 with UnleashClient("key", sys.argv[1], max_response_bytes=8 << 20, max_attempts=1) as api:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     try:
         api.get_version()
     except (ResultTooLargeError, TransportError):
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        print(peak() - before)
 """
 
 

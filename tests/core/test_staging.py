@@ -288,9 +288,11 @@ def test_a_staged_gzip_bomb_takes_little_memory(tmp_path, is_header):
     dst.fs.pipe(f"{dst.path}/{name}", start + 64 * gzip.compress(bytes(1 << 24)))
     assert dst.fs.size(f"{dst.path}/{name}") < 1 << 21
     tracemalloc.start()
-    assert list(new_staging(dst, ("a",)).load(Snapshot(9, b"", b""))) == []
-    assert tracemalloc.get_traced_memory()[1] < 400 << 20
-    tracemalloc.stop()
+    try:
+        assert list(new_staging(dst, ("a",)).load(Snapshot(9, b"", b""))) == []
+        assert tracemalloc.get_traced_memory()[1] < 400 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_page_that_is_too_large_for_a_line_is_not_staged(dst, monkeypatch, caplog):
