@@ -43,7 +43,7 @@ CONN_ID = "lake_conn"
 NAME = f"device={STREET}/start_date=2026-01-12/20260112T000000Z_20260113T000000Z"
 FORMATS = ("jsonl", "json", "csv", "parquet")
 # A process ends within a few seconds, but a busy machine needs longer.
-SECONDS = 60
+SECONDS = 300
 
 
 class Store(Protocol):
