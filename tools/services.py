@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from tools.stage import StageError, free_port
+from tools.ports import free_ports
+from tools.stage import StageError
 
 SECONDS_TO_START = 60
 # Debian does not put the server's commands in PATH.
@@ -33,7 +34,7 @@ class Service:
         self._binary = find_command(self.command)
         self._temporary = tempfile.TemporaryDirectory(prefix=f"unleash-{self.command}-")
         self.folder = Path(self._temporary.name)
-        self.port, self.password = free_port(), secrets.token_urlsafe()
+        self.port, self.password = free_ports(1)[0], secrets.token_urlsafe()
         self._process: subprocess.Popen[str] | None = None
         try:
             self._process = self._start()

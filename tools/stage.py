@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import psutil
 
 from airflow_provider_unleash.simulator import DEFAULT_KEYS
+from tools.ports import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
@@ -73,7 +73,7 @@ class Stage:
 
     def listen_on(self, port: int = 0) -> None:
         """Set the address on loopback that Airflow's API server will listen on."""
-        self.url = f"http://127.0.0.1:{port or free_port()}"
+        self.url = f"http://127.0.0.1:{port or free_ports(1)[0]}"
         self.environ |= {
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
@@ -179,13 +179,6 @@ class Stage:
             process.wait()
             if process.stdout:
                 process.stdout.close()
-
-
-def free_port() -> int:
-    """Return a free port on loopback."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def ask(url: str, body: str | None = None, *, method: str | None = None, timeout: float = 60) -> Any:
