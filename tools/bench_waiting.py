@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from airflow_provider_unleash.simulator import DEFAULT_KEYS
@@ -34,8 +35,8 @@ class Burden:
     cpu: float
 
 
-async def wait(job: Waiting) -> Burden:
-    """Run the triggers of sensors that find no sessions, created as the triggerer creates them."""
+async def wait(job: Waiting, is_over: Callable[[], bool] = lambda: False) -> Burden:
+    """Run the triggers of sensors that find no sessions, created as the triggerer creates them, until it is over."""
     from airflow_provider_unleash.triggers import UnleashNewSessionsTrigger
 
     # Each task waits for sessions after a different time, far in the future.
@@ -46,7 +47,7 @@ async def wait(job: Waiting) -> Burden:
     longest = 0.0
     cpu, end = time.process_time(), loop.time() + job.seconds
     tasks = [asyncio.create_task(_drain(trigger)) for trigger in triggers]
-    while (before := loop.time()) < end:
+    while (before := loop.time()) < end and not is_over():
         await asyncio.sleep(0.01)
         longest = max(longest, loop.time() - before - 0.01)
     cpu = time.process_time() - cpu
