@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -314,8 +315,23 @@ def _check_extra_names(extra: Mapping[str, Any], known: Iterable[str]) -> None:
         raise InvalidArgumentError(f"Unknown extra {name!r}: {hint}", argument=name)
 
 
+def _read_extra(connection: Connection) -> Mapping[str, Any]:
+    """Return the extra, which must be a JSON object; Airflow would take other text for an empty one."""
+    text = (connection.extra or "").strip()
+    if not text:
+        return {}
+    try:
+        is_object = isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        raise InvalidArgumentError('extra must be a JSON object, such as {"timeout": 60}', argument="extra")
+    extra: Mapping[str, Any] = connection.extra_dejson  # Airflow masks its secrets in logs
+    return extra
+
+
 def _client_arguments(connection: Connection) -> dict[str, Any]:
-    extra = connection.extra_dejson
+    extra = _read_extra(connection)
     fields = _form()["conn-fields"]
     _check_extra_names(extra, list(fields))
     by_type: dict[str, Callable[[str], Any]] = {"string": str, "number": float, "integer": int, "boolean": _parse_bool}

@@ -173,6 +173,24 @@ def test_an_unknown_extra_is_refused_with_a_suggestion_also_by_the_connection_te
     assert hint in message
 
 
+@pytest.mark.parametrize("extra", ["{", f"{{'mask_stream_tokens': '{KEY}'}}", "page_concurrency=8", "[1]", "null", "1"])
+def test_an_extra_that_is_not_a_json_object_is_an_error_that_keeps_neither_it_nor_the_key(connect, extra):
+    connect(password=KEY, extra=extra)
+    with pytest.raises(InvalidArgumentError, match="extra must be a JSON object") as caught:
+        open_client()
+    assert caught.value.argument == "extra"
+    own_frames = [entry for entry in caught.traceback if "airflow_provider_unleash" in str(entry.path)]
+    for text in (str(caught.value), *(str(entry.frame.f_locals) for entry in own_frames)):
+        assert KEY not in text
+        assert "Connection(" not in text
+
+
+def test_a_connection_without_an_extra_gives_a_client(connect):
+    for extra in ("", " ", None):
+        connect(password=KEY, extra=extra)
+        open_client().close()
+
+
 def test_a_key_in_login_is_said_to_be_there(connect):
     connect(login=KEY)
     is_working, message = UnleashHook().test_connection()
