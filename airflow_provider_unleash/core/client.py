@@ -357,7 +357,7 @@ def _check_concurrency(value: float) -> int:
 
 
 def _check_positive(value: float, argument: str, minimum: float = 0.0, maximum: float = math.inf) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
     if not is_number or value < minimum or value == 0:
         raise InvalidArgumentError(f"{argument}={value!r} must be a number above zero", argument=argument)
     if value > maximum:

@@ -185,10 +185,10 @@ def test_an_invalid_argument_is_refused_before_any_request(
     [
         ({"auth": "basic"}, "auth"),
         *(({"timeout": timeout}, "timeout") for timeout in (0, float("nan"), "30", True)),
-        ({"timeout": 1e10}, "timeout"),
-        *(({"response_timeout": timeout}, "response_timeout") for timeout in (0, -1, float("inf"), 1e10)),
+        *(({"timeout": timeout}, "timeout") for timeout in (1e10, 10**400)),
+        *(({"response_timeout": timeout}, "response_timeout") for timeout in (0, -1, float("inf"), 1e10, 10**400)),
         ({"max_attempts": 0}, "max_attempts"),
-        *(({"page_concurrency": number}, "page_concurrency") for number in (-1, 10**9)),
+        *(({"page_concurrency": number}, "page_concurrency") for number in (-1, 10**9, 10**400)),
         *(({"verify": verify}, "verify") for verify in (False, "no/such/bundle.pem", __file__, "/dev/null")),
         *(({"verify": verify}, "verify") for verify in ("", "/x" * 5000, "\0")),
         *(({"api_key": key}, "password") for key in ("", "two words")),
@@ -201,6 +201,11 @@ def test_an_invalid_option_is_named_and_the_key_is_not_shown(options: dict[str, 
         UnleashClient(**{"api_key": "secret-key", "base_url": "http://127.0.0.1:1", **options})
     assert caught.value.argument == argument
     assert "secret-key" not in str(caught.value)
+
+
+def test_attempts_and_bytes_may_be_more_than_a_float_can_hold(sim: Simulator) -> None:
+    with connect(sim, max_attempts=10**400, max_response_bytes=10**400) as client:
+        assert client.get_version() == "1.0.1"
 
 
 # ---- stream tokens -------------------------------------------------------------------------------
