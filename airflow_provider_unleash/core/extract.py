@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import count
 from typing import Any, Literal, Protocol, TypeVar
 
 from airflow_provider_unleash.core.formats import Compression, FileFormat, Format
@@ -33,6 +34,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OnEmpty = Literal["succeed", "skip", "fail"]
+# A task sends its result to the supervisor as msgpack, and pydantic checks it there: it allows 255 levels, and some are
+# around the value.
+MAX_XCOM_DEPTH = 100
+_XCOM_INTEGERS = range(-(2**63), 2**64)
 
 
 class PageSource(Protocol):
@@ -306,7 +311,8 @@ def fetch_records(
     """
     Return the rows of a device in a window as records.
 
-    ``reserved_keys`` are keys that the receiver would not take as data; a row with one, on any level, is an error.
+    A row that XCom cannot carry is an error. So is one with a key of ``reserved_keys``, on any level, which XCom would
+    not take as data.
     """
 
     def attempt() -> ExtractedRecords:
@@ -315,7 +321,7 @@ def fetch_records(
         with open_window(client, device_id, window, endpoint) as pages:
             for page in pages:
                 new = page.records()
-                _check_keys(page, new, reserved_keys)
+                _check_for_xcom(page, new, reserved_keys)
                 size += len(json.dumps(new))
                 if size > max_bytes:
                     raise ResultTooLargeError(
@@ -335,26 +341,40 @@ def fetch_records(
     return restart_on_change(attempt)
 
 
-def _check_keys(page: Page, records: list[dict[str, Any]], reserved_keys: Set[str]) -> None:
+def _check_for_xcom(page: Page, records: list[dict[str, Any]], reserved_keys: Set[str]) -> None:
+    """Check that XCom can carry the records and does not change them."""
     for index, record in enumerate(records):
-        for found in reserved_keys & set(_iter_keys(record)):
+        for key, problem in _iter_problems(record, reserved_keys):
             raise UnexpectedResponseError(
-                f"Page {page.number}, row {page.row_index(index)} has the key {found!r}, which XCom would change. Use "
+                f"Page {page.number}, row {page.row_index(index)} has the key {key!r}{problem}. Use "
                 "UnleashToObjectStorageOperator",
                 page=page.number,
                 row=page.row_index(index),
-                field=found,
+                field=key,
             )
 
 
-def _iter_keys(value: Any) -> Iterator[str]:
+def _iter_problems(record: dict[str, Any], reserved_keys: Set[str]) -> Iterator[tuple[str, str]]:
+    """Yield keys of a record, and why XCom cannot carry them or their values."""
+    level = list(record.items())
+    for depth in count(1):  # level by level, because a function that calls itself may exceed Python's recursion limit
+        for key, value in level:
+            if key in reserved_keys:
+                yield key, ", which XCom would change"
+            if type(value) is int and value not in _XCOM_INTEGERS:
+                yield key, " with an integer of more than 64 bits, which XCom cannot carry"
+        level = [child for key, value in level for child in _children(key, value)]
+        if not level:
+            return
+        if depth == MAX_XCOM_DEPTH:
+            yield level[0][0], f" more than {depth} levels deep, which XCom cannot carry"
+            return
+
+
+def _children(key: str, value: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(value, dict):
-        yield from value
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            if isinstance(item, (dict, list)):
-                yield from _iter_keys(item)
+        return value.items()
+    return [(key, item) for item in value] if isinstance(value, list) else ()
 
 
 def check_device(client: PageSource, device_id: str, counts: RowCounts) -> None:

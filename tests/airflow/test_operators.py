@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import inspect
 import json
@@ -20,6 +21,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, BaseO
 
 from airflow_provider_unleash import exceptions as errors
 from airflow_provider_unleash import operators as module
+from airflow_provider_unleash.core.extract import MAX_XCOM_DEPTH
 from airflow_provider_unleash.operators import (
     UnleashAccountToObjectStorageOperator,
     UnleashGetAnalyticsOperator,
@@ -728,6 +730,8 @@ def test_rows_come_out_of_xcom_as_they_went_in(airflow_home, serve):
         for key in ODD_KEYS
         for value in ({"__data__": [1]}, "text")
     ]
+    deepest = functools.reduce(lambda value, _: {"a": value}, range(MAX_XCOM_DEPTH - 1), 2**64 - 1)
+    odd.append(row(deepest=deepest, smallest=-(2**63)))
     serve(rows={STREET: odd})
     run = run_dag(
         airflow_home,

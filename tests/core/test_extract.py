@@ -17,7 +17,7 @@ import pytest
 from upath import UPath
 
 from airflow_provider_unleash.client import UnleashClient
-from airflow_provider_unleash.core.extract import ExtractedRecords, Landed, fetch_records, land
+from airflow_provider_unleash.core.extract import MAX_XCOM_DEPTH, ExtractedRecords, Landed, fetch_records, land
 from airflow_provider_unleash.exceptions import (
     EmptyReplacementError,
     EmptyResultError,
@@ -302,6 +302,33 @@ def test_a_record_with_a_reserved_key_is_an_error_that_names_its_page_row_and_ke
         with pytest.raises(UnexpectedResponseError, match="Page 2, row 1 has the key '__type'") as caught:
             fetch_from(sim, endpoint="tableau", reserved_keys={"__type", "__var"})
     assert (caught.value.page, caught.value.row, caught.value.field) == (2, 1, "__type")
+
+
+def nested(levels: int) -> Any:
+    return {"a": nested(levels - 1)} if levels else 1
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        ({"n": 2**64}, "n"),
+        ({"n": [{"m": [-(2**63) - 1]}]}, "m"),
+        ({"n": nested(MAX_XCOM_DEPTH)}, "a"),
+        ({"n": nested(600)}, "a"),
+    ],
+    ids=["2**64", "-2**63 - 1", "100 levels", "600 levels"],
+)
+def test_a_record_that_xcom_cannot_carry_is_an_error_that_names_its_page_row_and_key(value, key):
+    good = {"timestamp": "2026-01-12T12:00:00.000Z", "n": [2**64 - 1, -(2**63), nested(MAX_XCOM_DEPTH - 2)]}
+    message = f"Page 2, row 1 has the key '{key}'.* cannot carry"
+    with (
+        Simulator(rows={DEVICE: [good, good, good, {**good, **value}]}, page_size=2) as sim,
+        pytest.raises(UnexpectedResponseError, match=message) as caught,
+    ):
+        fetch_from(sim)
+    assert (caught.value.page, caught.value.row, caught.value.field) == (2, 1, key)
+    with Simulator(rows={DEVICE: [good]}) as sim:
+        assert fetch_from(sim).records == [good]
 
 
 def test_records_are_read_again_if_pages_change():
