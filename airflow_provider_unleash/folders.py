@@ -20,7 +20,7 @@ def check_folder(dst: str) -> None:
     if scheme not in known:
         similar = get_close_matches(scheme, known, n=1)
         hint = f"; did you mean {similar[0]}://?" if similar else ""
-        raise InvalidArgumentError(f"dst={dst!r}: no file system has the scheme {scheme}://{hint}", argument="dst")
+        raise InvalidArgumentError(f"dst: no file system has the scheme {scheme}://{hint}", argument="dst")
 
 
 def open_checked_folder(dst: str | ObjectStoragePath) -> ObjectStoragePath:

@@ -268,7 +268,9 @@ def get_connection(conn_id: str, argument: str = "unleash_conn_id") -> Connectio
     try:
         return BaseHook.get_connection(conn_id)
     except AirflowNotFoundException as error:
-        raise InvalidArgumentError(f"{error}. Check {argument}", argument=argument) from None
+        is_url = "@" in conn_id or "://" in conn_id  # there may be a password in it
+        message = "The id of a connection cannot be a URL" if is_url else str(error)
+        raise InvalidArgumentError(f"{message}. Check {argument}", argument=argument) from None
 
 
 def open_client(connection: Connection, **overrides: Any) -> UnleashClient:

@@ -74,8 +74,8 @@ def parse_base_url(url: str, *, allow_http: bool = False) -> str:
     try:
         parts = urlsplit(text if re.match("[^/]*:/", text) else f"https://{text}")
         host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise _bad_host(f"{error}") from None
+    except ValueError:  # its text may show a password
+        raise _bad_host("its name or port is invalid. An IPv6 address needs brackets: [::1]") from None
     if parts.scheme not in ("http", "https"):
         raise _bad_host("its scheme must be https or http")
     if not host or not re.fullmatch(r"[^\s\\%]+", host) or not re.search(r"(^[^\[\]]+|\])(:\d*)?$", parts.netloc):

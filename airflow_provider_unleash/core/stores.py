@@ -96,13 +96,15 @@ def store_of(scheme: str) -> Store:
 def check_dst(dst: str) -> None:
     """Check that ``dst`` is a folder URL or an absolute path."""
     scheme, store, place = split_dst(dst)
-    bucket = split_bucket(place)[1]
+    conn_id, bucket = split_bucket(place)
     problem = None
     # After two slashes, ObjectStoragePath would use the current folder.
     if not re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme) or (store.name == "file" and not re.match("/(?!/)", place)):
         problem = "is not a URL or absolute path"
     elif re.search(r"[?#]/*$|\?#", place):
         problem = "ends in ? or #, or contains ?#, which ObjectStoragePath leaves out"
+    elif ":" in conn_id:
+        problem = "contains a user name and password instead of the id of an Airflow connection"
     elif "://" in place:
         problem = "contains two URLs"
     elif not dst.isprintable() or dst != dst.strip():
@@ -114,8 +116,9 @@ def check_dst(dst: str) -> None:
     elif {".", ".."} & set(re.split(r"[/\\@]", unquote(place))):
         problem = "contains a dot segment, which leads elsewhere"
     if problem:
+        shown = "dst" if re.search(":.*@", place, re.DOTALL) else f"dst={dst!r}"  # there may be a password
         raise InvalidArgumentError(
-            f"dst={dst!r} {problem}; expected for example s3://aws_default@lake/unleash", argument="dst"
+            f"{shown} {problem}; expected for example s3://aws_default@lake/unleash", argument="dst"
         )
 
 

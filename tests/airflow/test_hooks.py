@@ -353,6 +353,7 @@ def test_https_to_a_server_without_tls_is_a_tls_problem(serve, connect):
 
 def test_a_connection_that_airflow_does_not_find_or_cannot_read_does_not_raise(airflow_home, connect):
     assert "unleash_nowhere" in diagnose("unleash_nowhere")
+    assert "cannot be a URL" in diagnose(f"unleash://:{KEY}@eu.example.com")  # diagnose looks for the key
     for value in ("not a uri", "{not json", "unleash://a://b://c"):
         connect(value)
         assert diagnose()

@@ -426,6 +426,16 @@ def test_a_dst_that_could_lead_elsewhere_is_an_error(dst: str, problem: str) -> 
 
 
 @pytest.mark.parametrize(
+    "dst",
+    [f"{scheme}u:SECRET@lake/x" for scheme in ("s3://", "ftp://", "s3:/", "s3:", "S3://")] + ["gs://u:SEC/SECRET@lake"],
+)
+def test_a_password_in_a_dst_is_an_error_that_does_not_show_it(dst: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="dst") as caught:
+        check_dst(dst)
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "spellings",
     [
         ("/data/lake", "file:///data/lake/", "local:///data//lake", "FILE:///data/lake"),
