@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any, TypedDict, Unpack, get_args
 
 from airflow_provider_unleash.core import protocol
-from airflow_provider_unleash.core.arguments import check_choice
 from airflow_provider_unleash.core.log_once import log_once
 from airflow_provider_unleash.core.pages import PageReader, ReadAhead, restart_on_change
 from airflow_provider_unleash.core.protocol import Auth, Endpoint, Page, Response
@@ -92,7 +91,8 @@ class UnleashClient:
         user_agent: str = "",
         on_close: Callable[[Traffic], object] | None = None,
     ) -> None:
-        check_choice("auth", auth, get_args(Auth))
+        if auth not in get_args(Auth):
+            raise InvalidArgumentError(f"auth must be one of {', '.join(get_args(Auth))}", argument="auth")
         if verify is not True:
             _check_ca_bundle(verify)
         key = protocol.check_api_key(api_key)
@@ -346,10 +346,8 @@ def _check_ca_bundle(verify: object) -> None:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(verify)
             return
         except (OSError, ValueError) as error:  # missing, unreadable, without certificates, or not a path
-            reason = str(error)
-    raise InvalidArgumentError(
-        f"verify={verify!r} must be true or the path of a CA bundle. {reason}", argument="verify"
-    )
+            reason = getattr(error, "strerror", None) or str(error)  # without the name, which may be a key
+    raise InvalidArgumentError(f"verify must be true or the path of a CA bundle. {reason}", argument="verify")
 
 
 def _check_concurrency(value: float) -> int:

@@ -420,12 +420,13 @@ def test_the_form_hides_unused_fields_and_neither_host_nor_key():
     jsonschema.validate(behavior, airflows_schema("customized_form_field_behaviours.schema.json"))
 
 
-def test_the_hook_reads_every_extra_of_the_form(connect):
+def test_the_hook_reads_every_extra_of_the_form_and_shows_no_invalid_value(connect):
     for name in CONNECTION_TYPE["conn-fields"]:
-        connect(password=KEY, extra={name: "?"})
+        connect(password=KEY, extra={name: "older-key-0815"})
         with pytest.raises(InvalidArgumentError) as caught:
             open_client()
         assert caught.value.argument == name
+        assert "older-key-0815" not in str(caught.value)
 
 
 def test_every_choice_and_default_of_the_form_gives_a_client(connect):
