@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import ipaddress
 import json
 import re
@@ -35,6 +36,8 @@ from airflow_provider_unleash.exceptions import (
 
 API_URL = "https://api.unleashlive.com"
 PAT_PREFIX = "ul_pat_"
+# Shorter ones are wrong, and occur in other texts by chance.
+MIN_KEY_CHARS = 8
 
 Auth = Literal["auto", "api_key", "bearer"]
 
@@ -187,7 +190,7 @@ class Response:
         """Return the first 200 characters of the body, without the key and stream tokens."""
         head = self.redact(self.body[:8192].decode("utf-8", "replace"))
         if len(self.body) > 8192:
-            head = head[: len(head) - 3 * len(self.secret)]  # the cut may have split a percent-encoded key
+            head = head[: len(head) - 6 * len(self.secret)]  # the cut may have split an encoded key, such as &#x2F;
         text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(head.split()))
         return text[:EXCERPT_CHARS]
 
@@ -197,11 +200,18 @@ class Response:
 
 
 def redact(text: str, secret: str) -> str:
-    """Return the text without the key, in any URL encoding, and without stream tokens."""
-    in_json = {json.dumps(secret)[1:-1], secret.replace("/", r"\/")}
-    for spelling in {secret, quote(secret), quote(secret, safe=""), *in_json} - {""}:
-        text = re.sub(re.escape(spelling), "***", text, flags=re.IGNORECASE)
+    """Return the text without the key, in any encoding of URLs, JSON and HTML, and without stream tokens."""
+    if len(secret) >= MIN_KEY_CHARS:
+        # Also if it is broken into lines.
+        text = re.sub(r"\s*".join(map(_any_spelling, secret)), "***", text, flags=re.IGNORECASE)
     return mask_tokens_in_text(text)
+
+
+def _any_spelling(char: str) -> str:
+    code, name = ord(char), html.escape(char)
+    # No two of these match the same text, so the search does not become slow.
+    named = "" if name == char else f"{re.escape(name)}|"
+    return rf"(?:\\{{0,4}}{re.escape(char)}|%(?:25)*{code:02x}|\\{{1,4}}u{code:04x}|{named}&#0*{code};|&#x0*{code:x};)"
 
 
 def raise_for_status(response: Response) -> None:
@@ -478,8 +488,11 @@ def render_page(page: Page) -> tuple[bytes, Endpoint]:
 def _decode(response: Response, decoder: msgspec.json.Decoder[Any], expected: str, row_type: type | None = None) -> Any:
     """Decode a body; the one place that tells bad JSON (transient) from JSON of another API (permanent)."""
     # No variable for the body, which may echo the key: some log handlers print the variables of a traceback's frames.
+    misfit: Exception | str = "it contains the API key"
     try:
-        return decoder.decode(response.body.removeprefix(_BOM))
+        # Otherwise the key would get into files, logs and XCom with the rows and ids.
+        if len(response.secret) < MIN_KEY_CHARS or response.secret.encode() not in response.body:
+            return decoder.decode(response.body.removeprefix(_BOM))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         misfit = error
     # A typed decoder stops at the first misfit, so decode everything to tell other JSON from a truncated body.

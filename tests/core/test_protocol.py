@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import time
@@ -335,17 +336,29 @@ def test_an_excerpt_is_one_line_of_at_most_200_printable_characters() -> None:
 
 @pytest.mark.parametrize(
     "encode",
-    [str, lambda key: quote(key, safe=""), quote, lambda key: quote(key, safe="").lower()],
-    ids=["plain", "percent", "percent except slash", "percent in lower case"],
+    [
+        *(str, lambda key: quote(key, safe=""), quote, lambda key: quote(key, safe="").lower()),
+        *(html.escape, lambda key: "".join(f"&#x{ord(char):X};" for char in key)),
+        lambda key: key.replace("/", "&#47;"),
+        *(lambda key: json.dumps(key)[1:-1], lambda key: key.replace("/", "\\/"), "\n".join),
+    ],
+    ids=[
+        *("plain", "percent", "percent except slash", "percent in lower case"),
+        *("HTML", "HTML in numbers", "HTML slash", "JSON", "JSON slash", "lines"),
+    ],
 )
 def test_no_excerpt_or_error_shows_a_key_that_the_body_echoes_in_any_encoding(encode: Any) -> None:
-    key = "k3y+with/signs=and~more.0123"
+    key = "k3y+with/signs=and~more.&<\\'0123"
     response = respond(f"no access with ?key={encode(key)}&x=1, Bearer {encode(key)}", 403, secret=key)
     assert response.excerpt() == "no access with ?key=***&x=1, Bearer ***"
     for error in (partial(raise_for_status, response), partial(parse_version, response)):
         with pytest.raises(UnleashError) as caught:
             error()
         assert encode(key) not in f"{caught.value!r} {response!r}"
+
+
+def test_a_text_stays_readable_if_the_key_is_a_short_wrong_one() -> None:
+    assert respond("the message", secret="e").excerpt() == "the message"
 
 
 @pytest.mark.parametrize("copies", [1, 3])
@@ -395,6 +408,22 @@ def test_other_json_than_a_version_or_ids_is_unexpected(parse: Any, expected: st
     for content in contents:
         with pytest.raises(UnexpectedResponseError, match=f"not {expected}.*connection's host"):
             parse(respond(content))
+
+
+@pytest.mark.parametrize(
+    ("parse", "content"),
+    [
+        (parse_version, KEY),
+        (parse_ids, ["W1", KEY]),
+        (partial(parse_page, number=1), compact([[KEY]], ["timestamp"])),
+        (partial(parse_page, number=1), compact([["x"]], [KEY])),
+        (partial(parse_page, number=1, endpoint="tableau"), tableau([{"zones": [{"a": f"x{KEY}"}]}])),
+    ],
+)
+def test_a_response_that_contains_the_key_is_refused(parse: Any, content: Any) -> None:
+    with pytest.raises(UnexpectedResponseError, match="contains the API key") as caught:
+        parse(respond(json.dumps(content).encode()))
+    assert KEY not in f"{caught.value} {vars(caught.value)}"
 
 
 NOT_JSON = [

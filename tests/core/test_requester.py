@@ -57,7 +57,7 @@ def requested_pages(sim: Simulator) -> list[int]:
 
 
 def failure(url: str, **options: Any) -> TransportError:
-    with UnleashClient("key", url, max_attempts=1, **options) as client, pytest.raises(TransportError) as caught:
+    with UnleashClient("the-key-", url, max_attempts=1, **options) as client, pytest.raises(TransportError) as caught:
         client.list_devices()
     return caught.value
 
@@ -486,7 +486,7 @@ def test_a_malformed_response_is_told_from_none(raw: bytes, reason: str, message
     [
         *(('["W1"]'.encode(encoding), b"", "UTF-16") for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")),
         (b"\x8b\x00\x80", b"Content-Encoding: br\r\n", "Content-Encoding br"),
-        (b"\x8b\x00\x80", b"Content-Encoding: Key\r\n", "Content-Encoding ***,"),
+        (b"\x8b\x00\x80", b"Content-Encoding: The-Key-\r\n", "Content-Encoding ***,"),
         (b"twice", b"Content-Encoding: gzip, gzip\r\n", "compressed twice"),
     ],
 )
