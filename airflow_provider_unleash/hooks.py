@@ -16,7 +16,7 @@ from airflow_provider_unleash import get_provider_info
 from airflow_provider_unleash.core.columns import check_extra_installed, columns_of
 from airflow_provider_unleash.core.frames import check_df_type, to_frame, to_table
 from airflow_provider_unleash.core.pages import restart_on_change
-from airflow_provider_unleash.core.protocol import API_URL, PAT_PREFIX
+from airflow_provider_unleash.core.protocol import API_URL, PAT_PREFIX, redact
 from airflow_provider_unleash.core.windows import Window, resolve_window
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.metrics import report_traffic
@@ -290,7 +290,7 @@ def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
     except InvalidArgumentError as error:
         # The key may also be in another field. And keep neither the traceback nor the connection or its fields in a
         # variable, because some log handlers print the variables of a traceback's frames.
-        message = str(error).replace(connection.password or "\0", "***")
+        message = redact(str(error), connection.password or "")
         del connection
         raise InvalidArgumentError(f"Connection {conn_id!r}: {message}", argument=error.argument) from None
 

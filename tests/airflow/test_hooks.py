@@ -191,6 +191,13 @@ def test_a_connection_without_an_extra_gives_a_client(connect):
         open_client().close()
 
 
+@pytest.mark.parametrize("password", [" ", "e"])
+def test_a_short_wrong_password_leaves_the_message_readable(connect, password):
+    connect(password=password, extra={"timeout": "soon"} if password.strip() else None)
+    message = UnleashHook().test_connection()[1]
+    assert "The API key is missing" in message or "extra timeout must be a number" in message
+
+
 def test_a_key_in_login_is_said_to_be_there(connect):
     connect(login=KEY)
     is_working, message = UnleashHook().test_connection()
