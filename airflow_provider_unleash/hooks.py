@@ -310,9 +310,10 @@ def _check_key_is_in_password(connection: Connection) -> None:
 
 def _check_extra_names(extra: Mapping[str, Any], known: Iterable[str]) -> None:
     for name in extra.keys() - set(known):
-        similar = get_close_matches(name, known, n=1)
+        spelled = name.strip().lower().replace("-", "_")
+        similar = get_close_matches(spelled, known, n=1)
         hint = f"did you mean {similar[0]}?" if similar else f"the extras are {', '.join(known)}"
-        if not similar and any(word in name.lower() for word in ("key", "token", "secret", "password", "auth")):
+        if not similar and any(word in spelled for word in ("key", "token", "secret", "password")):
             hint = "the API key or token belongs in the password"
         raise InvalidArgumentError(f"Unknown extra {name!r}: {hint}", argument=name)
 

@@ -81,6 +81,10 @@ def parse_base_url(url: str, *, allow_http: bool = False) -> str:
         raise _bad_host("its name or port is invalid. An IPv6 address needs brackets: [::1]") from None
     if parts.scheme not in ("http", "https"):
         raise _bad_host("its scheme must be https or http")
+    if host in ("http", "https"):
+        raise _bad_host("its scheme must end in ://")
+    if parts.port == 0:
+        raise _bad_host("port 0 cannot be connected to")
     if not host or not re.fullmatch(r"[^\s\\%]+", host) or not re.search(r"(^[^\[\]]+|\])(:\d*)?$", parts.netloc):
         raise _bad_host("it has no host name")
     if parts.username is not None or parts.password is not None:

@@ -113,6 +113,8 @@ def test_a_base_url_without_a_scheme_is_https(given: str, url: str) -> None:
         ("https://api.unleashlive.com/v1#top", "query or a fragment"),
         *((f"https://api.unleashlive.com:{port}", "name or port is invalid") for port in ("99999", "http")),
         *((url, "name or port is invalid") for url in (f"https://a:{KEY}", f"https://user:{KEY}@a\u2100b.example")),
+        *((url, "must end in ://") for url in ("https//api.unleashlive.com", "http//127.0.0.1", "https")),
+        ("https://127.0.0.1:0", "port 0"),
         *((url, "[::1]") for url in ("::1", "https://[::1")),
     ],
 )
