@@ -154,7 +154,7 @@ class UnleashClient:
 
     def list_sessions(self) -> list[str]:
         """Return the ids of all sessions of the account."""
-        return self._requester.get(protocol.SESSIONS_PATH, protocol.parse_ids)
+        return self._requester.get(protocol.SESSIONS_PATH, protocol.parse_sessions)
 
     def iter_pages(
         self,

@@ -6,6 +6,7 @@ import hashlib
 import html
 import ipaddress
 import json
+import logging
 import re
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import msgspec
 
 from airflow_provider_unleash.core.arguments import check_choice
+from airflow_provider_unleash.core.log_once import log_once
 from airflow_provider_unleash.core.moments import UTC, parse_timestamp_or_none, to_epoch_ms
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
@@ -33,6 +35,8 @@ from airflow_provider_unleash.exceptions import (
     TransportError,
     UnexpectedResponseError,
 )
+
+log = logging.getLogger(__name__)
 
 API_URL = "https://api.unleashlive.com"
 PAT_PREFIX = "ul_pat_"
@@ -410,6 +414,7 @@ _ENCODER = msgspec.json.Encoder()
 _ANY = msgspec.json.Decoder()
 _STRING = msgspec.json.Decoder(str)
 _STRINGS = msgspec.json.Decoder(list[str])
+_ITEMS = msgspec.json.Decoder(list[Any])
 _COMPACT = msgspec.json.Decoder(_CompactBody)
 _TABLEAU = msgspec.json.Decoder(_TableauBody)
 
@@ -422,6 +427,15 @@ def parse_version(response: Response) -> str:
 def parse_ids(response: Response) -> list[str]:
     ids: list[str] = _decode(response, _STRINGS, "a JSON array of strings")
     return ids
+
+
+def parse_sessions(response: Response) -> list[str]:
+    """Return the ids from ``/sessions``; one that is neither a string nor an integer is skipped with a warning."""
+    ids: list[Any] = _decode(response, _ITEMS, "a JSON array of strings")
+    sessions = [str(one) for one in ids if type(one) in (str, int)]
+    if len(sessions) < len(ids):
+        log_once(log, f"Skipping what {response.url} lists besides strings and integers, which are not ids")
+    return sessions
 
 
 def parse_page(response: Response, number: int, endpoint: Endpoint = "compact") -> Page:

@@ -29,6 +29,7 @@ from airflow_provider_unleash.core.protocol import (
     parse_ids,
     parse_page,
     parse_retry_after,
+    parse_sessions,
     parse_version,
     quote_device_id,
     raise_for_status,
@@ -410,6 +411,15 @@ def test_other_json_than_a_version_or_ids_is_unexpected(parse: Any, expected: st
     for content in contents:
         with pytest.raises(UnexpectedResponseError, match=f"not {expected}.*connection's host"):
             parse(respond(content))
+
+
+def test_a_session_id_may_be_an_integer_and_others_are_skipped_with_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    body = b'["1595418530512", 1595452859625, null, 1.5, true, ["x"]]'
+    for _ in range(2):
+        assert parse_sessions(respond(body)) == ["1595418530512", "1595452859625"]
+    assert caplog.text.count("Skipping") == 1
 
 
 @pytest.mark.parametrize(
