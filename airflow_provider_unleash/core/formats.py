@@ -42,6 +42,8 @@ Compression = Literal["gzip"]
 ROW_GROUP_ROWS = 100_000
 ROW_GROUP_BYTES = 64 * 1024 * 1024
 
+_MAX_HEADER_CHARS = 1 << 20
+
 _JSON = msgspec.json.Encoder()
 
 
@@ -133,7 +135,9 @@ class Format:
             content = gzip.GzipFile(fileobj=stream) if self.compression else nullcontext(stream)
             with content as plain, io.TextIOWrapper(plain, "utf-8", newline="") as text:
                 if self.file_format == "csv":
-                    return len(list(islice(csv.reader(text), 2))) > 1
+                    head = text.read(_MAX_HEADER_CHARS)  # a header is shorter, so a longer text has rows
+                    is_long = len(head) == _MAX_HEADER_CHARS
+                    return is_long or len(list(islice(csv.reader(io.StringIO(head, newline="")), 2))) > 1
                 chunks = iter(partial(text.read, 4096), "")
                 characters = (char for char in chain.from_iterable(chunks) if not char.isspace())
                 return "".join(islice(characters, 2)) not in ("", "[]")

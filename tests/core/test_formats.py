@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import sys
+import tracemalloc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -330,6 +332,23 @@ def test_an_object_that_cannot_be_read_counts_as_having_rows(file_format, compre
 def test_objects_of_other_programs_have_rows_if_they_contain_some(file_format, compression, content, expected, folder):
     Path((folder / "o").path).write_bytes(gzip.compress(content) if compression else content)
     assert Format(file_format, compression).has_rows(folder / "o") is expected
+
+
+def test_whether_a_huge_csv_line_has_rows_is_found_in_little_memory(folder):
+    content = gzip.compress(b"a" * (64 << 20), compresslevel=1)
+    Path((folder / "o").path).write_bytes(content)
+    tracemalloc.start()
+    try:
+        assert has_rows(folder / "o", "csv", "gzip")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("file_format", ["csv", "jsonl", "parquet"])
+def test_a_pipe_counts_as_having_rows_and_is_not_read(file_format, folder):
+    os.mkfifo((folder / "o").path)
+    assert has_rows(folder / "o", file_format)
 
 
 @pytest.mark.parametrize("rows", [0, 3])
