@@ -82,8 +82,14 @@ class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
             self._check_arguments()
 
     def _check_arguments(self) -> None:
-        if self.min_sessions < 1:
-            raise InvalidArgumentError(f"min_sessions={self.min_sessions} must be at least 1", argument="min_sessions")
+        if not isinstance(self.min_sessions, int) or self.min_sessions < 1:
+            raise InvalidArgumentError(
+                f"min_sessions={self.min_sessions!r} must be a whole number above zero", argument="min_sessions"
+            )
+        if not isinstance(self.min_age, timedelta):
+            raise InvalidArgumentError(
+                f"min_age={self.min_age!r} must be a timedelta, such as timedelta(minutes=10)", argument="min_age"
+            )
         if self.min_age < timedelta(0):
             raise InvalidArgumentError(f"min_age={self.min_age} must not be negative", argument="min_age")
         check_literal_bounds(self.since, self.until)

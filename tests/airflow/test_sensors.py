@@ -130,8 +130,8 @@ def test_the_timeout_ends_a_poke_that_gets_no_complete_response(connect, deferra
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"min_sessions": 0}, "min_sessions"),
-        ({"min_age": timedelta(seconds=-1)}, "min_age"),
+        *(({"min_sessions": number}, "min_sessions") for number in (0, "2", None)),
+        *(({"min_age": age}, "min_age") for age in (timedelta(seconds=-1), "P1D", 60)),
         ({"since": "yesterday"}, "since"),
         ({"until": "today"}, "until"),
         ({"since": 1_768_176_000}, "since"),
