@@ -215,7 +215,7 @@ def _land_objects(job: Job, source: _Source, runner: DeviceRunner, devices: Sequ
     records = journal.load(job.tree.read_entries)
     resumed = len(records)
     if resumed:
-        log.info("Resuming: an earlier try has landed %d devices", resumed)
+        log.info("Resuming. Devices that an earlier try has landed: %d", resumed)
     remaining = [device_id for device_id in devices if device_id not in records]
     consequence = "The others have landed, and a retry extracts only the failed ones"
     failures = Failures(len(devices), len(remaining), consequence)

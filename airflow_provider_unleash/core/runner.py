@@ -119,7 +119,7 @@ class Failures:
         error.__cause__ = error.__context__ = None
         self.errors[device_id] = error.with_traceback(None)
         if len(self.errors) <= _NAMED_DEVICES:
-            log.warning("Device %s failed: %s", device_id, _describe(error))
+            log.warning("Device %r failed: %s", device_id, _describe(error))
         self._in_a_row += isinstance(error, (ServerError, TransportError, OSError))
         if self._in_a_row >= _MAX_FAILURES_IN_A_ROW:
             note = f"{self._in_a_row} devices failed one after the other, so the other {self._untried} were not tried. "
