@@ -62,8 +62,8 @@ _MAX_PAGES = 2**63 - 1
 # Rows of the tableau endpoint may lack keys. Up to this many cells, padding them is always cheap.
 _FEW_CELLS = 1 << 16
 
-# The name of the parameter: in a URL, in a URL that is itself percent-encoded, or with the escapes of JSON.
-_PARAMETER = r"((?:[?&;#]|%(?:25)*(?:3F|26)|\\{1,4}u00(?:3F|26))token(?:=|%(?:25)*3D|\\{1,4}u003D))"
+# A parameter whose name ends in token: in a URL, in one that is itself percent-encoded, or with the escapes of JSON.
+_PARAMETER = r"((?:[?&;#]|%(?:25)*(?:3F|26)|\\{1,4}u00(?:3F|26))[\w.-]*token(?:\[\w*\])?(?:=|%(?:25)*3D|\\{1,4}u003D))"
 # The value ends at the next parameter, or where one of these characters ends the URL or string.
 _VALUE = r"[^&%\\{end}]*(?:(?!%(?:25)*26|\\{{1,4}}u0026)(?:\\.|[^&{end}])[^&%\\{end}]*)*"
 _STREAM_TOKEN = re.compile(_PARAMETER + _VALUE.format(end=""), re.IGNORECASE | re.DOTALL)

@@ -597,13 +597,14 @@ def test_of_mapped_tasks_only_the_first_warns_of_tokens(serve, caplog, index, le
 @pytest.mark.parametrize("rendered", [False, True])
 def test_an_unknown_scheme_is_refused_with_a_suggestion_also_when_the_dag_is_parsed(serve, dst, hint, rendered):
     sim = serve()
+    message = f"{dst.partition('/')[0].lower()}//; did you mean {hint}"
     if rendered:
         operator = make(UnleashToObjectStorageOperator, "{{ params.dst }}")
         operator.dst = dst  # as rendering does
-        with not_retried(errors.InvalidArgumentError, match=f"{dst}.*{hint}"):
+        with not_retried(errors.InvalidArgumentError, match=message):
             operator.execute(make_context())
     else:
-        with pytest.raises(errors.InvalidArgumentError, match=f"{dst}.*{hint}"):
+        with pytest.raises(errors.InvalidArgumentError, match=message):
             make(UnleashToObjectStorageOperator, dst)
     assert sim.requests == []
 

@@ -31,7 +31,7 @@ from airflow_provider_unleash.core import account, journal
 from airflow_provider_unleash.core.account import LandedAccount, land_account
 from airflow_provider_unleash.core.extract import land
 from airflow_provider_unleash.core.protocol import Page
-from airflow_provider_unleash.core.runner import DeviceRunner, Failures
+from airflow_provider_unleash.core.runner import Failures
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
     EmptyReplacementError,
@@ -1011,7 +1011,6 @@ def test_a_journal_is_saved_when_an_exception_ends_the_extraction(tmp_path: Path
 
 
 def test_the_log_shows_a_device_id_on_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    with ThreadPoolExecutor(1) as workers:
-        failures = Failures(DeviceRunner(workers, 1, ["a\nb"]), "The others have landed")
+    failures = Failures(1, 1, "The others have landed")
     failures.add("a\nb", UnexpectedResponseError("bad"))
     assert [record.getMessage() for record in caplog.records] == ["Device 'a\\nb' failed: UnexpectedResponseError: bad"]

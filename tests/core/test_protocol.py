@@ -686,7 +686,11 @@ DEEP = json.loads("[" * 900 + "]" * 900)
         ("W1?token=a&token=b", "W1?token=***&token=***"),
         ("W1?q=1&token=abc&x=2", "W1?q=1&token=***&x=2"),
         *(("W1?TOKEN=abc", "W1?TOKEN=***"), ("W1?token=", "W1?token=***"), ("W1?token=a b'c\"d", "W1?token=***")),
-        *((name, name) for name in ("W1?mytoken=abc", "token=abc", "W9d3f1bcad8e8abd-1597644023.mp4", "")),
+        *(
+            (f"W1?{name}=a&x=2", f"W1?{name}=***&x=2")
+            for name in ("mytoken", "access_token", "stream-token", "token[]")
+        ),
+        *((name, name) for name in ("W1?tokens=abc", "token=abc", "W9d3f1bcad8e8abd-1597644023.mp4", "")),
     ],
 )
 def test_only_the_token_of_a_name_is_masked(name: str, masked: str) -> None:
