@@ -33,7 +33,7 @@ from airflow_provider_unleash.core.names import DELTA, DELTA_LOG, manifest_name,
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.protocol import Endpoint, Page
 from airflow_provider_unleash.core.runner import DeviceRunner, Failures, enumerate_devices
-from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, remove_staged
+from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging
 from airflow_provider_unleash.core.stores import FolderPath
 from airflow_provider_unleash.core.windows import RowCounts, Window
 from airflow_provider_unleash.exceptions import EmptyReplacementError, UnexpectedResponseError
@@ -140,9 +140,8 @@ def land_account(
             target = _OneCommit(job, table) if table else _OneObject(job)
             return _land_together(job, source, runner, devices, target)
 
-    # Only the rows of all devices together keep staged pages until they are published.
-    staged = (_staging_name(job, device_id) for device_id in devices)
-    result = land_without_staging_if_full(job, land_once, lambda: not is_split and remove_staged(dst, staged))
+    # Each object of a device is tried without staging by itself.
+    result = land_once(job) if is_split else land_without_staging_if_full(job, land_once)
     counts = sum((record.counts for record in result.records.values()), RowCounts())
     counts.warn_if_window_ignored(window)
     if not counts.rows:
@@ -217,7 +216,7 @@ def _land_objects(job: Job, source: _Source, runner: DeviceRunner, devices: Sequ
     if resumed:
         log.info("Resuming. Devices that an earlier try has landed: %d", resumed)
     remaining = [device_id for device_id in devices if device_id not in records]
-    consequence = "The others have landed, and a retry extracts only the failed ones"
+    consequence = "What has landed stays, and a retry extracts only the rest"
     failures = Failures(len(devices), len(remaining), consequence)
 
     def keep(record: Record) -> None:

@@ -19,7 +19,7 @@ from airflow_provider_unleash.core.names import manifest_name, object_name
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.progress import Progress
 from airflow_provider_unleash.core.protocol import Endpoint, Page
-from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, is_disk_full
+from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, is_disk_full, remove_all_staged
 from airflow_provider_unleash.core.stores import FolderPath
 from airflow_provider_unleash.core.windows import HalfOpenPages, RowCounts, Window
 from airflow_provider_unleash.exceptions import (
@@ -281,20 +281,15 @@ def _wants_empty_object(job: Job, path: FolderPath, is_part: bool) -> bool:
     return replaces_rows or not is_part
 
 
-def land_without_staging_if_full(
-    job: Job, attempt: Callable[[Job], T], remove_staged: Callable[[], bool] = lambda: True
-) -> T:
-    """
-    Attempt a job; if the disk is full, remove its staged pages and attempt it again without staging.
-
-    :param remove_staged: returns whether there were any; the default is for an attempt that removes its own.
-    """
+def land_without_staging_if_full(job: Job, attempt: Callable[[Job], T]) -> T:
+    """Attempt a job; if the disk is full, remove what all tasks have staged and attempt it again without staging."""
     try:
         return attempt(job)
     except OSError as error:
-        if not (is_disk_full(error) and job.resume_within and job.checkpoint_pages and remove_staged()):
+        if not is_disk_full(error):
             raise
-        log.warning("No space left, so staged pages were removed. Reading the window again without: %s", error)
+        log.warning("No space left. Removing all staged pages, and reading the window again without: %s", error)
+    remove_all_staged(job.dst)
     return attempt(replace(job, resume_within=None))
 
 

@@ -105,7 +105,7 @@ class Staging:
     most ``checkpoint_pages`` pages are not staged. Files older than ``resume_within`` are removed, not used.
 
     An error in here costs requests, never rows: it is logged and the API is asked instead. A context manager: the files
-    stay until :meth:`remove`, unless the block raises because the pages changed or the disk is full.
+    stay until :meth:`remove`, unless the block raises because the pages changed.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._discard_file()
-        if isinstance(error, SnapshotChangedError) or is_disk_full(error):
+        if isinstance(error, SnapshotChangedError):
             self.remove()
 
     @property
@@ -252,12 +252,9 @@ def is_disk_full(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def remove_staged(dst: FolderPath, names: Iterable[str]) -> bool:
-    """Remove what is staged under these names, and return whether there was any; other tasks may stage in ``dst``."""
-    found = {_hash(name) for name in names}.intersection(list_names(dst / STAGING))
-    for folder in found:
-        _remove_logged(dst / STAGING / folder)
-    return bool(found)
+def remove_all_staged(dst: FolderPath) -> None:
+    """Remove what all tasks have staged below ``dst``; their retries request it again."""
+    _remove_logged(dst / STAGING)
 
 
 def _hash(name: str) -> str:
