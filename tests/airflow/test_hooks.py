@@ -175,6 +175,7 @@ def test_an_unknown_extra_is_refused_with_a_suggestion_also_by_the_connection_te
     assert hint in message
 
 
+@pytest.mark.one_airflow  # Airflow 3.0 refuses such variables itself
 @pytest.mark.parametrize("extra", ["{", f"{{'mask_stream_tokens': '{KEY}'}}", "page_concurrency=8", "[1]", "null", "1"])
 def test_an_extra_that_is_not_a_json_object_is_an_error_that_keeps_neither_it_nor_the_key(connect, extra):
     connect(password=KEY, extra=extra)
@@ -188,11 +189,12 @@ def test_an_extra_that_is_not_a_json_object_is_an_error_that_keeps_neither_it_no
 
 
 def test_a_connection_without_an_extra_gives_a_client(connect):
-    for extra in ("", " ", None):
+    for extra in ("", None):
         connect(password=KEY, extra=extra)
         open_client().close()
 
 
+@pytest.mark.one_airflow  # Airflow 2.11 masks such a password in all texts
 @pytest.mark.parametrize("password", [" ", "e"])
 def test_a_short_wrong_password_leaves_the_message_readable(connect, password):
     connect(password=password, extra={"timeout": "soon"} if password.strip() else None)
