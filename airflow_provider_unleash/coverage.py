@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_unleash.core.coverage import Cell, Coverage, Gap, open_path, read_coverage
+from airflow_provider_unleash.core.coverage import Cell, Coverage, Gap, open_path, read_coverage, scan_tree
 from airflow_provider_unleash.core.coverage_page import render_coverage
 from airflow_provider_unleash.core.coverage_text import Screen, format_json, format_report
 from airflow_provider_unleash.core.stores import FolderPath
@@ -70,9 +70,9 @@ def show(arguments: argparse.Namespace, open_folder: Callable[[str], FolderPath]
 
 
 def _scan(arguments: argparse.Namespace, folder: FolderPath) -> Coverage:
-    return read_coverage(
+    return scan_tree(
         folder,
-        device_ids=None if arguments.devices is None else arguments.devices.split(","),
+        None if arguments.devices is None else arguments.devices.split(","),
         start=arguments.start,
         end=arguments.end,
         every=arguments.every,

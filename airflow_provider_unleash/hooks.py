@@ -268,9 +268,13 @@ def get_connection(conn_id: str, argument: str = "unleash_conn_id") -> Connectio
     try:
         return BaseHook.get_connection(conn_id)
     except AirflowNotFoundException as error:
-        is_url = "@" in conn_id or "://" in conn_id  # there may be a password in it
-        message = "The id of a connection cannot be a URL" if is_url else str(error)
-        raise InvalidArgumentError(f"{message}. Check {argument}", argument=argument) from None
+        raise missing_connection(error, conn_id, argument) from None
+
+
+def missing_connection(error: Exception, conn_id: str, argument: str = "unleash_conn_id") -> InvalidArgumentError:
+    is_url = "@" in conn_id or "://" in conn_id  # there may be a password in it
+    message = "The id of a connection cannot be a URL" if is_url else str(error)
+    return InvalidArgumentError(f"{message}. Check {argument}", argument=argument)
 
 
 def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
@@ -290,9 +294,12 @@ def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
     except InvalidArgumentError as error:
         # The key may also be in another field. And keep neither the traceback nor the connection or its fields in a
         # variable, because some log handlers print the variables of a traceback's frames.
-        message = redact(str(error), connection.password or "")
+        message = redact(str(error), (connection.password or "").strip())
         del connection
         raise InvalidArgumentError(f"Connection {conn_id!r}: {message}", argument=error.argument) from None
+    except BaseException as error:  # such as a task timeout
+        del connection
+        raise error.with_traceback(None) from None
 
 
 def _check_key_is_in_password(connection: Connection) -> None:
@@ -315,7 +322,7 @@ def _check_extra_names(extra: Mapping[str, Any], known: Iterable[str]) -> None:
         hint = f"did you mean {similar[0]}?" if similar else f"the extras are {', '.join(known)}"
         if not similar and any(word in spelled for word in ("key", "token", "secret", "password")):
             hint = "the API key or token belongs in the password"
-        raise InvalidArgumentError(f"Unknown extra {name!r}: {hint}", argument=name)
+        raise InvalidArgumentError(f"Unknown extra {name!r}: {hint}", argument="extra")
 
 
 def _read_extra(connection: Connection) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from airflow_provider_unleash.core.moments import now_ms, to_epoch_ms
 from airflow_provider_unleash.core.sessions import SessionList
 from airflow_provider_unleash.cursor import list_pending
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError, TransportError
-from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, open_client
+from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, missing_connection, open_client
 from airflow_provider_unleash.metrics import report_poll, report_traffic
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class _SharedPoll:
                 sessions = await list_sessions(await get_async_connection(self._conn_id), clients, is_over)
             error = None
         except AirflowNotFoundException as caught:
-            error = InvalidArgumentError(f"{caught}. Check unleash_conn_id", argument="unleash_conn_id")
+            error = missing_connection(caught, self._conn_id)
         except TimeoutError:
             error = TransportError(f"The poll took longer than {POLL_TIMEOUT:.0f} s", reason="timeout")
         except Exception as caught:  # of any kind: each waiting trigger decides what to do with it

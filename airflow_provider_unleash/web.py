@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
-from airflow_provider_unleash.core.coverage import read_coverage
+from airflow_provider_unleash.core.coverage import scan_tree
 from airflow_provider_unleash.core.coverage_page import render_coverage, render_message
 from airflow_provider_unleash.core.coverage_span import choose_span, read_newest
 from airflow_provider_unleash.core.moments import UTC, parse_timezone
@@ -121,15 +121,15 @@ def _render(query: PageQuery, trees: Mapping[str, str]) -> str:
         newest=newest and newest[0],
     )
     _check_size("windows", span.count_windows(), MAX_WINDOWS)
-    coverage = read_coverage(
+    coverage = scan_tree(
         folder,
-        device_ids=list(filter(None, map(str.strip, query.devices.split(",")))) or None,
+        list(filter(None, map(str.strip, query.devices.split(",")))) or None,
         start=span.start_ms,
         end=span.end_ms,
         every=span.every,
         timezone=zone,
         settle=query.settle or timedelta(0),
-        _check_lines=_limit_reads(),
+        check_lines=_limit_reads(),
     )
     _check_size("devices × windows", len(coverage), MAX_CELLS)
     start, end = span.bounds()

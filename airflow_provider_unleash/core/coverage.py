@@ -180,13 +180,12 @@ class Coverage:
 def read_coverage(
     dst: str | FolderPath,
     *,
-    device_ids: Iterable[str] | None,
+    device_ids: Iterable[str],
     start: object,
     end: object,
     every: object,
     timezone: object = None,
     settle: timedelta | str = timedelta(0),
-    _check_lines: Callable[[int], None] | None = None,
 ) -> Coverage:
     """
     Return which windows of which devices have landed below ``dst``; reads manifests only.
@@ -201,7 +200,7 @@ def read_coverage(
 
     :param dst: folder of the tree: a path that has a file system, such as ``ObjectStoragePath`` or ``UPath``, or a URL
         or path, which is read with the credentials of the environment.
-    :param device_ids: the devices that should be there; None means those that the manifests of the span name.
+    :param device_ids: the devices that should be there.
     :param start: start of the span, like that of ``window.plan_windows``; it must be a bound of the tree's grid.
     :param end: end of the span, exclusive.
     :param every: length of the windows: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, ``timedelta`` or
@@ -211,9 +210,29 @@ def read_coverage(
         was extracted earlier is unsettled.
     :raises InvalidArgumentError: if an argument cannot be parsed, or a manifest is damaged.
     """
+    if isinstance(device_ids, (str, bytes)) or not isinstance(device_ids, Iterable):
+        raise InvalidArgumentError(f"device_ids={device_ids!r} must be a list of ids", argument="device_ids")
+    return scan_tree(dst, device_ids, start=start, end=end, every=every, timezone=timezone, settle=settle)
+
+
+def scan_tree(
+    dst: str | FolderPath,
+    device_ids: Iterable[str] | None,
+    *,
+    start: object,
+    end: object,
+    every: object,
+    timezone: object,
+    settle: timedelta | str,
+    check_lines: Callable[[int], None] | None = None,
+) -> Coverage:
+    """
+    Do what :func:`read_coverage` does.
+
+    :param device_ids: None means the devices that the manifests of the span name.
+    :param check_lines: is called with the number of lines of each manifest, and may raise.
+    """
     if device_ids is not None:
-        if isinstance(device_ids, (str, bytes)) or not isinstance(device_ids, Iterable):
-            raise InvalidArgumentError(f"device_ids={device_ids!r} must be a list of ids", argument="device_ids")
         device_ids = list(map(check_device_id, dict.fromkeys(device_ids)))
     folder = open_path(dst)
     windows = plan_windows(start, end, every=every, timezone=timezone)
@@ -222,7 +241,7 @@ def read_coverage(
         settled_at = [format_ms(window.end_ms + settle_ms) for window in windows]
     except OverflowError:
         raise InvalidArgumentError(f"settle={settle!r} is too long", argument="settle") from None
-    scan = _Scan(windows, _check_lines)
+    scan = _Scan(windows, check_lines)
     if windows:
         scan.read(folder, Window(windows[0].start_ms, windows[-1].end_ms))
     layouts = scan.drop_other_layouts()

@@ -20,7 +20,7 @@ from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.progress import Progress
 from airflow_provider_unleash.core.protocol import Endpoint, Page
 from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, is_disk_full, remove_all_staged
-from airflow_provider_unleash.core.stores import FolderPath
+from airflow_provider_unleash.core.stores import FolderPath, store_of
 from airflow_provider_unleash.core.windows import HalfOpenPages, RowCounts, Window
 from airflow_provider_unleash.exceptions import (
     EmptyReplacementError,
@@ -282,14 +282,15 @@ def _wants_empty_object(job: Job, path: FolderPath, is_part: bool) -> bool:
 
 
 def land_without_staging_if_full(job: Job, attempt: Callable[[Job], T]) -> T:
-    """Attempt a job; if the disk is full, remove what all tasks have staged and attempt it again without staging."""
+    """Attempt a job; if staged pages fill the disk, remove them and attempt it again without staging."""
     try:
         return attempt(job)
     except OSError as error:
-        if not is_disk_full(error):
+        # With an object store, it is the worker's disk that is full, and no page is staged there.
+        is_full = is_disk_full(error) and store_of(job.dst.protocol).extra is None
+        if not (is_full and (remove_all_staged(job.dst) or (job.resume_within and job.checkpoint_pages))):
             raise
-        log.warning("No space left. Removing all staged pages, and reading the window again without: %s", error)
-    remove_all_staged(job.dst)
+        log.warning("%s. All staged pages were removed, and the window is read again without staging", error)
     return attempt(replace(job, resume_within=None))
 
 

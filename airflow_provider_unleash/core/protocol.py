@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -24,7 +24,7 @@ import msgspec
 
 from airflow_provider_unleash.core.arguments import check_choice
 from airflow_provider_unleash.core.log_once import log_once
-from airflow_provider_unleash.core.moments import UTC, parse_timestamp_or_none, to_epoch_ms
+from airflow_provider_unleash.core.moments import UTC, from_epoch_ms, parse_timestamp_or_none, to_epoch_ms
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -68,7 +68,7 @@ _PARAMETER = r"((?:[?&;#]|%(?:25)*(?:3F|26)|\\{1,4}u00(?:3F|26))[\w.-]*token(?:\
 _VALUE = r"[^&%\\{end}]*(?:(?!%(?:25)*26|\\{{1,4}}u0026)(?:\\.|[^&{end}])[^&%\\{end}]*)*"
 _STREAM_TOKEN = re.compile(_PARAMETER + _VALUE.format(end=""), re.IGNORECASE | re.DOTALL)
 _STREAM_TOKEN_IN_TEXT = re.compile(_PARAMETER + _VALUE.format(end=r"\s\"'"), re.IGNORECASE)
-_QUERY = re.compile(rb'\?[^\s"]*')
+_QUERY = re.compile(rb'\?[\w.-]+(?:\[\w*\])?=[^\s"]*')
 _STREAM_TOKEN_IN_JSON = re.compile((_PARAMETER + _VALUE.format(end='"')).encode(), re.IGNORECASE)
 
 
@@ -198,13 +198,22 @@ class Response:
         """Return the first 200 characters of the body, without the key and stream tokens."""
         head = self.redact(self.body[:8192].decode("utf-8", "replace"))
         if len(self.body) > 8192:
-            head = head[: len(head) - 6 * len(self.secret)]  # the cut may have split an encoded key, such as &#x2F;
+            head = head[: max(0, len(head) - 6 * len(self.secret))]  # the cut may have split an encoded key
         text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(head.split()))
         return text[:EXCERPT_CHARS]
 
     def redact(self, text: str) -> str:
         """Return the text without the key and stream tokens."""
         return redact(text, self.secret)
+
+    def has_secret(self) -> bool:
+        """Return whether the body has the key, maybe with the escapes of JSON."""
+        if len(self.secret) < MIN_KEY_CHARS:
+            return False
+        body = self.body.replace(b"\\/", b"/")
+        if not re.search(rb"\\u00[2-7]", body):  # no ASCII character is escaped, and the key has no others
+            return self.secret.encode() in body
+        return bool(re.search("".join(map(_any_spelling, self.secret)), body.decode("utf-8", "replace"), re.IGNORECASE))
 
 
 def redact(text: str, secret: str) -> str:
@@ -363,16 +372,14 @@ class Page:
     @property
     def fingerprint(self) -> int:
         """A hash that two pages with the same rows share, in any order; it is computed in a fraction of the time."""
-        return sum(map(hash, zip(*map(self._comparable, sorted(self.keys)), strict=True)))
+        columns = [_cut_queries(self.column(key) or []) for key in sorted(self.keys)]
+        return sum(map(hash, _ENCODER.encode_lines(list(zip(*columns, strict=True))).split(b"\n")))
 
-    def _comparable(self, key: str) -> Iterable[Any]:
-        values = self.column(key) or []
-        types = set(map(type, values))
-        if not types.isdisjoint((list, dict)):
-            return map(repr, values)
-        if types == {str} and "?" in values[0]:  # URLs, whose query may change
-            return [value.partition("?")[0] for value in values]
+
+def _cut_queries(values: list[Any]) -> list[Any]:
+    if str not in map(type, values) or not any(type(value) is str and "?" in value for value in values):
         return values
+    return [value.partition("?")[0] if type(value) is str else value for value in values]
 
 
 def _without_queries(text: bytes) -> bytes:
@@ -382,9 +389,7 @@ def _without_queries(text: bytes) -> bytes:
 def _normalize(key: str, values: list[Any]) -> list[Any]:
     if key == "timestamp":
         moments = map(parse_timestamp_or_none, values)
-        return [
-            value if moment is None else moment.astimezone(UTC) for value, moment in zip(values, moments, strict=True)
-        ]
+        return [value if moment is None else moment - _EPOCH for value, moment in zip(values, moments, strict=True)]
     if float in map(type, values):
         return [int(value) if type(value) is float and value.is_integer() else value for value in values]
     return values
@@ -409,12 +414,13 @@ class _TableauBody(msgspec.Struct):
     data: list[dict[str, Any]]
 
 
+_EPOCH = from_epoch_ms(0)
 _BOM = b"\xef\xbb\xbf"
 _ENCODER = msgspec.json.Encoder()
 _ANY = msgspec.json.Decoder()
 _STRING = msgspec.json.Decoder(str)
 _STRINGS = msgspec.json.Decoder(list[str])
-_ITEMS = msgspec.json.Decoder(list[Any])
+_SESSIONS = msgspec.json.Decoder(list[str | int | None])
 _COMPACT = msgspec.json.Decoder(_CompactBody)
 _TABLEAU = msgspec.json.Decoder(_TableauBody)
 
@@ -430,11 +436,11 @@ def parse_ids(response: Response) -> list[str]:
 
 
 def parse_sessions(response: Response) -> list[str]:
-    """Return the ids from ``/sessions``; one that is neither a string nor an integer is skipped with a warning."""
-    ids: list[Any] = _decode(response, _ITEMS, "a JSON array of strings")
-    sessions = [str(one) for one in ids if type(one) in (str, int)]
+    """Return the ids from ``/sessions``; an integer is read as its digits, and null is skipped with a warning."""
+    ids: list[str | int | None] = _decode(response, _SESSIONS, "a JSON array of strings")
+    sessions = [str(one) for one in ids if one is not None]
     if len(sessions) < len(ids):
-        log_once(log, f"Skipping what {response.url} lists besides strings and integers, which are not ids")
+        log_once(log, f"Skipping a session without an id, which {response.url} lists")
     return sessions
 
 
@@ -506,11 +512,17 @@ def render_page(page: Page) -> tuple[bytes, Endpoint]:
 def _decode(response: Response, decoder: msgspec.json.Decoder[Any], expected: str, row_type: type | None = None) -> Any:
     """Decode a body; the one place that tells bad JSON (transient) from JSON of another API (permanent)."""
     # No variable for the body, which may echo the key: some log handlers print the variables of a traceback's frames.
-    misfit: Exception | str = "it contains the API key"
     try:
-        # Otherwise the key would get into files, logs and XCom with the rows and ids.
-        if len(response.secret) < MIN_KEY_CHARS or response.secret.encode() not in response.body:
-            return decoder.decode(response.body.removeprefix(_BOM))
+        decoded = decoder.decode(response.body.removeprefix(_BOM))
+        if not response.has_secret():
+            return decoded
+        del decoded
+        # The key would get into files, logs and XCom with the rows and ids.
+        raise UnexpectedResponseError(
+            f"{response.url} returned the API key in its JSON, so none of it is used: {response.excerpt()}",
+            status=response.status,
+            url=response.url,
+        )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         misfit = error
     # A typed decoder stops at the first misfit, so decode everything to tell other JSON from a truncated body.

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 # Staging fewer pages than this costs more than requesting them again.
 CHECKPOINT_PAGES = 200
+_PAGES = ".pages"
 # Level 1 takes a third of the time of level 6, for files that are rarely read.
 _GZIP_LEVEL = 1
 # A page that is larger is not staged, so a longer line is damaged.
@@ -252,9 +253,13 @@ def is_disk_full(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def remove_all_staged(dst: FolderPath) -> None:
-    """Remove what all tasks have staged below ``dst``; their retries request it again."""
-    _remove_logged(dst / STAGING)
+def remove_all_staged(dst: FolderPath) -> bool:
+    """Remove the pages that all tasks have staged below ``dst``, and return whether there were any."""
+    pages = [path for path in dst.fs.find((dst / STAGING).path) if path.endswith(_PAGES)]
+    for path in pages:
+        with suppress(OSError):  # its task, or another one, has removed it
+            dst.fs.rm_file(path)
+    return bool(pages)
 
 
 def _hash(name: str) -> str:
@@ -262,7 +267,7 @@ def _hash(name: str) -> str:
 
 
 def _file_name(index: int) -> str:
-    return f"{index:05}.pages"
+    return f"{index:05}{_PAGES}"
 
 
 def _remove_logged(path: StoragePath) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from airflow_provider_unleash.client import UnleashClient
 from airflow_provider_unleash.core.account import land_account
+from airflow_provider_unleash.core.coverage import scan_tree
 from airflow_provider_unleash.core.coverage_page import render_coverage
 from airflow_provider_unleash.core.coverage_text import Screen, format_report
 from airflow_provider_unleash.core.manifest import Entry, Layout, publish_manifest
@@ -218,7 +219,10 @@ def test_devices_count_once_in_the_order_given(folder: Any) -> None:
 
 def test_without_device_ids_the_devices_are_those_of_the_manifests(folder: Any) -> None:
     land(folder, DAYS[1], ["W2", "W1"])
-    assert read(folder, None).device_ids == ["W1", "W2"]
+    span = {**MAY, "timezone": None, "settle": timedelta(0)}
+    assert scan_tree(folder, None, **span).device_ids == ["W1", "W2"]
+    with pytest.raises(InvalidArgumentError, match="device_ids=None must be a list"):
+        read(folder, None)
 
 
 def test_a_tree_without_manifests_is_missing(tmp_path: Path) -> None:
