@@ -210,6 +210,8 @@ class Response:
         """Return whether the body has the key, maybe with the escapes of JSON."""
         if len(self.secret) < MIN_KEY_CHARS:
             return False
+        if b"\\" not in self.body:
+            return self.secret.encode() in self.body
         body = self.body.replace(b"\\/", b"/")
         if not re.search(rb"\\u00[2-7]", body):  # no ASCII character is escaped, and the key has no others
             return self.secret.encode() in body
