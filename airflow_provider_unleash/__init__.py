@@ -36,7 +36,7 @@ _CONNECTION_FIELDS: dict[str, Any] = {
     },
     "mask_stream_tokens": {
         "label": "Mask stream tokens",
-        "description": "1: ?token=... in source_file_name, the credential of a live stream, becomes ?token=***. "
+        "description": "1: URL parameters whose name ends in token, the credentials of live streams, become ***. "
         "0: keep rows as the API returns them. Empty: same as 0, with a warning.",
         # Numbers, because Airflow masks strings in fields with "token" in their name: the form would not show the
         # value again, and "false" would become *** in every log. The form's select does not support booleans, and

@@ -64,8 +64,8 @@ class UnleashClient:
     :param response_timeout: seconds for a whole response.
     :param max_attempts: attempts per request.
     :param page_concurrency: requests in flight while the pages of a window are read.
-    :param mask_stream_tokens: True replaces ``?token=...`` in all strings of a page by ``?token=***``; False keeps it;
-        None keeps it and logs one warning per process.
+    :param mask_stream_tokens: True masks the value of each URL parameter whose name ends in ``token``, in all strings
+        of a page, as ``***``; False keeps it; None keeps it and logs one warning per process.
     :param verify: True, or the path of a CA bundle.
     :param allow_http: also allow http for hosts other than loopback.
     :param max_response_bytes: larger response bodies are refused while they are read.
