@@ -490,7 +490,7 @@ def test_a_reader_that_polls_sees_whole_versions_only(tmp_path: Path) -> None:
 
 # ---- kills ---------------------------------------------------------------------------------------
 
-KILLS = int(os.environ.get("UNLEASH_DELTA_KILLS", "10"))
+KILLS = int(os.environ.get("UNLEASH_DELTA_KILLS", "6"))
 
 
 @contextmanager
