@@ -355,7 +355,7 @@ def _client_arguments(connection: Connection) -> dict[str, Any]:
         try:
             arguments[name] = parse(str(value))  # from text, so that true is not 1.0 and 4.5 is not 4
         except (KeyError, ValueError):
-            expected = " or ".join(map(str, schema.get("enum", [_A_TYPE[schema["type"][0]]])))
+            expected = " or ".join(map(str, schema.get("enum", [_TYPE_NAMES[schema["type"][0]]])))
             # Without the value, which may be an older key than the password.
             raise InvalidArgumentError(f"extra {name} must be {expected}", argument=name) from None
     if connection.host or connection.port:
@@ -363,7 +363,7 @@ def _client_arguments(connection: Connection) -> dict[str, Any]:
     return arguments
 
 
-_A_TYPE = {"number": "a number", "integer": "a whole number", "boolean": "true or false"}
+_TYPE_NAMES = {"number": "a number", "integer": "a whole number", "boolean": "true or false"}
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
 

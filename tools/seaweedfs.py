@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import ProxyHandler, Request, build_opener
@@ -60,11 +60,36 @@ class SeaweedFS:
             self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._folder.name
         )
         try:
-            _wait_for(self._port, self._process)
-            _wait_for_volumes(self._ports["filer"], self._process)
+            self._wait_until(self._accepts_connections)
+            self._wait_until(self._stores_files)
         except BaseException:
             self.kill()
             raise
+
+    def _wait_until(self, is_ready: Callable[[], bool], seconds: float = 60) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"SeaweedFS ended with {self._process.returncode}")
+            with suppress(OSError):
+                if is_ready():
+                    return
+            time.sleep(0.1)  # a probe takes processor time from the start
+        raise RuntimeError(f"SeaweedFS was not ready within {seconds} seconds")
+
+    def _accepts_connections(self) -> bool:
+        socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
+        return True
+
+    def _stores_files(self) -> bool:
+        """Write, read and delete a file outside the buckets."""
+        url = f"http://127.0.0.1:{self._ports['filer']}/probe"
+        opener = build_opener(ProxyHandler({}))
+        opener.open(Request(url, b"probe", method="PUT"), timeout=10).close()
+        with opener.open(url, timeout=10) as answer:
+            found: bytes = answer.read()
+        opener.open(Request(url, method="DELETE"), timeout=10).close()
+        return found == b"probe"
 
     def kill(self) -> None:
         """Kill the process; after SIGTERM, it would take 10 to 30 seconds."""
@@ -91,32 +116,3 @@ def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
         *("-master.electionTimeout=500ms", "-master.heartbeatInterval=100ms"),
         *options,
     ]
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            raise RuntimeError(f"SeaweedFS ended with {process.returncode}")
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.1)
-    raise RuntimeError(f"SeaweedFS did not accept connections on port {port} within {seconds} seconds")
-
-
-def _wait_for_volumes(port: int, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
-    """Write, read and delete a file outside the buckets."""
-    url, until = f"http://127.0.0.1:{port}/probe", time.monotonic() + seconds
-    opener = build_opener(ProxyHandler({}))
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            raise RuntimeError(f"SeaweedFS ended with {process.returncode}")
-        with suppress(OSError):
-            opener.open(Request(url, b"probe", method="PUT"), timeout=10).close()
-            with opener.open(url, timeout=10) as answer:
-                found = answer.read()
-            opener.open(Request(url, method="DELETE"), timeout=10).close()
-            if found == b"probe":
-                return
-        time.sleep(0.1)
-    raise RuntimeError(f"SeaweedFS did not store a file within {seconds} seconds")

@@ -96,7 +96,9 @@ class UnleashClient:
         if verify is not True:
             _check_ca_bundle(verify)
         key = protocol.check_api_key(api_key)
-        if (len(key) >= 8 and key.lower() in base_url.lower()) or protocol.PAT_PREFIX in base_url.lower():
+        if (
+            len(key) >= protocol.MIN_KEY_CHARS and key.lower() in base_url.lower()
+        ) or protocol.PAT_PREFIX in base_url.lower():
             raise InvalidArgumentError("The host contains an API key, which belongs in the password", argument="host")
         self.base_url = protocol.parse_base_url(base_url, allow_http=allow_http)
         self.page_concurrency = _check_concurrency(page_concurrency)

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 
+from airflow_provider_unleash.core.arguments import check_choice
 from airflow_provider_unleash.core.columns import (
     ArrowConverter,
     check_extra_installed,
@@ -69,9 +70,7 @@ class Format:
                     "window, not one per device",
                     argument="file_format",
                 )
-            raise InvalidArgumentError(
-                f"file_format={self.file_format!r} must be one of {', '.join(self.known)}", argument="file_format"
-            )
+            check_choice("file_format", self.file_format, self.known)
         if self.compression not in (None, "gzip"):
             raise InvalidArgumentError(
                 f"compression={self.compression!r} must be 'gzip' or None", argument="compression"
@@ -113,7 +112,7 @@ class Format:
         if self.compression is None:
             return nullcontext(stream)
         # No name and time in the header, so that the same rows always give the same bytes.
-        return gzip.GzipFile(  # type: ignore[return-value]
+        return gzip.GzipFile(  # type: ignore[return-value]  # typeshed does not see that it is an IO[bytes]
             filename="", mode="wb", fileobj=stream, compresslevel=6, mtime=0
         )
 

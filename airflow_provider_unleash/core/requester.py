@@ -363,7 +363,11 @@ class _FinalResponse(HTTPResponse):
 
 
 class _WatchedConnection:
-    """A connection whose socket another thread can shut down; requests cannot cancel a request."""
+    """
+    A connection whose socket another thread can shut down; requests cannot cancel a request.
+
+    It is mixed into a connection of urllib3, which has the methods that it extends.
+    """
 
     response_class: Any = _FinalResponse
     sock: Any
@@ -372,16 +376,16 @@ class _WatchedConnection:
     def connect(self) -> None:
         self.timeout = max(0.001, min(self.timeout, _thread.flight.deadline - time.monotonic()))
         with ExitStack() as self._while_connecting:
-            super().connect()  # type: ignore[misc]  # the class it is mixed into has it
+            super().connect()  # type: ignore[misc]  # urllib3's
 
     def _new_conn(self) -> socket.socket:
-        connected: socket.socket = super()._new_conn()  # type: ignore[misc]
+        connected: socket.socket = super()._new_conn()  # type: ignore[misc]  # urllib3's
         # A copy, because TLS takes the descriptor away from this one before the handshake.
         _thread.flight.watch(self._while_connecting.enter_context(connected.dup()))
         return connected
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        super().request(*args, **kwargs)  # type: ignore[misc]
+        super().request(*args, **kwargs)  # type: ignore[misc]  # urllib3's
         _thread.flight.was_sent = True
         _thread.flight.watch(self.sock)
 

@@ -86,7 +86,7 @@ class StagingFolder:
         """Return the names of the files in order; none if they cannot be listed."""
         try:
             return sorted(list_names(self.path))
-        except Exception as error:
+        except Exception as error:  # whatever the store raises
             log.warning("Cannot list %s, so nothing in it is used: %s", self.path, error)
             return []
 

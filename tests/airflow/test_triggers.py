@@ -34,6 +34,7 @@ from tests.support.answering import answering, trickling
 from tests.support.dag_runs import has_asset_state_store, run_dag
 from tests.support.python_processes import run_code, run_module
 from tests.support.sample_day import DAY_END, DAY_START, HOUR_MS, make_context
+from tests.support.waiting import wait_until
 
 INTERVAL = 0.1
 one_airflow = pytest.mark.one_airflow
@@ -412,13 +413,6 @@ def test_hung_polls_block_neither_name_lookups_nor_polls_of_other_connections(si
 
     asyncio.run(wait())
     wait_until(lambda: all(events == ["request", "end"] for events in servers))  # their sockets are shut down
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_neither_many_failures_nor_a_wrong_header_stop_the_polls_for_good():

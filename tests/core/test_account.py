@@ -52,6 +52,7 @@ from airflow_provider_unleash.window import Window
 from tests.support.expected_rows import files_in
 from tests.support.pages import duck
 from tests.support.python_processes import import_root
+from tests.support.waiting import wait_until
 
 START, END = 1_768_176_000_000, 1_768_262_400_000
 DAY = Window(START, END)
@@ -298,7 +299,7 @@ def test_objects_are_published_while_requests_are_in_flight(monkeypatch: pytest.
     def wait_for(condition: Callable[[], bool]) -> None:
         ends_at = time.monotonic() + 30
         while not condition() and time.monotonic() < ends_at:
-            time.sleep(0.002)
+            time.sleep(0.002)  # let the other threads go on
 
     with serve(many(24)) as sim, open_client(sim, 2) as client:
         respond = sim._respond_well
@@ -688,9 +689,7 @@ def start_extraction(sim: Simulator, lake: Path, split: bool) -> subprocess.Pope
 def test_after_kill_9_another_worker_extracts_only_what_has_not_landed(tmp_path: Path) -> None:
     with serve(many(200), latency=0.01) as sim:
         with start_extraction(sim, tmp_path / "lake", True) as process:
-            while not list(tmp_path.glob("lake/_staging/*/00002.landed")):
-                assert process.poll() is None
-                time.sleep(0.01)
+            wait_until(lambda: any(tmp_path.glob("lake/_staging/*/00002.landed")), process)
             process.kill()
         landed = land_from(sim, tmp_path / "lake")
         assert landed.resumed_devices >= 3
@@ -756,10 +755,10 @@ def test_kill_9_at_any_moment_leaves_whole_objects_and_the_old_or_the_new_manife
         new = objects(tmp_path / "new")
         # The last one is not killed: it sends 41 requests.
         for requests in (rng.randint(0, 10), rng.randint(11, 41), 99):
-            sent_before = sim._number
+            until = sim._number + requests
             with start_extraction(sim, tmp_path / "lake", split) as process:
-                while sim._number < sent_before + requests and process.poll() is None:
-                    time.sleep(0.001)
+                while sim._number < until and process.poll() is None:
+                    time.sleep(0.001)  # let it send requests
                 process.kill()
             found = objects(tmp_path / "lake")
             visible = {name: data for name, data in found.items() if not name.rpartition("/")[2].startswith(".")}

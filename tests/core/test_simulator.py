@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
@@ -39,6 +39,7 @@ from airflow_provider_unleash.simulator.__main__ import build_parser, main
 from airflow_provider_unleash.simulator.account import PageCache
 from airflow_provider_unleash.simulator.data import format_timestamp, parse_timestamp
 from tests.support.paths import ROOT, SAMPLES
+from tests.support.waiting import wait_until
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 MIDNIGHT = 1_597_622_400_000  # 2020-08-17T00:00:00Z
@@ -93,13 +94,6 @@ def send(sim: Simulator, path: str) -> socket.socket:
     sock = socket.create_connection((sim.host, sim.port), timeout=5)
     sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nx-api-key: {sim.api_key}\r\n\r\n".encode())
     return sock
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def shape_of(value: Any) -> Any:

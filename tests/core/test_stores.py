@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from upath import UPath
 
-from airflow_provider_unleash.core.formats import Format
+from airflow_provider_unleash.core.formats import FileFormat, Format
 from airflow_provider_unleash.core.stores import check_dst, place_of, remove_tree, url_of
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from tests.support.pages import FORMATS, Place, page_of, read_file, read_records, record, sample, tree, write
@@ -136,12 +136,12 @@ def test_a_path_that_cannot_be_written_is_an_error_that_changes_nothing(folder: 
 
 @every_format
 def test_readers_see_the_previous_object_until_the_new_one_is_complete(
-    file_format: str, compression: Any, folder: Any
+    file_format: FileFormat, compression: Any, folder: Any
 ) -> None:
     path = folder / "o"
     write(path, [sample("metrics")] * 50, file_format, compression)
     before = Path(path.path).read_bytes()
-    with Format(file_format, compression).open(path) as writer:  # type: ignore[arg-type]
+    with Format(file_format, compression).open(path) as writer:
         for _ in range(3):
             writer.write_page(sample("metrics"))
             assert {name: data for name, data in tree(folder).items() if not name.startswith(".")} == {"o": before}
@@ -154,7 +154,7 @@ def test_readers_see_the_previous_object_until_the_new_one_is_complete(
 KILLED = """
 import sys, time
 from upath import UPath
-from airflow_provider_unleash.core.formats import Format
+from airflow_provider_unleash.core.formats import FileFormat, Format
 from airflow_provider_unleash.core.protocol import Page
 with Format("jsonl").open(UPath(sys.argv[1])) as writer:
     for number in range(1, 100):
@@ -197,10 +197,10 @@ def test_files_with_similar_names_are_left_alone(folder: Any) -> None:
 
 @every_format
 def test_two_writers_of_one_object_both_succeed_and_the_last_one_wins(
-    file_format: str, compression: Any, folder: Any
+    file_format: FileFormat, compression: Any, folder: Any
 ) -> None:
     path = folder / "new" / "o"
-    with Format(file_format, compression).open(path) as one:  # type: ignore[arg-type]
+    with Format(file_format, compression).open(path) as one:
         one.write_page(sample("compact"))
         write(path, [sample("metrics")], file_format, compression)
         assert len(read_file(path, file_format, compression)) == 4

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +35,7 @@ from tests.support.pages import read_records
 from tests.support.python_processes import import_root
 from tests.support.sample_day import DAY_END, DAY_START, STREET, make_context
 from tests.support.secret_search import leaks
+from tests.support.waiting import wait_until
 
 one_airflow = pytest.mark.one_airflow
 
@@ -161,14 +161,6 @@ def running(program: str, *arguments: object, **variables: str) -> Iterator[subp
             yield process
         finally:
             process.kill()
-
-
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + SECONDS
-    while not happened():
-        assert process.poll() is None, f"The process ended too early with {process.returncode}"
-        assert time.monotonic() < until, f"Timeout after {SECONDS} seconds"
-        time.sleep(0.02)
 
 
 class StallingProxy:
@@ -411,7 +403,7 @@ class ProcessCases(_Connected):
         before = objects(lake)
         sim.add_fault(Fault("slow", page=7, seconds=SECONDS))
         with running(_EXTRACT, dst(lake), STREET) as process:
-            wait_until(lambda: len(sim.requests) >= 6, process)
+            wait_until(lambda: len(sim.requests) >= 6, process, SECONDS)
             process.kill()
         assert objects(lake) == before
         sim.clear_faults()
@@ -430,7 +422,7 @@ class ProcessCases(_Connected):
             # Only this process uses the proxy.
             by_proxy = {f"AIRFLOW_CONN_{CONN_ID.upper()}": json.dumps(lake.connection(proxy.endpoint))}
             with running(_WRITE.replace("LAST", ""), dst(lake), size, **by_proxy) as process:
-                wait_until(proxy.stalled.is_set, process)
+                wait_until(proxy.stalled.is_set, process, SECONDS)
                 process.kill()
         assert objects(lake) == old
         assert [path for path in path_of(lake, "").fs.find("lake/unleash") if "large" in path] == [
