@@ -65,10 +65,10 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
     difference.
 
     The summary has ``start, end, window_rule, endpoint, file_format, devices, devices_with_rows, pages, rows,
-    rows_before_start, rows_after_end, rows_at_end, bytes, objects, overlapping_windows, manifest: {path, url}`` and the
-    statistics ``seconds, requests, retries, throttled_seconds, resumed_devices`` (devices that an earlier try had
-    landed). Each asset in ``outlets``, such as from :func:`~airflow_provider_unleash.assets.asset_of`, gets one event
-    with the totals and the manifest.
+    rows_before_start, rows_after_end, rows_at_end, rows_of_other_devices, bytes, objects, overlapping_windows,
+    manifest: {path, url}`` and the statistics ``seconds, requests, retries, throttled_seconds, resumed_devices``
+    (devices that an earlier try had landed). Each asset in ``outlets``, such as from
+    :func:`~airflow_provider_unleash.assets.asset_of`, gets one event with the totals and the manifest.
 
     :param dst: folder URL with the Airflow connection in it, such as ``s3://aws_default@lake/unleash`` (templated).
     :param device_ids: devices to extract: a list, or the output of a task; None means all devices that the account has
@@ -198,10 +198,10 @@ class UnleashToObjectStorageOperator(StorageOperator):
     all. The window is ``start`` and ``end`` if given, else the run's data interval, else ``window``.
 
     The summary has ``device_id, start, end, window_rule, endpoint, file_format, pages, rows, rows_before_start,
-    rows_after_end, rows_at_end, overlapping_windows, files: [{path, url, rows, bytes}]`` and the statistics ``seconds,
-    requests, retries, throttled_seconds, resumed_pages`` (pages that an earlier try had read). The events of assets in
-    ``outlets``, such as from :func:`~airflow_provider_unleash.assets.asset_of`, have ``device_id, start, end, rows,
-    pages, bytes, files, manifest`` in their extra; each mapped task emits its own event.
+    rows_after_end, rows_at_end, rows_of_other_devices, overlapping_windows, files: [{path, url, rows, bytes}]`` and
+    the statistics ``seconds, requests, retries, throttled_seconds, resumed_pages`` (pages that an earlier try had
+    read). The events of assets in ``outlets``, such as from :func:`~airflow_provider_unleash.assets.asset_of`, have
+    ``device_id, start, end, rows, pages, bytes, files, manifest`` in their extra; each mapped task emits its own event.
 
     :param device_id: a device of the account (templated).
     :param dst: folder URL with the Airflow connection in it, such as ``s3://aws_default@lake/unleash`` (templated).

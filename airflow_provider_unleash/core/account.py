@@ -143,7 +143,7 @@ def land_account(
     # Each object of a device is tried without staging by itself.
     result = land_once(job) if is_split else land_without_staging_if_full(job, land_once)
     counts = sum((record.counts for record in result.records.values()), RowCounts())
-    counts.warn_if_window_ignored(window)
+    counts.warn_if_not_as_asked(window)
     if not counts.rows:
         report_empty("The devices have", on_empty)
     entries = {device_id: record.entry for device_id, record in result.records.items()}

@@ -189,7 +189,7 @@ class UnleashClient:
         elif window is not None or start is None or end is None:
             raise InvalidArgumentError("Give start and end, or window", argument="window")
         reader = self.open_pages(device_id, start, end, endpoint=endpoint, page_concurrency=page_concurrency)
-        return _iter_all(reader, window)
+        return _iter_all(reader, device_id, window)
 
     def iter_records(
         self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
@@ -329,14 +329,14 @@ class UnleashClient:
         return page
 
 
-def _iter_all(reader: PageReader, window: Window | None) -> Generator[Page, None, None]:
+def _iter_all(reader: PageReader, device_id: str, window: Window | None) -> Generator[Page, None, None]:
     with reader:
         if window is None:
             yield from reader.iter_from(1)
         else:
-            pages = HalfOpenPages(window, reader.iter_from(1))
+            pages = HalfOpenPages(device_id, window, reader.iter_from(1))
             yield from pages
-            pages.counts.warn_if_window_ignored(window)
+            pages.counts.warn_if_not_as_asked(window)
 
 
 def _check_ca_bundle(verify: object) -> None:

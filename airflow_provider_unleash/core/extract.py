@@ -210,7 +210,7 @@ def land(
         run_id=run_id,
     )
     landed = land_object(client, device_id, job)
-    landed.counts.warn_if_window_ignored(window)
+    landed.counts.warn_if_not_as_asked(window)
     # If an older object has rows, it stays, and so does its line in the manifest.
     if not (landed.is_skipped and object_format.has_rows(landed.path)):
         publish_manifest(dst, [device_id], window, {device_id: landed.entry})
@@ -330,7 +330,7 @@ def fetch_records(
             if not pages.counts.rows:
                 check_device(client, device_id, pages.counts)
                 report_empty(f"Device {device_id} has", on_empty)
-        pages.counts.warn_if_window_ignored(window)
+        pages.counts.warn_if_not_as_asked(window)
         is_skipped = on_empty == "skip" and not records
         return ExtractedRecords(records=records, counts=pages.counts, size=size, is_skipped=is_skipped)
 
@@ -397,7 +397,7 @@ def open_window(
 ) -> Iterator[HalfOpenPages]:
     """Yield the pages of a window; leaving the block cancels the requests in flight."""
     with client.open_pages(device_id, window.start, window.end, endpoint=endpoint) as reader:
-        yield HalfOpenPages(window, _log_progress(device_id, _iter_pages(reader, staging)))
+        yield HalfOpenPages(device_id, window, _log_progress(device_id, _iter_pages(reader, staging)))
 
 
 def _iter_pages(reader: PageReader, staging: Staging | None) -> Iterator[Page]:

@@ -308,18 +308,31 @@ def parse_step(value: object, argument: str = "every") -> timedelta | None:
 
 @dataclass
 class RowCounts:
-    """Counts of a window's pages, and of its rows by timestamp."""
+    """
+    Counts of a window's pages and rows.
+
+    :param rows: rows that are kept; the others are at the end.
+    :param rows_of_other_devices: rows whose ``device_id`` is not the one that was asked for.
+    """
 
     pages: int = 0
     rows: int = 0
     rows_before_start: int = 0
     rows_after_end: int = 0
     rows_at_end: int = 0
+    rows_of_other_devices: int = 0
 
     def __add__(self, other: RowCounts) -> RowCounts:
         return RowCounts(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
 
-    def warn_if_window_ignored(self, window: Window) -> None:
+    def warn_if_not_as_asked(self, window: Window) -> None:
+        """Log a warning if most rows are not of the window, or not of the device."""
+        if 2 * self.rows_of_other_devices > self.rows:
+            log.warning(
+                "Most rows have another device_id than the one that was asked for: rows_of_other_devices=%d of %d. If "
+                "the API ignores the device, all devices have the same rows",
+                *(self.rows_of_other_devices, self.rows),
+            )
         outside = self.rows_before_start + self.rows_after_end
         if 2 * outside > self.rows:
             log.warning(
@@ -331,15 +344,16 @@ class RowCounts:
 
 class HalfOpenPages:
     """
-    The pages of ``[start, end)``, from an API that is asked for ``[start, end]``. Iterate once.
+    The pages of a device in ``[start, end)``, from an API that is asked for ``[start, end]``. Iterate once.
 
     Rows stamped exactly ``end`` are dropped, because the next window has them, unless start equals end. All other rows
     are kept and counted, even those stamped outside the window or not at all, because no other window is known to
     return them.
     """
 
-    def __init__(self, window: Window, pages: Iterable[Page]) -> None:
+    def __init__(self, device_id: str, window: Window, pages: Iterable[Page]) -> None:
         self.counts = RowCounts()
+        self._device_id = device_id
         self._pages = pages
         self._start = window.start
         self._end = window.end
@@ -352,7 +366,15 @@ class HalfOpenPages:
             kept = self._keep_rows(page)
             self.counts.pages += 1
             self.counts.rows += len(kept.rows)
+            self._count_other_devices(kept)
             yield kept
+
+    def _count_other_devices(self, page: Page) -> None:
+        others = [found for found in page.column("device_id") or () if found != self._device_id]
+        # An id may be a number, and a row may lack it.
+        self.counts.rows_of_other_devices += sum(
+            found is not None and str(found) != self._device_id for found in others
+        )
 
     def _keep_rows(self, page: Page) -> Page:
         timestamps = page.column("timestamp") or ()

@@ -216,6 +216,7 @@ def test_each_format_has_exactly_the_rows_of_the_interval_and_a_small_documented
         "rows_before_start": 0,
         "rows_after_end": 0,
         "rows_at_end": 0,
+        "rows_of_other_devices": 0,
         "seconds": summary["seconds"],
         "requests": pages + 2,  # the first and the last page are read again at the end
         "retries": 0,

@@ -79,7 +79,7 @@ def check_page(page: Page) -> None:
     assert len(page.digest) == 32
     masked = protocol.mask_stream_tokens(page)
     assert protocol.mask_stream_tokens(masked) is masked
-    [kept] = windows.HalfOpenPages(DAY, [page])
+    [kept] = windows.HalfOpenPages("W1", DAY, [page])
     assert len(kept.rows) + len(kept.dropped) == len(page.rows)
     for file_format in formats.FILE_FORMATS:
         path = f"/test_fuzz/{file_format}"

@@ -225,7 +225,7 @@ def page(*timestamps: Any, number: int = 1) -> Page:
 
 
 def keep(window: Window, *pages: Page) -> tuple[list[Page], RowCounts]:
-    half_open = HalfOpenPages(window, pages)
+    half_open = HalfOpenPages("W1", window, pages)
     return list(half_open), half_open.counts
 
 
@@ -291,9 +291,28 @@ def test_an_api_that_ignores_the_window_is_warned_of(
     outside: int, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, counts = keep(ONE_HOUR, page(*[BEFORE] * outside, *[INSIDE] * 2), page(INSIDE, number=2))
-    counts.warn_if_window_ignored(ONE_HOUR)
+    counts.warn_if_not_as_asked(ONE_HOUR)
     assert ("Most rows are stamped outside the window" in caplog.text) is warned
     assert (f"rows_before_start={outside}, rows_after_end=0" in caplog.text) is warned
+
+
+@pytest.mark.parametrize(
+    ("device_ids", "others"),
+    [(["W1", None], 0), (["W2", "W1"], 1), (["W2", "W1", 3], 2), ([{"id": "W1"}, "w1"], 2)],
+)
+def test_an_api_that_ignores_the_device_is_warned_of(
+    device_ids: list[Any], others: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, counts = keep(ONE_HOUR, Page(1, 1, ("device_id",), [(device_id,) for device_id in device_ids]))
+    assert counts == RowCounts(pages=1, rows=len(device_ids), rows_of_other_devices=others)
+    counts.warn_if_not_as_asked(ONE_HOUR)
+    assert ("Most rows have another device_id" in caplog.text) is (2 * others > len(device_ids))
+
+
+def test_the_rows_of_a_device_whose_id_is_a_number_are_its_own() -> None:
+    half_open = HalfOpenPages("17", ONE_HOUR, [Page(1, 1, ("device_id",), [(17,), ("17",)])])
+    assert len(list(half_open)) == 1
+    assert half_open.counts.rows_of_other_devices == 0
 
 
 def test_if_start_equals_end_no_rows_are_dropped() -> None:
@@ -319,7 +338,7 @@ def test_pages_are_read_one_at_a_time_and_counted_as_they_are_read() -> None:
             read.append(number)
             yield page(INSIDE, END, number=number)
 
-    half_open = HalfOpenPages(ONE_HOUR, pages())
+    half_open = HalfOpenPages("W1", ONE_HOUR, pages())
     assert (read, half_open.counts.pages) == ([], 0)
     iterator = iter(half_open)
     next(iterator)

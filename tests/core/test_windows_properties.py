@@ -129,7 +129,7 @@ def test_windows_return_each_row_once_wherever_the_span_is_cut(data, digits, inc
     server = Server(data.draw(stamps_around(bounds)), digits, inclusive_to, whole_ms)
     found: Counter[int] = Counter()
     for window in windows:
-        half_open = HalfOpenPages(window, server.pages(window.start_ms, window.end_ms))
+        half_open = HalfOpenPages("W1", window, server.pages(window.start_ms, window.end_ms))
         found.update(row[0] for page in half_open for row in page.rows)
         assert half_open.counts.rows_before_start == half_open.counts.rows_after_end == 0
     low, high = windows[0].start_ms, windows[-1].end_ms
