@@ -149,9 +149,11 @@ class InvalidArgumentError(PermanentError, ValueError):
     A parameter or connection field is invalid.
 
     :ivar argument: name of the parameter or field.
+    :ivar path: the one object that cannot be written, if others may be.
     """
 
     argument: str | None = None
+    path: str | None = None
 
 
 class WindowError(InvalidArgumentError):

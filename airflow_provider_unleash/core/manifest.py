@@ -21,7 +21,7 @@ from airflow_provider_unleash.core.names import (
     window_name,
 )
 from airflow_provider_unleash.core.phrases import name_first
-from airflow_provider_unleash.core.stores import FolderPath, list_names, publish
+from airflow_provider_unleash.core.stores import FolderPath, check_is_folder, list_names, publish
 from airflow_provider_unleash.core.windows import Window
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
@@ -146,8 +146,9 @@ def open_tree(dst: FolderPath, window: Window, layout: Layout, *, same_day: bool
     Other windows are found if they are hours, days, weeks, months, quarters or years; with ``same_day``, only those
     that start on the days of the window. Then thousands of mapped tasks do not each list a week of manifests.
 
-    :raises InvalidArgumentError: if the tree has objects of another layout or format.
+    :raises InvalidArgumentError: if ``dst`` cannot be a folder, or has objects of another layout or format.
     """
+    check_is_folder(dst)
     root = dst / MANIFESTS
     folders = {name for name in list_names(root) if name.startswith("start_date=")}
     near = choose_folders(folders, window, same_day=same_day)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,8 +34,6 @@ _NAMED_DEVICES = 20
 # So many failures in a row, without a success between them, are those of the API or the store, not of single devices.
 _MAX_FAILURES_IN_A_ROW = 50
 _IDLE_SECONDS = 1.0
-# Errors of a store about the name of one object; all others concern the store.
-_NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ)
 
 
 class DeviceRunner:
@@ -120,7 +117,7 @@ class Failures:
         self.errors[device_id] = error.with_traceback(None)
         if len(self.errors) <= _NAMED_DEVICES:
             log.warning("Device %r failed: %s", device_id, _describe(error))
-        self._in_a_row += isinstance(error, (ServerError, TransportError, OSError))
+        self._in_a_row += isinstance(error, (ServerError, TransportError, InvalidArgumentError))
         if self._in_a_row >= _MAX_FAILURES_IN_A_ROW:
             note = f"{self._in_a_row} devices failed one after the other, so the other {self._untried} were not tried. "
             raise self._error(note)
@@ -160,13 +157,13 @@ def _concerns_all(error: Exception) -> bool:
     """Return whether an error is not about one device: other devices would meet it too."""
     if isinstance(error, UnleashError):
         if isinstance(error, InvalidArgumentError):
-            return error.argument != "device_id"
+            return error.argument != "device_id" and error.path is None
         if isinstance(error, TransientError) and (error.retry_after or 0.0) > MAX_PAUSE:
             return True
         if isinstance(error, TransportError):
             return error.reason in ("connection", "tls", "cancelled")
         return isinstance(error, (AuthenticationError, RateLimitError))
-    return not (isinstance(error, OSError) and error.errno in _NAME_ERRORS)
+    return True
 
 
 def enumerate_devices(device_ids: Sequence[str]) -> str:

@@ -33,6 +33,8 @@ PART_BYTES = 8 * 1024 * 1024
 _MAX_CREATE_ATTEMPTS = 100
 # On file systems without locks. A living writer does not pause for a day; if it does, its task fails and is retried.
 _ABANDONED_SECONDS = 24 * 3600
+# Errors about a path itself: something else is in its place or above it, or it is too long. No retry cures them.
+_PATH_ERRORS = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EILSEQ, errno.ELOOP)
 # Network file systems such as CIFS and FUSE answer this if they cannot flush a file or a folder.
 _CANNOT_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
@@ -233,8 +235,11 @@ def _publish_copy(path: StoragePath) -> Iterator[IO[bytes]]:
 def _publish_file(target: Path) -> Iterator[IO[bytes]]:
     """Write a hidden sibling and rename it. fsspec would write to the temporary folder, often another device."""
     target = Path(os.path.realpath(target))  # renaming to a symlink would replace it
-    created = [path for path in (target.parent, *target.parent.parents) if not path.exists()]
-    _remove_abandoned(target)
+    with _explaining(target):
+        if target.exists() and not target.is_file():
+            raise FileExistsError(errno.EEXIST, "it is not a file")
+        created = [path for path in (target.parent, *target.parent.parents) if not path.exists()]
+        _remove_abandoned(target)
     try:
         with _open_sibling(target) as sibling:
             _copy_owner_and_mode(target, sibling.fileno())
@@ -252,9 +257,26 @@ def _publish_file(target: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
+def _explaining(target: Path) -> Iterator[None]:
+    """Convert errors about the path itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _PATH_ERRORS:
+            raise
+        raise InvalidArgumentError(
+            f"Cannot write {target}: {error.strerror}. Remove what is in its place, or use another dst",
+            argument="dst",
+            path=str(target),
+        ) from None
+
+
+@contextmanager
 def _open_sibling(target: Path) -> Iterator[IO[bytes]]:
     """Yield a new file in the same folder; remove it if it was not renamed."""
-    with _create_sibling(target) as stream:
+    with _explaining(target):
+        stream = _create_sibling(target)
+    with stream:
         try:
             yield stream
         finally:
@@ -330,6 +352,16 @@ def _remove_if_abandoned(sibling: Path) -> None:
     except OSError:  # a file system without locks, or a file that is not writable
         if time.time() - sibling.stat().st_mtime > _ABANDONED_SECONDS:
             sibling.unlink()
+
+
+def check_is_folder(path: StoragePath) -> None:
+    """Check that a local folder exists or can be created."""
+    if store_of(path.protocol).name == "file":
+        folder = Path(path.path)
+        with _explaining(folder):
+            existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not existing.is_dir():
+            raise InvalidArgumentError(f"dst={str(path)!r} cannot be used: {existing} is not a folder", argument="dst")
 
 
 def list_names(folder: FolderPath) -> list[str]:

@@ -433,7 +433,8 @@ def test_a_store_that_refuses_the_name_of_one_device_fails_that_device(tmp_path:
     (tmp_path / "device=B").write_text("a file")
     with serve(["A", "B", "C"]) as sim:
         error = fail_from(sim, tmp_path)
-    assert set(error.errors) == {"B"}
+    assert {name: type(found) for name, found in error.errors.items()} == {"B": InvalidArgumentError}
+    assert error.errors["B"].path == str(next(tmp_path.glob("device=A/*/*"))).replace("device=A", "device=B")
     assert type(error) is PermanentPartialExtractionError
     assert devices_in(tmp_path) == {"A", "B", "C"}
 
@@ -570,12 +571,15 @@ def test_a_value_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
 
 @LAYOUTS
 @pytest.mark.parametrize("place", ["file", "file/lake"])
-def test_a_file_in_the_place_of_the_tree_is_not_tried_for_every_device(tmp_path: Path, split: bool, place: str) -> None:
+def test_a_file_in_the_place_of_the_tree_is_an_error_before_any_request(
+    tmp_path: Path, split: bool, place: str
+) -> None:
     (tmp_path / "file").write_text("a file")
-    with serve(many(300)) as sim:
-        with pytest.raises((PermanentPartialExtractionError, OSError)):
-            land_from(sim, tmp_path / place, split=split)
-        assert len(sim.requests) <= (100 if split else 1)
+    with serve(["A"]) as sim:
+        error = fail_from(sim, tmp_path / place, split=split)
+        assert sim.requests == []
+    assert type(error) is InvalidArgumentError
+    assert str(error).endswith(f"{tmp_path}/file is not a folder")
     assert files_in(tmp_path) == ["file"]
 
 

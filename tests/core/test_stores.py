@@ -122,16 +122,23 @@ def test_a_full_disk_keeps_the_previous_object(file_format: str, compression: An
 
 
 def test_a_path_that_cannot_be_written_is_an_error_that_changes_nothing(folder: Any) -> None:
-    for name in ("x" * 250, "x" * 300):
-        with pytest.raises(OSError, match="too long"):
-            write(folder / "new" / name, [], "jsonl")
     Path((folder / "file").path).write_text("mine")
-    with pytest.raises(OSError, match="file"):
-        write(folder / "file" / "new" / "o", [], "jsonl")
     Path((folder / "folder").path).mkdir()
-    with pytest.raises(OSError, match="folder"):
-        write(folder / "folder", [], "jsonl")
+    Path((folder / "loop").path).symlink_to("loop")
+    names = ("x" * 220, "x" * 300, f"new/{'x' * 300}/o", "file/o", "file/new/o", "folder", "loop/o")
+    for name in names:
+        with pytest.raises(InvalidArgumentError, match="or use another dst") as caught:
+            write(folder / name, [], "jsonl")
+        assert caught.value.argument == "dst"
+        assert name.partition("/")[0] in str(caught.value.path)
+    Path((folder / "loop").path).unlink()
     assert tree(folder) == {"file": b"mine", "folder": None}
+
+
+def test_a_pipe_in_the_place_of_an_object_is_an_error_and_not_waited_for(folder: Any) -> None:
+    os.mkfifo((folder / "o").path)
+    with pytest.raises(InvalidArgumentError, match="it is not a file"):
+        write(folder / "o", [], "jsonl")
 
 
 @every_format
