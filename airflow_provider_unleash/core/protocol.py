@@ -64,8 +64,8 @@ _FEW_CELLS = 1 << 16
 
 # A parameter whose name ends in token: in a URL, in one that is itself percent-encoded, or with the escapes of JSON.
 _PARAMETER = r"((?:[?&;#]|%(?:25)*(?:3F|26)|\\{1,4}u00(?:3F|26))[\w.-]*token(?:\[\w*\])?(?:=|%(?:25)*3D|\\{1,4}u003D))"
-# The value ends at the next parameter, or where one of these characters ends the URL or string.
-_VALUE = r"[^&%\\{end}]*(?:(?!%(?:25)*26|\\{{1,4}}u0026)(?:\\.|[^&{end}])[^&%\\{end}]*)*"
+# The value ends at the next &, or where one of these characters ends the URL or string. %26 may belong to the value.
+_VALUE = r"[^&\\{end}]*(?:(?!\\{{1,4}}u0026)(?:\\.|[^&{end}])[^&\\{end}]*)*"
 _STREAM_TOKEN = re.compile(_PARAMETER + _VALUE.format(end=""), re.IGNORECASE | re.DOTALL)
 _STREAM_TOKEN_IN_TEXT = re.compile(_PARAMETER + _VALUE.format(end=r"\s\"'"), re.IGNORECASE)
 _QUERY = re.compile(rb'\?[\w.-]+(?:\[\w*\])?=[^\s"]*')

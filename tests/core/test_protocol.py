@@ -687,6 +687,7 @@ DEEP = json.loads("[" * 900 + "]" * 900)
         (STREAM, "Wabcdb35be35bb72?token=***"),
         ("W1?token=a&token=b", "W1?token=***&token=***"),
         ("W1?q=1&token=abc&x=2", "W1?q=1&token=***&x=2"),
+        *(("W1?token=a%26b&x=2", "W1?token=***&x=2"), ("W1?u=%3Ftoken%3Da%26x%3D1&y=2", "W1?u=%3Ftoken%3D***&y=2")),
         *(("W1?TOKEN=abc", "W1?TOKEN=***"), ("W1?token=", "W1?token=***"), ("W1?token=a b'c\"d", "W1?token=***")),
         *(
             (f"W1?{name}=a&x=2", f"W1?{name}=***&x=2")
@@ -706,7 +707,7 @@ def test_only_the_token_of_a_name_is_masked(name: str, masked: str) -> None:
         ("compact", compact([[STREAM, "x"], [None, STREAM], ["W2?token=secret", 1.5], [5, 2**70], [[STREAM], 3]],
                             ["source_file_name", "model_id"])),
         ("compact", compact([[{"a": [1, {STREAM: f"{STREAM}&b=\u00e9\\"}]}], [DEEP]], ["zone"])),
-        ("compact", compact([["%3Ftoken=secret%26a=1"], ["%3FTOKEN%3Dsecret"], ["%253Ftoken%253Dsecret"]], ["zone"])),
+        ("compact", compact([["%3FTOKEN%3Dsecret"], ["%253Ftoken%253Dsecret"]], ["zone"])),
         ("compact", compact([["x"]], [STREAM])),
         ("tableau", tableau([{"source_file_name": STREAM}, {"model_id": STREAM}, {"b": ["rtsp://x/#token=secret&b=1"]}])),
     ],
