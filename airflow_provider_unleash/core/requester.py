@@ -464,6 +464,12 @@ def _reason_of(error: Exception) -> object:
     return getattr(error.args[0], "reason", error.args[0]) if error.args else None
 
 
+def _is_bundle_damaged(error: Exception) -> bool:
+    """Return whether the CA bundle cannot be loaded; errors about the server come from OpenSSL's library "SSL"."""
+    cause = _reason_of(error)
+    return isinstance(cause, Exception) and "X509" in [getattr(part, "library", None) for part in cause.args]
+
+
 def _is_malformed(error: Exception) -> bool:
     """Return whether what arrived is not HTTP; requests wraps an error of urllib3, which wraps one of http.client."""
     cause = error
@@ -477,7 +483,8 @@ def _own_error(url: str, error: Exception, cause: str, *, was_sent: bool) -> Unl
     """Convert a library's error into one of this package, by what happened to the request."""
     message = f"No usable response from {url}: {cause}"
     is_network = isinstance(error, (requests.ConnectionError, requests.Timeout))
-    if isinstance(error, requests.exceptions.SSLError):
+    can_send = is_network and not _is_bundle_damaged(error)
+    if isinstance(error, requests.exceptions.SSLError) and can_send:
         return TransportError(
             f"{message}. TLS failed. If a proxy or your own CA signs the certificate, set the connection's extra "
             "verify to the path of its CA bundle; if the server has no TLS, use http:// in the host",
@@ -486,7 +493,7 @@ def _own_error(url: str, error: Exception, cause: str, *, was_sent: bool) -> Unl
         )
     if was_sent and is_network and isinstance(_reason_of(error), PoolTimeoutError):
         return TransportError(message, reason="timeout", url=url)
-    if not was_sent and not is_network:
+    if not was_sent and not can_send:
         return InvalidArgumentError(
             f"Cannot send a request to {url}: {cause}. Check the connection's host, proxy settings and CA bundle",
             argument="host",

@@ -534,7 +534,18 @@ def test_an_unusable_proxy_is_an_error_without_its_password(proxy: str, monkeypa
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_missing_ca_bundle_in_the_environment_is_an_invalid_argument(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/bundle.pem")
-    with UnleashClient("key", "https://0.0.0.0:1") as client, pytest.raises(InvalidArgumentError, match="CA bundle"):
-        client.list_devices()
+@pytest.mark.parametrize(
+    "content", [None, "", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+)
+def test_an_unusable_ca_bundle_in_the_environment_is_an_invalid_argument(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    if content is not None:
+        bundle.write_text(content)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    with socket.create_server(("0.0.0.0", 0)) as server:  # not loopback, which needs no bundle of the environment
+        url = f"https://0.0.0.0:{server.getsockname()[1]}"
+        with UnleashClient("key", url) as client, pytest.raises(InvalidArgumentError, match="CA bundle"):
+            client.list_devices()
+        assert client.traffic.requests == 1
