@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, ObjectStoragePath
 
 from airflow_provider_unleash.assets import add_to_events
 from airflow_provider_unleash.core.account import LandedAccount
-from airflow_provider_unleash.core.arguments import check_choice
+from airflow_provider_unleash.core.arguments import check_choice, check_flag
 from airflow_provider_unleash.core.columns import COLUMNS, columns_of
 from airflow_provider_unleash.core.extract import Extracted, Landed, OnEmpty
 from airflow_provider_unleash.core.formats import Compression, FileFormat, Format
@@ -190,6 +190,7 @@ class StorageOperator(FetchOperator):
             self._format(self.file_format, self.compression, self.column_types)
         if is_known(self.dst):
             check_folder(str(self.dst))
+        check_flag("replace_with_empty", self.replace_with_empty)
 
     def _land_arguments(self, context: Context) -> dict[str, Any]:
         """Return the arguments that ``land`` and ``land_account`` have in common."""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import conf
 
-from airflow_provider_unleash.core.arguments import check_positive
+from airflow_provider_unleash.core.arguments import check_whole_number
 from airflow_provider_unleash.core.coverage import read_coverage
 from airflow_provider_unleash.core.moments import parse_duration, parse_timezone
+from airflow_provider_unleash.core.phrases import count
 from airflow_provider_unleash.core.planning import (
     AccountWindow,
     DeviceWindow,
@@ -62,7 +63,7 @@ class UnleashListDevicesOperator(UnleashOperator):
         super().__init__(**kwargs)
         self.batch_size = batch_size
         with no_retry():
-            check_positive("batch_size", batch_size)
+            check_whole_number("batch_size", batch_size, or_none=True)
 
     def _execute(self, context: Context) -> list[str] | list[list[str]]:
         with self._open_client() as client:
@@ -197,8 +198,8 @@ class UnleashPlanWindowsOperator(UnleashOperator):
             "timezone": parse_timezone,
             "missing_in": lambda value: None if value is None else check_folder(str(value)),
             "settle": lambda value: parse_duration(value, "settle"),
-            "max_pages": lambda value: check_positive("max_pages", value),
-            "max_windows": lambda value: check_positive("max_windows", value),
+            "max_pages": lambda value: check_whole_number("max_pages", value, or_none=True),
+            "max_windows": lambda value: check_whole_number("max_windows", value, or_none=True),
         }
         check_arguments(self, checks, is_known)
         check_start_before_end(self, is_known)
@@ -233,7 +234,7 @@ class UnleashPlanWindowsOperator(UnleashOperator):
             planned = [(device_id, window) for device_id in devices for window in windows]
             if self.max_pages is not None:
                 planned = self._split(planned, self.max_pages, max_windows)
-        self.log.info("Planned %d windows; the span is %s", len(planned), span)
+        self.log.info("Planned %s; the span is %s", count(len(planned), "window"), span)
         check_map_length(self, planned)
         ids = "device_ids" if self.device_ids is None else "device_id"
         return [

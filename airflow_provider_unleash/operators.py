@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_unleash.core.account import land_account
+from airflow_provider_unleash.core.arguments import check_flag, check_whole_number
 from airflow_provider_unleash.core.extract import fetch_records, land
 from airflow_provider_unleash.core.formats import AccountFormat, FileFormat
 from airflow_provider_unleash.core.names import DELTA
+from airflow_provider_unleash.core.phrases import count
 from airflow_provider_unleash.core.protocol import check_device_id
-from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, check_checkpoint_pages
+from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES
 from airflow_provider_unleash.core.windows import partition_key
 from airflow_provider_unleash.delta import storage_options_of
 from airflow_provider_unleash.exceptions import InvalidArgumentError
@@ -124,11 +126,12 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
     def _name_if_mapped(self) -> str:
         if not self.device_ids:
             return ""
-        count = "{{ task.device_ids | length }} device{{ 's' if task.device_ids | length > 1 }}"
-        return count + " from {{ task.device_ids | first }}"
+        devices = "{{ task.device_ids | length }} device{{ 's' if task.device_ids | length > 1 }}"
+        return devices + " from {{ task.device_ids | first }}"
 
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
         super()._check_arguments(is_known)
+        check_flag("split_by_device", self.split_by_device)
         if self.device_ids is not None and is_known(self.device_ids):
             check_device_ids(self.device_ids)
         if self.partition_format is not None:
@@ -178,7 +181,8 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
             "devices_with_rows": landed.devices_with_rows,
             "objects": landed.objects,
         }
-        what = f"Wrote {landed.counts.rows} rows to {self.dst}. Devices: {facts['devices']}, objects: {landed.objects}"
+        rows = count(landed.counts.rows, "row")
+        what = f"Wrote {rows} to {self.dst}. Devices: {facts['devices']}, objects: {landed.objects}"
         statistics = self._report(what, landed, client)
         return {
             **self._summarize(window, landed, context, partition_key=key, **facts),
@@ -250,7 +254,7 @@ class UnleashToObjectStorageOperator(StorageOperator):
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
         check_arguments(self, {"device_id": check_device_id}, is_known)
         super()._check_arguments(is_known)
-        check_checkpoint_pages(self.checkpoint_pages)
+        check_whole_number("checkpoint_pages", self.checkpoint_pages, or_none=True)
 
     def _execute(self, context: Context) -> dict[str, Any]:
         window = self._resolve_window(context)
@@ -260,7 +264,7 @@ class UnleashToObjectStorageOperator(StorageOperator):
             landed = land(client, self.device_id, window, checkpoint_pages=self.checkpoint_pages, **arguments)
         if landed.is_skipped:
             raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")
-        statistics = self._report(f"Wrote {landed.counts.rows} rows to {landed.path}", landed, client)
+        statistics = self._report(f"Wrote {count(landed.counts.rows, 'row')} to {landed.path}", landed, client)
         file = {**place_in_summary(landed.path), "rows": landed.counts.rows, "bytes": landed.size}
         return {
             **self._summarize(window, landed, context, device_id=self.device_id, files=[file]),
@@ -304,6 +308,7 @@ class UnleashGetAnalyticsOperator(FetchOperator):
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
         check_arguments(self, {"device_id": check_device_id}, is_known)
         super()._check_arguments(is_known)
+        check_whole_number("max_xcom_bytes", self.max_xcom_bytes)
 
     def _execute(self, context: Context) -> list[dict[str, Any]]:
         window = self._resolve_window(context)
@@ -320,5 +325,5 @@ class UnleashGetAnalyticsOperator(FetchOperator):
             )
         if fetched.is_skipped:
             raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")
-        self._report(f"Returned {fetched.counts.rows} rows to XCom", fetched, client)
+        self._report(f"Returned {count(fetched.counts.rows, 'row')} to XCom", fetched, client)
         return fetched.records

@@ -18,6 +18,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_unleash import exceptions
+from airflow_provider_unleash.core.arguments import check_whole_number
 from airflow_provider_unleash.core.moments import now_ms
 from airflow_provider_unleash.core.sessions import SessionList, session_bounds
 from airflow_provider_unleash.exceptions import InvalidArgumentError, PermanentError, TransientError, TransportError
@@ -82,10 +83,7 @@ class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
             self._check_arguments()
 
     def _check_arguments(self) -> None:
-        if not isinstance(self.min_sessions, int) or self.min_sessions < 1:
-            raise InvalidArgumentError(
-                f"min_sessions={self.min_sessions!r} must be a whole number above zero", argument="min_sessions"
-            )
+        check_whole_number("min_sessions", self.min_sessions)
         if not isinstance(self.min_age, timedelta):
             raise InvalidArgumentError(
                 f"min_age={self.min_age!r} must be a timedelta, such as timedelta(minutes=10)", argument="min_age"

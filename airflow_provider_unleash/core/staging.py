@@ -29,7 +29,7 @@ from airflow_provider_unleash.core.stores import (
     publish,
     remove_tree,
 )
-from airflow_provider_unleash.exceptions import InvalidArgumentError, SnapshotChangedError
+from airflow_provider_unleash.exceptions import SnapshotChangedError
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +53,6 @@ class _Header(msgspec.Struct):
 
 class _UnusableError(Exception):
     """A staged file is too old or does not fit, or a page does not."""
-
-
-def check_checkpoint_pages(checkpoint_pages: int | None) -> None:
-    """Check that this is a number of pages, or None, which turns staging off."""
-    is_whole = isinstance(checkpoint_pages, int) and not isinstance(checkpoint_pages, bool) and checkpoint_pages > 0
-    if checkpoint_pages is not None and not is_whole:
-        raise InvalidArgumentError(
-            f"checkpoint_pages={checkpoint_pages!r} must be a whole number above zero, or None to stage no pages",
-            argument="checkpoint_pages",
-        )
 
 
 class StagingFolder:

@@ -480,14 +480,21 @@ INVALID_FOR_STORAGE = [
     ({"column_types": {"confidence": "decimal"}}, "column_types"),
     ({"dst": ""}, "dst"),
 ]
-NOT_TEMPLATED = [({"checkpoint_pages": 0}, "checkpoint_pages"), ({"checkpoint_pages": "200"}, "checkpoint_pages")]
+# Arguments that are not templates, and the operators that have them.
+NOT_TEMPLATED = [
+    *((UnleashToObjectStorageOperator, "checkpoint_pages", value) for value in (0, -1, True, 1.5, "200")),
+    *((UnleashToObjectStorageOperator, "replace_with_empty", value) for value in ("false", 0, None)),
+    (UnleashAccountToObjectStorageOperator, "split_by_device", "false"),
+    *((UnleashGetAnalyticsOperator, "max_xcom_bytes", value) for value in (0, None, "1MB")),
+]
 
 
 @pytest.mark.parametrize(
     ("operator", "arguments", "named"),
     [
         *((UnleashGetAnalyticsOperator, *case) for case in INVALID),
-        *((UnleashToObjectStorageOperator, *case) for case in [*INVALID, *INVALID_FOR_STORAGE, *NOT_TEMPLATED]),
+        *((UnleashToObjectStorageOperator, *case) for case in [*INVALID, *INVALID_FOR_STORAGE]),
+        *((operator, {name: value}, name) for operator, name, value in NOT_TEMPLATED),
         *(
             (UnleashAccountToObjectStorageOperator, *case)
             for case in [*INVALID[2:], *INVALID_FOR_STORAGE, *INVALID_FOR_ACCOUNT]

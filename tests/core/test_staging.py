@@ -29,8 +29,8 @@ from airflow_provider_unleash.client import UnleashClient
 from airflow_provider_unleash.core import staging as staging_module
 from airflow_provider_unleash.core.pages import Snapshot
 from airflow_provider_unleash.core.protocol import Page
-from airflow_provider_unleash.core.staging import Staging, check_checkpoint_pages
-from airflow_provider_unleash.exceptions import InvalidArgumentError, NotFoundError, SnapshotChangedError
+from airflow_provider_unleash.core.staging import Staging
+from airflow_provider_unleash.exceptions import NotFoundError, SnapshotChangedError
 from airflow_provider_unleash.simulator import Fault, Simulator
 from tests.support.paths import ROOT
 
@@ -422,11 +422,3 @@ def test_a_folder_whose_name_is_a_glob_pattern_means_only_itself(sim, name):
         assert files(root) == before
     finally:
         root.fs.store.clear()
-
-
-@pytest.mark.parametrize("value", [0, -1, True, 1.5, "200"])
-def test_checkpoint_pages_must_be_a_whole_number_above_zero_or_none(value):
-    with pytest.raises(InvalidArgumentError, match="checkpoint_pages"):
-        check_checkpoint_pages(value)
-    check_checkpoint_pages(1)
-    check_checkpoint_pages(None)
