@@ -370,11 +370,11 @@ class HalfOpenPages:
             yield kept
 
     def _count_other_devices(self, page: Page) -> None:
-        others = [found for found in page.column("device_id") or () if found != self._device_id]
-        # An id may be a number, and a row may lack it.
-        self.counts.rows_of_other_devices += sum(
-            found is not None and str(found) != self._device_id for found in others
-        )
+        device_ids = page.column("device_id") or []
+        if device_ids.count(self._device_id) < len(device_ids):
+            # An id may be a number, and a row may lack it.
+            others = [found for found in device_ids if found is not None and str(found) != self._device_id]
+            self.counts.rows_of_other_devices += len(others)
 
     def _keep_rows(self, page: Page) -> Page:
         timestamps = page.column("timestamp") or ()

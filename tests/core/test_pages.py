@@ -204,6 +204,12 @@ def test_a_page_that_repeats_another_one_is_unexpected(
     assert caught.value.page == repeated
 
 
+@pytest.mark.parametrize("stamp", ["2020-08-17T12:00:00Z", None, {"seconds": 1}])
+def test_pages_of_the_same_time_with_other_rows_are_not_repeated(stamp: Any) -> None:
+    api = Api(lambda number, before: page(number, rows=[("W1", stamp, number)]))
+    assert api.read() == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize("number", [1, 2, 5])
 def test_an_empty_page_before_the_last_one_is_unexpected(number: int) -> None:
     api = Api(lambda fetched, before: page(fetched, rows=[] if fetched == number else None))

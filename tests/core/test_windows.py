@@ -224,8 +224,8 @@ def page(*timestamps: Any, number: int = 1) -> Page:
     return Page(number, 1, ("row", "timestamp"), list(enumerate(timestamps)))
 
 
-def keep(window: Window, *pages: Page) -> tuple[list[Page], RowCounts]:
-    half_open = HalfOpenPages("W1", window, pages)
+def keep(window: Window, *pages: Page, device_id: str = "W1") -> tuple[list[Page], RowCounts]:
+    half_open = HalfOpenPages(device_id, window, pages)
     return list(half_open), half_open.counts
 
 
@@ -325,7 +325,7 @@ def test_if_start_equals_end_no_rows_are_dropped() -> None:
 @pytest.mark.parametrize("length", [0, HOUR_MS])
 def test_rows_stamped_before_their_window_as_in_the_documented_example_are_kept(endpoint: Any, length: int) -> None:
     window = resolve(start=1597630156000, end=1597630156000 + length)
-    [found], counts = keep(window, sample(endpoint, endpoint))
+    [found], counts = keep(window, sample(endpoint, endpoint), device_id="Wabcdb35be35bb72")
     assert len(found.rows) == 2
     assert counts == RowCounts(pages=1, rows=2, rows_before_start=2)
 
