@@ -7,14 +7,13 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from airflow_provider_unleash.core.coverage import Cell, Coverage, Gap, open_path, read_coverage, scan_tree
 from airflow_provider_unleash.core.coverage_page import render_coverage
 from airflow_provider_unleash.core.coverage_text import Screen, format_json, format_report
-from airflow_provider_unleash.core.stores import FolderPath
+from airflow_provider_unleash.core.stores import StoragePath
 
 __all__ = ["Cell", "Coverage", "Gap", "read_coverage"]
 
@@ -47,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def show(arguments: argparse.Namespace, open_folder: Callable[[str], FolderPath], *, with_airflow: bool = False) -> int:
+def show(
+    arguments: argparse.Namespace, open_folder: Callable[[str], StoragePath], *, with_airflow: bool = False
+) -> int:
     """
     Print the coverage of a folder, and return the exit code.
 
@@ -69,7 +70,7 @@ def show(arguments: argparse.Namespace, open_folder: Callable[[str], FolderPath]
     return 1 if coverage.counts()["missing"] else 0
 
 
-def _scan(arguments: argparse.Namespace, folder: FolderPath) -> Coverage:
+def _scan(arguments: argparse.Namespace, folder: StoragePath) -> Coverage:
     return scan_tree(
         folder,
         None if arguments.devices is None else arguments.devices.split(","),
@@ -77,7 +78,7 @@ def _scan(arguments: argparse.Namespace, folder: FolderPath) -> Coverage:
         end=arguments.end,
         every=arguments.every,
         timezone=arguments.timezone,
-        settle=arguments.settle or timedelta(0),
+        settle=arguments.settle,
     )
 
 
@@ -87,7 +88,7 @@ def _open_screen() -> Screen:
     return Screen(
         columns=size.columns,
         lines=max(size.lines - 15, 10) if is_terminal else Screen.lines,
-        has_colours=is_terminal and "NO_COLOR" not in os.environ,
+        has_colors=is_terminal and "NO_COLOR" not in os.environ,
         has_unicode=(sys.stdout.encoding or "").lower().startswith("utf"),
     )
 

@@ -20,7 +20,7 @@ from airflow_provider_unleash.core.extract import Extracted, Landed, OnEmpty
 from airflow_provider_unleash.core.formats import Compression, FileFormat, Format
 from airflow_provider_unleash.core.moments import format_ms, parse_duration
 from airflow_provider_unleash.core.protocol import Endpoint
-from airflow_provider_unleash.core.stores import FolderPath, url_of
+from airflow_provider_unleash.core.stores import StoragePath, url_of
 from airflow_provider_unleash.core.windows import Window, resolve_window
 from airflow_provider_unleash.folders import check_folder, open_folder
 from airflow_provider_unleash.hooks import DEFAULT_CONN_ID, ConnectedTask
@@ -231,7 +231,7 @@ class StorageOperator(FetchOperator):
         return {**totals, **settings, **facts, "overlapping_windows": len(landed.overlapping)}
 
 
-def place_in_summary(path: FolderPath) -> dict[str, str]:
+def place_in_summary(path: StoragePath) -> dict[str, str]:
     """Return a path with its Airflow connection, and the URL that other tools read."""
     url = url_of(path)
     return {"path": str(path) if "://" in str(path) else url, "url": url}  # a local path is not a URL

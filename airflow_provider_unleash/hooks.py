@@ -87,7 +87,7 @@ class UnleashHook(BaseHook):
             return resolve_window(run_times(context), window=window)
 
     def iter_pages(
-        self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
+        self, device_id: str, start: Moment | None = None, end: Moment | None = None, **options: Unpack[ReadOptions]
     ) -> Generator[Page, None, None]:
         """
         Yield the pages of ``[start, end]``, or of ``window``.
@@ -98,14 +98,14 @@ class UnleashHook(BaseHook):
             yield from client.iter_pages(device_id, start, end, **options)
 
     def iter_records(
-        self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
+        self, device_id: str, start: Moment | None = None, end: Moment | None = None, **options: Unpack[ReadOptions]
     ) -> Iterator[dict[str, Any]]:
         """Yield the rows of ``[start, end]``, or of ``window``, as dicts; see :meth:`.UnleashClient.iter_pages`."""
         with self.get_conn() as client:
             yield from client.iter_records(device_id, start, end, **options)
 
     def get_records(
-        self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
+        self, device_id: str, start: Moment | None = None, end: Moment | None = None, **options: Unpack[ReadOptions]
     ) -> list[dict[str, Any]]:
         """
         Return the rows of ``[start, end]``, or of ``window``, as dicts; see :meth:`.UnleashClient.iter_pages`.
@@ -118,8 +118,8 @@ class UnleashHook(BaseHook):
     def get_arrow_table(
         self,
         device_id: str,
-        start: Moment = None,
-        end: Moment = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
         *,
         column_types: Mapping[str, str] | None = None,
         **options: Unpack[ReadOptions],
@@ -149,8 +149,8 @@ class UnleashHook(BaseHook):
     def get_df(
         self,
         device_id: str,
-        start: Moment = None,
-        end: Moment = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
         *,
         df_type: Literal["pandas"] = "pandas",
         column_types: Mapping[str, str] | None = None,
@@ -160,8 +160,8 @@ class UnleashHook(BaseHook):
     def get_df(
         self,
         device_id: str,
-        start: Moment = None,
-        end: Moment = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
         *,
         df_type: Literal["polars"],
         column_types: Mapping[str, str] | None = None,
@@ -170,8 +170,8 @@ class UnleashHook(BaseHook):
     def get_df(
         self,
         device_id: str,
-        start: Moment = None,
-        end: Moment = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
         *,
         df_type: FrameType = "pandas",
         column_types: Mapping[str, str] | None = None,

@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import conf
 from airflow_provider_unleash.core.arguments import check_whole_number
 from airflow_provider_unleash.core.coverage import read_coverage
 from airflow_provider_unleash.core.moments import parse_duration, parse_timezone
-from airflow_provider_unleash.core.phrases import count
+from airflow_provider_unleash.core.phrases import plural
 from airflow_provider_unleash.core.planning import (
     AccountWindow,
     DeviceWindow,
@@ -234,7 +234,7 @@ class UnleashPlanWindowsOperator(UnleashOperator):
             planned = [(device_id, window) for device_id in devices for window in windows]
             if self.max_pages is not None:
                 planned = self._split(planned, self.max_pages, max_windows)
-        self.log.info("Planned %s; the span is %s", count(len(planned), "window"), span)
+        self.log.info("Planned %s; the span is %s", plural(len(planned), "window"), span)
         check_map_length(self, planned)
         ids = "device_ids" if self.device_ids is None else "device_id"
         return [

@@ -13,7 +13,7 @@ from airflow_provider_unleash.core.arguments import check_flag, check_whole_numb
 from airflow_provider_unleash.core.extract import fetch_records, land
 from airflow_provider_unleash.core.formats import AccountFormat, FileFormat
 from airflow_provider_unleash.core.names import DELTA
-from airflow_provider_unleash.core.phrases import count
+from airflow_provider_unleash.core.phrases import plural
 from airflow_provider_unleash.core.protocol import check_device_id
 from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES
 from airflow_provider_unleash.core.windows import partition_key
@@ -181,7 +181,7 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
             "devices_with_rows": landed.devices_with_rows,
             "objects": landed.objects,
         }
-        rows = count(landed.counts.rows, "row")
+        rows = plural(landed.counts.rows, "row")
         what = f"Wrote {rows} to {self.dst}. Devices: {facts['devices']}, objects: {landed.objects}"
         statistics = self._report(what, landed, client)
         return {
@@ -264,7 +264,7 @@ class UnleashToObjectStorageOperator(StorageOperator):
             landed = land(client, self.device_id, window, checkpoint_pages=self.checkpoint_pages, **arguments)
         if landed.is_skipped:
             raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")
-        statistics = self._report(f"Wrote {count(landed.counts.rows, 'row')} to {landed.path}", landed, client)
+        statistics = self._report(f"Wrote {plural(landed.counts.rows, 'row')} to {landed.path}", landed, client)
         file = {**place_in_summary(landed.path), "rows": landed.counts.rows, "bytes": landed.size}
         return {
             **self._summarize(window, landed, context, device_id=self.device_id, files=[file]),
@@ -325,5 +325,5 @@ class UnleashGetAnalyticsOperator(FetchOperator):
             )
         if fetched.is_skipped:
             raise AirflowSkipException(f"Device {self.device_id} has no rows in the window")
-        self._report(f"Returned {count(fetched.counts.rows, 'row')} to XCom", fetched, client)
+        self._report(f"Returned {plural(fetched.counts.rows, 'row')} to XCom", fetched, client)
         return fetched.records

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import cache
 from typing import Annotated, TypeVar
 
@@ -21,7 +20,8 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from airflow_provider_unleash.core.coverage import scan_tree
 from airflow_provider_unleash.core.coverage_page import render_coverage, render_message
-from airflow_provider_unleash.core.coverage_span import choose_span, read_newest
+from airflow_provider_unleash.core.coverage_span import choose_span
+from airflow_provider_unleash.core.manifest import read_newest
 from airflow_provider_unleash.core.moments import UTC, parse_timezone
 from airflow_provider_unleash.core.names import MANIFESTS, parse_window, window_name
 from airflow_provider_unleash.exceptions import InvalidArgumentError
@@ -128,7 +128,7 @@ def _render(query: PageQuery, trees: Mapping[str, str]) -> str:
         end=span.end_ms,
         every=span.every,
         timezone=zone,
-        settle=query.settle or timedelta(0),
+        settle=query.settle,
         check_lines=_limit_reads(),
     )
     _check_size("devices × windows", len(coverage), MAX_CELLS)

@@ -6,7 +6,7 @@ import logging
 import pickle
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -31,16 +31,15 @@ from airflow_provider_unleash.core.journal import Journal, Record
 from airflow_provider_unleash.core.manifest import Entry, Layout, format_now, open_tree, publish_manifest
 from airflow_provider_unleash.core.names import DELTA, DELTA_LOG, manifest_name, object_name, window_name
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
+from airflow_provider_unleash.core.phrases import name_first
 from airflow_provider_unleash.core.protocol import Endpoint, Page
-from airflow_provider_unleash.core.runner import DeviceRunner, Failures, enumerate_devices
+from airflow_provider_unleash.core.runner import DeviceRunner, Failures
 from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging
-from airflow_provider_unleash.core.stores import FolderPath
+from airflow_provider_unleash.core.stores import StoragePath
 from airflow_provider_unleash.core.windows import RowCounts, Window
 from airflow_provider_unleash.exceptions import EmptyReplacementError, UnexpectedResponseError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from airflow_provider_unleash.core.client import RequestBudget, UnleashClient
 
 log = logging.getLogger(__name__)
@@ -53,14 +52,14 @@ class LandedAccount(Extracted):
 
     :param device_ids: the devices, in order.
     :param resumed_devices: devices that failed tries of the task had landed.
-    :param overlapping: names of windows in the same tree that share time with this one.
+    :param overlapping: names of windows in the same tree that overlap this one.
     """
 
     device_ids: Sequence[str]
     devices_with_rows: int
     objects: int
     resumed_devices: int
-    manifest: FolderPath
+    manifest: StoragePath
     overlapping: tuple[str, ...]
 
 
@@ -68,7 +67,7 @@ def land_account(
     client: UnleashClient,
     device_ids: Iterable[str] | None,
     window: Window,
-    dst: FolderPath,
+    dst: StoragePath,
     *,
     file_format: FileFormat = "jsonl",
     compression: Compression | None = None,
@@ -116,7 +115,7 @@ def land_account(
         window=window,
         dst=dst,
         tree=tree,
-        device_ids=None if listed is not None else devices,
+        device_ids=None if device_ids is None else devices,
         object_format=object_format,
         endpoint=endpoint,
         on_empty=on_empty,
@@ -133,14 +132,14 @@ def land_account(
             ThreadPoolExecutor(2 * client.page_concurrency, "unleash-device") as workers,
             client.open_budget() as budget,
         ):
-            source = _Source(client, budget, listed)
+            shared = _SharedClient(client, budget, listed)
             runner = DeviceRunner(workers, 4 * client.page_concurrency)
             if is_split:
-                return _land_objects(job, source, runner, devices)
+                return _land_objects(job, shared, runner, devices)
             target = _OneCommit(job, table) if table else _OneObject(job)
-            return _land_together(job, source, runner, devices, target)
+            return _land_together(job, shared, runner, devices, target)
 
-    # Each object of a device is tried without staging by itself.
+    # land_object does without staging for each device by itself.
     result = land_once(job) if is_split else land_without_staging_if_full(job, land_once)
     counts = sum((record.counts for record in result.records.values()), RowCounts())
     counts.warn_if_not_as_asked(window)
@@ -171,7 +170,7 @@ class _Result:
     clean_up: Callable[[], None]
 
 
-class _Source:
+class _SharedClient:
     """The client, with one budget of requests and one list of devices for all readers."""
 
     def __init__(self, client: UnleashClient, budget: RequestBudget, listed: Collection[str] | None) -> None:
@@ -188,7 +187,6 @@ class _Source:
         return self._client.open_pages(device_id, start, end, endpoint=endpoint, budget=self._budget)
 
     def cancel(self) -> None:
-        """Send no more requests and end those in flight."""
         self._budget.group.cancel()
 
     def list_devices(self) -> Collection[str]:
@@ -201,15 +199,15 @@ class _Source:
 # ---- one object per device -----------------------------------------------------------------------
 
 
-def _land_objects(job: Job, source: _Source, runner: DeviceRunner, devices: Sequence[str]) -> _Result:
+def _land_objects(job: Job, shared: _SharedClient, runner: DeviceRunner, devices: Sequence[str]) -> _Result:
     reported_keys: set[str] = set()
 
     def land_device(device_id: str) -> Record:
-        landed = land_object(source, device_id, job, is_part=True, reported_keys=reported_keys)
+        landed = land_object(shared, device_id, job, is_part=True, reported_keys=reported_keys)
         return Record(landed.entry, landed.counts)
 
     name = f"{manifest_name(job.device_ids, job.window)} {job.object_format.extension}"
-    settings = (*job.source(source), dict(job.object_format.column_types or {}))
+    settings = (*job.source(shared), dict(job.object_format.column_types or {}))
     journal = Journal(job.dst, name, settings, job.resume_within or timedelta(0))
     records = journal.load(job.tree.read_entries)
     resumed = len(records)
@@ -234,7 +232,7 @@ def _land_objects(job: Job, source: _Source, runner: DeviceRunner, devices: Sequ
                 failures.add_success(record.counts.rows)
                 keep(record)
     finally:
-        source.cancel()
+        shared.cancel()
         for future in runner.finish():  # objects that were being published when an error ended the extraction
             if not future.cancelled() and not future.exception():
                 keep(future.result())
@@ -278,13 +276,15 @@ class _NothingToPublishError(Exception):
     """There are no rows, and no object to replace."""
 
 
-def _land_together(job: Job, source: _Source, runner: DeviceRunner, devices: Sequence[str], target: _Target) -> _Result:
+def _land_together(
+    job: Job, shared: _SharedClient, runner: DeviceRunner, devices: Sequence[str], target: _Target
+) -> _Result:
     reads: dict[str, _Read] = {}
     consequence = "Nothing is published, because the rows of all devices are published together"
     failures = Failures(len(devices), len(devices), consequence)
 
     def read_device(device_id: str) -> _Read:
-        return restart_on_change(lambda: _read_device(job, source, device_id))
+        return restart_on_change(lambda: _read_device(job, shared, device_id))
 
     size, objects = 0, 1
     try:
@@ -347,7 +347,7 @@ class _OneObject:
             # Read again, because another task may have published rows of other devices meanwhile.
             lost = sorted(_devices_with_rows(self._job.tree.read_entries()) - with_rows)
             if lost or replaces_rows:
-                named = f"of {enumerate_devices(lost)}" if lost else "which the API now does not return"
+                named = f"of {name_first(lost)}" if lost else "which the API now does not return"
                 raise EmptyReplacementError(
                     f"{path} has rows {named}, and this extraction has none. The object stays unchanged; set "
                     "replace_with_empty=True to replace it, or use split_by_device=True if several tasks share a "
@@ -360,7 +360,7 @@ class _OneObject:
         lost = _devices_with_rows(self._job.tree.read_entries()).difference(self._device_ids)
         if lost and not self._job.replace_with_empty:
             raise EmptyReplacementError(
-                f"Another task wrote rows of {enumerate_devices(sorted(lost))} to {self._path} at the same time, so "
+                f"Another task wrote rows of {name_first(sorted(lost))} to {self._path} at the same time, so "
                 "one object replaced the other. Use split_by_device=True if several tasks share a window",
                 path=str(self._path),
             )
@@ -392,17 +392,14 @@ def _devices_with_rows(entries: Mapping[str, Entry]) -> set[str]:
     return {device_id for device_id, entry in entries.items() if entry.rows and entry.path}
 
 
-def _staging_name(job: Job, device_id: str) -> str:
-    return f"{window_name(job.window)}.{job.object_format.extension} {device_id}"
-
-
-def _read_device(job: Job, source: _Source, device_id: str) -> _Read:
+def _read_device(job: Job, shared: _SharedClient, device_id: str) -> _Read:
     extracted_at = format_now()
-    with job.open_staging(source, _staging_name(job, device_id)) as staging:
-        with open_window(source, device_id, job.window, job.endpoint, staging) as pages:
+    name = f"{window_name(job.window)}.{job.object_format.extension} {device_id}"
+    with job.open_staging(shared, name) as staging:
+        with open_window(shared, device_id, job.window, job.endpoint, staging) as pages:
             kept = _keep(iter(pages))
         if not pages.counts.rows:
-            check_device(source, device_id, pages.counts)
+            check_device(shared, device_id, pages.counts)
     return _Read(kept, pages.counts, staging if staging.has_files else None, extracted_at)
 
 

@@ -29,7 +29,7 @@ MAX_TIMEOUT = 86_400.0  # seconds; the operating system rejects much longer ones
 MAX_CONCURRENCY = 1000  # urllib3 allocates a place for each connection in advance
 
 
-Moment = datetime | int | None
+Moment = datetime | int
 
 
 class ReadOptions(TypedDict, total=False):
@@ -110,11 +110,11 @@ class UnleashClient:
             self.base_url,
             key,
             auth,
-            timeout=_check_positive(timeout, "timeout", maximum=MAX_TIMEOUT),
-            response_timeout=_check_positive(response_timeout, "response_timeout", maximum=MAX_TIMEOUT),
-            max_attempts=int(_check_positive(max_attempts, "max_attempts", minimum=1)),
+            timeout=_check_number("timeout", timeout, maximum=MAX_TIMEOUT),
+            response_timeout=_check_number("response_timeout", response_timeout, maximum=MAX_TIMEOUT),
+            max_attempts=int(_check_number("max_attempts", max_attempts, minimum=1)),
             verify=verify,
-            max_response_bytes=int(_check_positive(max_response_bytes, "max_response_bytes", minimum=1)),
+            max_response_bytes=int(_check_number("max_response_bytes", max_response_bytes, minimum=1)),
             user_agent=user_agent,
             pool_size=max(10, self.page_concurrency),
         )
@@ -161,8 +161,8 @@ class UnleashClient:
     def iter_pages(
         self,
         device_id: str,
-        start: Moment = None,
-        end: Moment = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
         *,
         window: Window | None = None,
         endpoint: Endpoint = "compact",
@@ -192,14 +192,14 @@ class UnleashClient:
         return _iter_all(reader, device_id, window)
 
     def iter_records(
-        self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
+        self, device_id: str, start: Moment | None = None, end: Moment | None = None, **options: Unpack[ReadOptions]
     ) -> Iterator[dict[str, Any]]:
         """Yield the rows of ``[start, end]``, or of ``window``, as dicts; see :meth:`iter_pages`."""
         pages = self.iter_pages(device_id, start, end, **options)
         return (record for page in pages for record in page.records())
 
     def get_records(
-        self, device_id: str, start: Moment = None, end: Moment = None, **options: Unpack[ReadOptions]
+        self, device_id: str, start: Moment | None = None, end: Moment | None = None, **options: Unpack[ReadOptions]
     ) -> list[dict[str, Any]]:
         """
         Return the rows of ``[start, end]``, or of ``window``, as dicts; see :meth:`iter_pages`.
@@ -353,10 +353,10 @@ def _check_ca_bundle(verify: object) -> None:
 
 
 def _check_concurrency(value: float) -> int:
-    return int(_check_positive(value, "page_concurrency", minimum=1, maximum=MAX_CONCURRENCY))
+    return int(_check_number("page_concurrency", value, minimum=1, maximum=MAX_CONCURRENCY))
 
 
-def _check_positive(value: float, argument: str, minimum: float = 0.0, maximum: float = math.inf) -> float:
+def _check_number(argument: str, value: float, minimum: float = 0.0, maximum: float = math.inf) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
     if not is_number or value < minimum or value == 0:
         raise InvalidArgumentError(f"{argument}={value!r} must be a number above zero", argument=argument)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from airflow_provider_unleash.core.moments import format_ms, parse_timestamp, to_epoch_ms
+from airflow_provider_unleash.core.moments import format_ms, parse_timestamp, to_ms
 from airflow_provider_unleash.core.protocol import EXCERPT_CHARS, Page, mask_tokens_in_text, sorted_json
 from airflow_provider_unleash.exceptions import InvalidArgumentError, UnexpectedResponseError
 
@@ -59,11 +59,10 @@ _FINER_THAN_MILLISECONDS = re.compile(r"\.\d{3}\d*[1-9]")
 
 
 def _whole_ms(timestamp: Any) -> int:
-    """Return a timestamp in epoch milliseconds; raise ValueError if that would lose precision."""
     moment = parse_timestamp(timestamp)
     if _FINER_THAN_MILLISECONDS.search(timestamp):
         raise ValueError(f"{timestamp} is finer than a millisecond")
-    return to_epoch_ms(moment, "timestamp")
+    return to_ms(moment)
 
 
 def _is_timestamp(value: Any) -> bool:
@@ -136,7 +135,6 @@ def columns_of(column_types: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def table_columns_of(column_types: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the columns of a table's files in order: device and window, then those of :func:`columns_of`."""
     columns = columns_of(column_types)
     for name in columns:
         if name.lower() in WINDOW_COLUMNS:
@@ -147,7 +145,6 @@ def table_columns_of(column_types: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def iter_columns(page: Page, columns: Mapping[str, str]) -> Iterable[tuple[str, str, Sequence[Any]]]:
-    """Yield name, type name and values of each column; a key that the page lacks is None in all rows."""
     missing = (None,) * len(page.rows)
     for name, kind in columns.items():
         values = _extra_values(page, columns) if name == EXTRA else page.column(name)
@@ -168,7 +165,6 @@ def _extra_values(page: Page, columns: Mapping[str, str]) -> list[str | None]:
 
 
 def check_values(page: Page, name: str, kind: str, values: Sequence[Any]) -> None:
-    """Check that all values other than None fit their column; the error names page, row, field and value."""
     if _all_fit(kind, values):
         return
     accepts = COLUMN_TYPES[kind].accepts
@@ -237,10 +233,6 @@ class ArrowConverter:
         arrays = [self._to_array(page, *column) for column in iter_columns(page, self._columns)]
         return self._pa.record_batch(arrays, schema=self.schema)
 
-    def to_table(self, batches: Iterable[pa.RecordBatch]) -> pa.Table:
-        """Return the rows of batches as one table, even if there are none."""
-        return self._pa.Table.from_batches(batches, self.schema)
-
     def _to_array(self, page: Page, name: str, kind: str, values: Sequence[Any]) -> pa.Array:
         arrow_type = self._types[kind]
         try:
@@ -276,7 +268,6 @@ _EXTRA_LIBRARIES = {
 
 
 def check_extra_installed(extra: str, feature: str, argument: str) -> None:
-    """Check that an extra's libraries are installed; errors name ``argument`` and ``feature``, which needs them."""
     missing = [name for name in _EXTRA_LIBRARIES[extra] if find_spec(name) is None]
     if missing:
         raise InvalidArgumentError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -26,12 +26,12 @@ from airflow_provider_unleash.core.manifest import (
 from airflow_provider_unleash.core.moments import format_ms, parse_duration
 from airflow_provider_unleash.core.names import MANIFESTS, parse_window, window_name
 from airflow_provider_unleash.core.protocol import check_device_id
-from airflow_provider_unleash.core.stores import FolderPath, check_dst, list_names, split_dst, store_of
+from airflow_provider_unleash.core.stores import StoragePath, check_dst, list_names, split_dst, store_of
 from airflow_provider_unleash.core.windows import Window, calendar_zone, plan_windows
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
 State = Literal["landed", "empty", "unsettled", "missing"]
-STATES: tuple[State, ...] = ("landed", "empty", "unsettled", "missing")
+STATES: tuple[State, ...] = get_args(State)
 
 _READERS = 32
 # Threads cost more than reading a small local file, so each reads many.
@@ -46,7 +46,7 @@ class Cell(msgspec.Struct, frozen=True, gc=False):
     :ivar end: end of the window, exclusive.
     :ivar state: ``landed`` (with rows), ``empty``, ``unsettled`` (extracted earlier than ``settle`` after the end of
         the window) or ``missing``.
-    :ivar rows: number of rows; 0 unless there are some.
+    :ivar rows: number of rows.
     :ivar bytes: size of the object at ``path``; an object of many devices counts for each.
     :ivar path: object with the rows, relative to ``dst``; None if there is none.
     :ivar extracted_at: when it was last extracted, in UTC; None if it is missing.
@@ -101,7 +101,7 @@ class Coverage:
     :param windows: the windows of the grid.
     :param zone: time zone of the grid's calendar.
     :param layout: layout of the objects; None if there are none.
-    :param other_windows: names of windows of another grid that share time with the span. They are not counted.
+    :param other_windows: names of windows of another grid that overlap the span. They are not counted.
     :param other_layouts: objects of another layout, by layout. They are not counted.
     """
 
@@ -157,10 +157,6 @@ class Coverage:
         """Return the time of the oldest line about a device in a window, if there are several."""
         return self._first_extracted_at[number].get(device_id)
 
-    def max_rows(self) -> int:
-        entries = (found.get(device_id) for found in self._entries for device_id in self.device_ids)
-        return max((entry.rows for entry in entries if entry), default=0)
-
     def counts(self) -> dict[State, int]:
         """Return the number of cells by state."""
         counter = Counter(chain.from_iterable(map(self.states_of, self.device_ids)))
@@ -178,7 +174,7 @@ class Coverage:
 
 
 def read_coverage(
-    dst: str | FolderPath,
+    dst: str | StoragePath,
     *,
     device_ids: Iterable[str],
     start: object,
@@ -216,18 +212,18 @@ def read_coverage(
 
 
 def scan_tree(
-    dst: str | FolderPath,
+    dst: str | StoragePath,
     device_ids: Iterable[str] | None,
     *,
     start: object,
     end: object,
     every: object,
     timezone: object,
-    settle: timedelta | str,
+    settle: timedelta | str | None,
     check_lines: Callable[[int], None] | None = None,
 ) -> Coverage:
     """
-    Do what :func:`read_coverage` does.
+    Like :func:`read_coverage`, also for devices that are not known.
 
     :param device_ids: None means the devices that the manifests of the span name.
     :param check_lines: is called with the number of lines of each manifest, and may raise.
@@ -258,8 +254,7 @@ def scan_tree(
     )
 
 
-def open_path(dst: str | FolderPath) -> FolderPath:
-    """Return the folder of a URL or path, which may be relative; other folders stay what they are."""
+def open_path(dst: str | StoragePath) -> StoragePath:
     if not isinstance(dst, str):
         return dst
     from upath import UPath
@@ -274,7 +269,7 @@ def open_path(dst: str | FolderPath) -> FolderPath:
             "unleash coverage` of Airflow 3.2, or the URL without the connection and credentials from the environment",
             argument="dst",
         )
-    path: FolderPath = UPath(dst)
+    path: StoragePath = UPath(dst)
     return path
 
 
@@ -287,7 +282,7 @@ class _Scan:
     """
     The entries of manifests, by window of the grid and device.
 
-    :param check_lines: called before each manifest with the number of lines read so far; an error of it ends the scan.
+    :param check_lines: called before each manifest with the number of lines read so far; what it raises ends the scan.
     """
 
     def __init__(self, windows: Sequence[Window], check_lines: Callable[[int], None] | None) -> None:
@@ -298,8 +293,7 @@ class _Scan:
         self._lines = 0
         self._numbers = {window_name(window): number for number, window in enumerate(windows)}
 
-    def read(self, dst: FolderPath, span: Window) -> None:
-        """Read the manifests of the grid's windows, and note other windows that share time with the span."""
+    def read(self, dst: StoragePath, span: Window) -> None:
         root = dst / MANIFESTS
         is_local = store_of(root.protocol).name == "file"
         load = (lambda path: Path(path).read_bytes()) if is_local else root.fs.cat_file
@@ -314,7 +308,7 @@ class _Scan:
                 self._add(self._numbers[_window_in(name)], entries)
 
     def _load(
-        self, load: Callable[[str], bytes], root: FolderPath, names: Iterable[str]
+        self, load: Callable[[str], bytes], root: StoragePath, names: Iterable[str]
     ) -> Iterator[tuple[str, list[Entry]]]:
         for name in names:
             if self._check_lines:

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from airflow_provider_unleash.core.coverage import Coverage
-from airflow_provider_unleash.core.coverage_text import describe_others, format_bound, name_devices, share_gaps
+from airflow_provider_unleash.core.coverage_text import describe_others, format_bound, group_gaps, name_devices
 from airflow_provider_unleash.core.manifest import Layout, format_now
-from airflow_provider_unleash.core.moments import to_epoch_ms
+from airflow_provider_unleash.core.moments import to_ms
 from airflow_provider_unleash.core.names import DELTA, object_name, window_name
 
 _MAX_LISTED_GAPS = 500
@@ -95,7 +95,7 @@ def format_command(coverage: Coverage, dst: str, *, with_airflow: bool) -> str:
 
 
 def _list_gaps(coverage: Coverage) -> str:
-    gaps = share_gaps(coverage)
+    gaps = group_gaps(coverage)
     rows = [
         "<tr><td>"
         + "<td>".join(
@@ -164,4 +164,4 @@ def _list_cells(coverage: Coverage, device_id: str, runs: dict[tuple[str | None,
 
 
 def _delay(extracted_at: str, end_ms: int) -> int:
-    return (to_epoch_ms(datetime.fromisoformat(extracted_at), "extracted_at") - end_ms) // 1000
+    return (to_ms(datetime.fromisoformat(extracted_at)) - end_ms) // 1000

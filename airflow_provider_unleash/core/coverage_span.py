@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from datetime import tzinfo
 
 from airflow_provider_unleash.core.coverage_text import format_bound
-from airflow_provider_unleash.core.manifest import Entry, list_manifests, read_manifest
-from airflow_provider_unleash.core.moments import from_epoch_ms, now_ms, parse_moment, shift
-from airflow_provider_unleash.core.names import MANIFESTS, parse_window
-from airflow_provider_unleash.core.stores import FolderPath, list_names
-from airflow_provider_unleash.core.windows import STEPS, Window, count_steps, parse_step, to_ms
+from airflow_provider_unleash.core.moments import from_epoch_ms, now_ms, parse_moment, shift, to_ms
+from airflow_provider_unleash.core.windows import STEPS, Window, count_steps, parse_step
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
 WINDOWS = 30
-_HOUR_MS, _MINUTE_MS = 3_600_000, 60_000
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,6 @@ class Span:
         return count_steps(Window(self.start_ms, self.end_ms), step, self.zone) if step else 0
 
     def bounds(self) -> tuple[str, str]:
-        """Return start and end in the time zone: only the date at midnight."""
         start, end = (from_epoch_ms(moment).astimezone(self.zone) for moment in (self.start_ms, self.end_ms))
         return format_bound(start), format_bound(end)
 
@@ -87,19 +82,7 @@ def _name_step(window: Window, zone: tzinfo) -> str:
             if to_ms(shift(window.start, step, zone)) == window.end_ms:
                 return name
     length = window.end_ms - window.start_ms
-    for size, unit in ((_HOUR_MS, "H"), (_MINUTE_MS, "M")):
+    for size, unit in ((3_600_000, "H"), (60_000, "M")):
         if length % size == 0:
             return f"PT{length // size}{unit}"
     return f"PT{length / 1000:f}S"
-
-
-def read_newest(dst: FolderPath) -> tuple[Window, list[Entry]] | None:
-    """Read the manifest of the newest window of a tree; None if there is none."""
-    root = dst / MANIFESTS
-    for day in sorted(list_names(root), reverse=True):
-        if day.startswith("start_date="):
-            names = sorted(list_manifests(root / day), reverse=True)
-            for name in names:
-                if window := parse_window(name):
-                    return window, read_manifest(root / day / name)
-    return None

@@ -7,19 +7,18 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
-from typing import Any
 
 import msgspec
 
 from airflow_provider_unleash.core.coverage import Coverage, Gap, State
-from airflow_provider_unleash.core.phrases import count, name_first
+from airflow_provider_unleash.core.phrases import name_first, plural
 
 # Landed windows by number of rows, from few to many.
 _SHADES = "░▒▓█"
 _MARKS: dict[State, str] = {"empty": "·", "unsettled": "?", "missing": "X"}
 _ASCII = str.maketrans("░▒▓█·×…", "1234.x.")
-_COLOURS: dict[State, str] = {"unsettled": "\33[30;43m", "missing": "\33[97;41m"}
-_NO_COLOUR = "\33[0m"
+_COLORS: dict[State, str] = {"unsettled": "\33[30;43m", "missing": "\33[97;41m"}
+_NO_COLOR = "\33[0m"
 # If several windows share a character, it shows the first of these.
 _WORST_FIRST: tuple[State, ...] = ("missing", "unsettled", "landed", "empty")
 _MAX_ID_WIDTH = 28
@@ -37,7 +36,7 @@ class Screen:
 
     columns: int = 80
     lines: int = 40
-    has_colours: bool = False
+    has_colors: bool = False
     has_unicode: bool = True
 
 
@@ -49,7 +48,7 @@ def format_report(coverage: Coverage, screen: Screen) -> str:
 def _iter_lines(coverage: Coverage, screen: Screen) -> Iterator[str]:
     bounds = coverage.bounds()
     devices, windows = len(coverage.device_ids), len(bounds)
-    yield f"{count(devices, 'device')} × {count(windows, 'window')}, times in {coverage.zone}"
+    yield f"{plural(devices, 'device')} × {plural(windows, 'window')}, times in {coverage.zone}"
     yield ""
     if len(coverage):
         yield from _draw(coverage, screen)
@@ -61,13 +60,13 @@ def _iter_lines(coverage: Coverage, screen: Screen) -> Iterator[str]:
         yield f"First extracted after the end of the window: {least} to {most}, median {middle}"
     states: tuple[State, ...] = ("missing", "unsettled")
     for state in states:
-        gaps = share_gaps(coverage, state)
+        gaps = group_gaps(coverage, state)
         if gaps:
             yield ""
             yield f"{state.capitalize()}, from, until (exclusive):"
             for gap, device_ids in gaps:
                 yield (
-                    f"  {format_bound(gap.start)}  {format_bound(gap.end)}  {count(gap.windows, 'window')}  "
+                    f"  {format_bound(gap.start)}  {format_bound(gap.end)}  {plural(gap.windows, 'window')}  "
                     f"{name_devices(device_ids, devices)}"
                 )
     others = list(describe_others(coverage))
@@ -77,7 +76,6 @@ def _iter_lines(coverage: Coverage, screen: Screen) -> Iterator[str]:
 
 
 def describe_others(coverage: Coverage) -> Iterator[str]:
-    """Yield a sentence about each kind of windows and objects that do not count."""
     if coverage.other_windows:
         yield f"Not counted, because they are windows of another grid: {name_first(coverage.other_windows, 3)}"
     for layout, number in coverage.other_layouts.items():
@@ -93,23 +91,24 @@ def _draw(coverage: Coverage, screen: Screen) -> Iterator[str]:
     first, last = format_bound(bounds[0][0]), format_bound(bounds[-1][0])
     dates = f"{first}{last:>{max(math.ceil(windows / step) - len(first), len(last) + 1)}}" if windows > 1 else first
     yield f"{'':{width}} {dates}"
-    most = coverage.max_rows()
+    most = max(cell.rows for cell in coverage)
     for device_id in shown:
         name = device_id if len(device_id) <= width else f"{device_id[: width - 1]}…"
         states = coverage.states_of(device_id)
         line = []
         for number in range(0, windows, step):
             state = min(states[number : number + step], key=_WORST_FIRST.index)
-            rows = [entry.rows for one in range(number, number + step) if (entry := coverage.entry_of(device_id, one))]
+            numbers = range(number, min(number + step, windows))
+            rows = [entry.rows for one in numbers if (entry := coverage.entry_of(device_id, one))]
             mark = _MARKS.get(state) or _SHADES[min(int(4 * max(rows) / most), 3)]
-            has_colour = screen.has_colours and state in _COLOURS
-            line.append(f"{_COLOURS[state]}{mark}{_NO_COLOUR}" if has_colour else mark)
+            has_color = screen.has_colors and state in _COLORS
+            line.append(f"{_COLORS[state]}{mark}{_NO_COLOR}" if has_color else mark)
         yield f"{name:{width}} {''.join(line)}"
     if len(shown) < len(coverage.device_ids):
-        yield f"… and {count(len(coverage.device_ids) - len(shown), 'device')} with no more gaps than these"
+        yield f"… and {plural(len(coverage.device_ids) - len(shown), 'device')} with no more gaps than these"
     marks = "  ".join(f"{mark} {state}" for state, mark in _MARKS.items())
     yield ""
-    yield f"{_SHADES} landed, up to {count(most, 'row')}  {marks}"
+    yield f"{_SHADES} landed, up to {plural(most, 'row')}  {marks}"
     if step > 1:
         yield f"Each character is {step} windows, and shows the worst of them"
 
@@ -122,7 +121,7 @@ def _choose_devices(coverage: Coverage, most: int) -> Sequence[str]:
     return [device_id for device_id in coverage.device_ids if device_id in chosen]
 
 
-def share_gaps(coverage: Coverage, state: State = "missing") -> list[tuple[Gap, list[str]]]:
+def group_gaps(coverage: Coverage, state: State = "missing") -> list[tuple[Gap, list[str]]]:
     shared: dict[tuple[datetime, datetime], tuple[Gap, list[str]]] = {}
     for gap in coverage.gaps(state):
         shared.setdefault((gap.start, gap.end), (gap, []))[1].append(gap.device_id)
@@ -130,7 +129,6 @@ def share_gaps(coverage: Coverage, state: State = "missing") -> list[tuple[Gap, 
 
 
 def name_devices(device_ids: Sequence[str], total: int) -> str:
-    """Return the first of the devices by name, or that they are all of many."""
     if len(device_ids) == total > 1:
         return f"all {total:,} devices"
     return name_first(device_ids, _NAMED_DEVICES)
@@ -149,18 +147,12 @@ def _format_delay(delay: timedelta) -> str:
 
 
 def format_json(coverage: Coverage) -> str:
-    def list_gaps(state: State) -> list[Any]:
-        gaps = coverage.gaps(state)
-        return [
-            {"device_id": gap.device_id, "start": gap.start, "end": gap.end, "windows": gap.windows} for gap in gaps
-        ]
-
     document = {
         "devices": len(coverage.device_ids),
         "windows": len(coverage.windows),
         "counts": coverage.counts(),
-        "missing": list_gaps("missing"),
-        "unsettled": list_gaps("unsettled"),
+        "missing": coverage.gaps("missing"),
+        "unsettled": coverage.gaps("unsettled"),
         "other_windows": coverage.other_windows,
         "other_layouts": {str(layout): number for layout, number in coverage.other_layouts.items()},
         "cells": list(coverage),

@@ -23,8 +23,8 @@ from airflow_provider_unleash.core.columns import (
 from airflow_provider_unleash.core.delta_files import DataFile, WindowWriter, statistics_of, to_micros
 from airflow_provider_unleash.core.formats import PageWriter, RowGroups, finishing
 from airflow_provider_unleash.core.names import window_name
-from airflow_provider_unleash.core.runner import enumerate_devices
-from airflow_provider_unleash.core.stores import FolderPath, publish, store_of
+from airflow_provider_unleash.core.phrases import name_first
+from airflow_provider_unleash.core.stores import StoragePath, publish, store_of
 from airflow_provider_unleash.core.throttle import backoff
 from airflow_provider_unleash.core.windows import Window
 from airflow_provider_unleash.exceptions import (
@@ -63,8 +63,8 @@ class _Plan:
     What a commit replaces.
 
     :param table: the version of the table that was read; None if there is none.
-    :param removed: names of files with rows to replace, and no others.
-    :param rewritten: names of files with such rows, and others.
+    :param removed: names of files whose rows are all replaced.
+    :param rewritten: names of files that also have rows to keep.
     """
 
     table: DeltaTable | None
@@ -92,7 +92,7 @@ class WindowTable:
 
     def __init__(
         self,
-        dst: FolderPath,
+        dst: StoragePath,
         window: Window,
         column_types: Mapping[str, str] | None,
         storage_options: StorageOptions | None = None,
@@ -157,7 +157,7 @@ class WindowTable:
                 (plan.removed if is_whole else plan.rewritten).append(name)
         if lost and not plan.replace_with_empty:
             raise EmptyReplacementError(
-                f"{self._dst} has rows of {enumerate_devices(sorted(lost))} in the window, and this extraction has "
+                f"{self._dst} has rows of {name_first(sorted(lost))} in the window, and this extraction has "
                 "none. The table stays unchanged; set replace_with_empty=True to remove them",
                 path=str(self._dst),
             )
@@ -248,7 +248,6 @@ class WindowTable:
     # ---- the table -------------------------------------------------------------------------------
 
     def _open(self) -> DeltaTable | None:
-        """Open the table and check it; return None if it does not exist."""
         from deltalake import DeltaTable
         from deltalake.exceptions import TableNotFoundError
 
@@ -399,8 +398,7 @@ def masked_errors(storage_options: StorageOptions) -> Iterator[None]:
     raise masked
 
 
-def table_uri(dst: FolderPath) -> str:
-    """Return the URI that the library's store clients take."""
+def table_uri(dst: StoragePath) -> str:
     scheme = _SCHEMES.get(store_of(dst.protocol).name)
     if scheme is None:
         raise InvalidArgumentError(

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_unleash.core.formats import ParquetWriter
-from airflow_provider_unleash.core.moments import format_ms, to_epoch_ms
+from airflow_provider_unleash.core.moments import format_ms, to_ms
 from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.core.windows import Window
 
@@ -90,7 +90,7 @@ def statistics_of(metadata: Any) -> str:
 
 def _bound(value: Any, *, is_upper: bool = False) -> Any:
     if isinstance(value, datetime):
-        return format_ms(to_epoch_ms(value, "timestamp"))
+        return format_ms(to_ms(value))
     if isinstance(value, str) and len(value) > _STATISTICS_CHARS:
         return value[:_STATISTICS_CHARS] + (_LAST_CHARACTER if is_upper else "")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
@@ -19,8 +20,8 @@ from airflow_provider_unleash.core.names import manifest_name, object_name
 from airflow_provider_unleash.core.pages import PageReader, restart_on_change
 from airflow_provider_unleash.core.progress import Progress
 from airflow_provider_unleash.core.protocol import Endpoint, Page
-from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, is_disk_full, remove_all_staged
-from airflow_provider_unleash.core.stores import FolderPath, store_of
+from airflow_provider_unleash.core.staging import CHECKPOINT_PAGES, Staging, remove_all_staged
+from airflow_provider_unleash.core.stores import StoragePath, store_of
 from airflow_provider_unleash.core.windows import HalfOpenPages, RowCounts, Window
 from airflow_provider_unleash.exceptions import (
     EmptyReplacementError,
@@ -34,13 +35,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OnEmpty = Literal["succeed", "skip", "fail"]
-# A task sends its result to the supervisor as msgpack, and pydantic checks it there: it allows 255 levels, and some are
-# around the value.
+# A task sends its result to the supervisor as msgpack. There, pydantic allows 255 levels, some of which Airflow adds.
 MAX_XCOM_DEPTH = 100
 _XCOM_INTEGERS = range(-(2**63), 2**64)
 
 
-class PageSource(Protocol):
+class PageClient(Protocol):
     """What an extraction needs of a client."""
 
     @property
@@ -81,13 +81,13 @@ class Landed(Extracted):
 
     :param entry: its line of the manifest.
     :param manifest: the manifest of the window; it has no line about it if an older object with rows stays.
-    :param overlapping: names of windows in the same tree that share time with this one.
+    :param overlapping: names of windows in the same tree that overlap this one.
     :param resumed_pages: pages that an earlier try had read.
     """
 
-    path: FolderPath
+    path: StoragePath
     entry: Entry
-    manifest: FolderPath
+    manifest: StoragePath
     overlapping: tuple[str, ...]
     resumed_pages: int = 0
 
@@ -101,7 +101,7 @@ class Job:
     """
 
     window: Window
-    dst: FolderPath
+    dst: StoragePath
     tree: Tree
     device_ids: Collection[str] | None
     object_format: Format
@@ -114,16 +114,14 @@ class Job:
     run_id: str | None
 
     @cached_property
-    def manifest(self) -> FolderPath:
-        """The path of the manifest."""
+    def manifest(self) -> StoragePath:
         return self.dst / manifest_name(self.device_ids, self.window)
 
-    def source(self, client: PageSource) -> tuple[object, ...]:
+    def source(self, client: PageClient) -> tuple[object, ...]:
         """Return what the pages of a device in a window depend on."""
         return client.base_url, self.endpoint, client.mask_stream_tokens is True
 
-    def open_staging(self, client: PageSource, name: str) -> Staging:
-        """Return the staged pages of an object, or of another ``name``."""
+    def open_staging(self, client: PageClient, name: str) -> Staging:
         return Staging(
             self.dst,
             name,
@@ -133,7 +131,6 @@ class Job:
         )
 
     def new_entry(self, device_id: str, counts: RowCounts, size: int, path: str | None, extracted_at: str) -> Entry:
-        """Return a line of the manifest."""
         return Entry(
             device_id=device_id,
             start=format_ms(self.window.start_ms),
@@ -157,10 +154,10 @@ class _SkippedError(Exception):
 
 
 def land(
-    client: PageSource,
+    client: PageClient,
     device_id: str,
     window: Window,
-    dst: FolderPath,
+    dst: StoragePath,
     *,
     file_format: FileFormat = "jsonl",
     compression: Compression | None = None,
@@ -218,7 +215,7 @@ def land(
 
 
 def land_object(
-    client: PageSource, device_id: str, job: Job, *, is_part: bool = False, reported_keys: set[str] | None = None
+    client: PageClient, device_id: str, job: Job, *, is_part: bool = False, reported_keys: set[str] | None = None
 ) -> Landed:
     """
     Write the rows of a device in a window as one object; see :func:`land`.
@@ -266,7 +263,7 @@ def land_object(
         return result(skipped.counts, is_skipped=True)
 
 
-def _wants_empty_object(job: Job, path: FolderPath, is_part: bool) -> bool:
+def _wants_empty_object(job: Job, path: StoragePath, is_part: bool) -> bool:
     """Return whether an object without rows is written, and check that it may replace the one at ``path``."""
     if job.on_empty == "skip" and not is_part:
         return False
@@ -287,7 +284,7 @@ def land_without_staging_if_full(job: Job, attempt: Callable[[Job], T]) -> T:
         return attempt(job)
     except OSError as error:
         # With an object store, it is the worker's disk that is full, and no page is staged there.
-        is_full = is_disk_full(error) and store_of(job.dst.protocol).extra is None
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT) and store_of(job.dst.protocol).extra is None
         if not (is_full and (remove_all_staged(job.dst) or (job.resume_within and job.checkpoint_pages))):
             raise
         log.warning("%s. All staged pages were removed, and the window is read again without staging", error)
@@ -295,7 +292,7 @@ def land_without_staging_if_full(job: Job, attempt: Callable[[Job], T]) -> T:
 
 
 def fetch_records(
-    client: PageSource,
+    client: PageClient,
     device_id: str,
     window: Window,
     *,
@@ -338,33 +335,32 @@ def fetch_records(
 
 
 def _check_for_xcom(page: Page, records: list[dict[str, Any]], reserved_keys: Set[str]) -> None:
-    """Check that XCom can carry the records and does not change them."""
     for index, record in enumerate(records):
-        for key, problem in _iter_problems(record, reserved_keys):
+        if problem := _find_problem(record, reserved_keys):
             raise UnexpectedResponseError(
-                f"Page {page.number}, row {page.row_index(index)} has the key {key!r}{problem}. Use "
+                f"Page {page.number}, row {page.row_index(index)} has the key {problem[0]!r}{problem[1]}. Use "
                 "UnleashToObjectStorageOperator",
                 page=page.number,
                 row=page.row_index(index),
-                field=key,
+                field=problem[0],
             )
 
 
-def _iter_problems(record: dict[str, Any], reserved_keys: Set[str]) -> Iterator[tuple[str, str]]:
-    """Yield keys of a record, and why XCom cannot carry them or their values."""
+def _find_problem(record: dict[str, Any], reserved_keys: Set[str]) -> tuple[str, str] | None:
+    """Return a key that XCom cannot carry, or whose value it cannot, and why."""
     level = list(record.items())
     for depth in count(1):  # level by level, because a function that calls itself may exceed Python's recursion limit
         for key, value in level:
             if key in reserved_keys:
-                yield key, ", which XCom would change"
+                return key, ", which XCom would change"
             if type(value) is int and value not in _XCOM_INTEGERS:
-                yield key, " with an integer of more than 64 bits, which XCom cannot carry"
+                return key, " with an integer of more than 64 bits, which XCom cannot carry"
         level = [child for key, value in level for child in _children(key, value)]
         if not level:
-            return
+            break
         if depth == MAX_XCOM_DEPTH:
-            yield level[0][0], f" more than {depth} levels deep, which XCom cannot carry"
-            return
+            return level[0][0], f" more than {depth} levels deep, which XCom cannot carry"
+    return None
 
 
 def _children(key: str, value: Any) -> Iterable[tuple[str, Any]]:
@@ -373,7 +369,7 @@ def _children(key: str, value: Any) -> Iterable[tuple[str, Any]]:
     return [(key, item) for item in value] if isinstance(value, list) else ()
 
 
-def check_device(client: PageSource, device_id: str, counts: RowCounts) -> None:
+def check_device(client: PageClient, device_id: str, counts: RowCounts) -> None:
     """Check that the account has the device; ``counts`` are those of a window without rows."""
     # The API may return no rows for an unknown device. If it had rows at the end of the window, it knows the device.
     if not counts.rows_at_end and device_id not in client.list_devices():
@@ -393,7 +389,7 @@ def report_empty(who_has: str, on_empty: OnEmpty) -> None:
 
 @contextmanager
 def open_window(
-    client: PageSource, device_id: str, window: Window, endpoint: Endpoint, staging: Staging | None = None
+    client: PageClient, device_id: str, window: Window, endpoint: Endpoint, staging: Staging | None = None
 ) -> Iterator[HalfOpenPages]:
     """Yield the pages of a window; leaving the block cancels the requests in flight."""
     with client.open_pages(device_id, window.start, window.end, endpoint=endpoint) as reader:

@@ -51,7 +51,7 @@ _JSON = msgspec.json.Encoder()
 @dataclass(frozen=True)
 class Format:
     """
-    The format of objects, checked: its parts can be used together.
+    A checked combination of file format, compression and column types.
 
     :param column_types: additional columns of Parquet and CSV.
     """
@@ -88,7 +88,6 @@ class Format:
 
     @cached_property
     def columns(self) -> dict[str, str]:
-        """The columns of Parquet and CSV in order, with their types."""
         return columns_of(self.column_types)
 
     @contextmanager
@@ -100,12 +99,11 @@ class Format:
         """
         if self.file_format == "parquet":
             check_extra_installed("parquet", "file_format='parquet'", "file_format")
-        with publish(path) as stream, self._compress(stream) as target:
-            writer = _WRITERS[self.file_format](target, self.columns, reported_keys)
-            with finishing(writer):
-                yield writer
-            if target is not stream:
-                target.close()
+        with publish(path) as stream:
+            with self._compress(stream) as target:
+                writer = _WRITERS[self.file_format](target, self.columns, reported_keys)
+                with finishing(writer):
+                    yield writer
             writer.size = stream.tell()
 
     def _compress(self, stream: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
@@ -157,7 +155,7 @@ class PageWriter(ABC):
     Writes pages to a binary stream.
 
     :ivar size: bytes of the complete object, once it is published.
-    :ivar device_id: the device that the next pages were requested of; only tables keep it.
+    :ivar device_id: the device whose pages are written next; only Delta tables store it.
     """
 
     size = 0
@@ -169,8 +167,7 @@ class PageWriter(ABC):
         self._reported_keys = set() if reported_keys is None else reported_keys
 
     @abstractmethod
-    def write_page(self, page: Page) -> None:
-        """Append the rows of a page."""
+    def write_page(self, page: Page) -> None: ...
 
     def finish(self) -> None:  # noqa: B027  # nothing, in most formats
         """Write what completes the object."""

@@ -18,8 +18,10 @@ FrameType = Literal["pandas", "polars"]
 
 
 def to_table(pages: Iterable[Page], column_types: Mapping[str, str] | None = None) -> pa.Table:
+    import pyarrow as pa
+
     converter = ArrowConverter(columns_of(column_types))
-    return converter.to_table(map(converter.convert, pages))
+    return pa.Table.from_batches(map(converter.convert, pages), converter.schema)
 
 
 def check_df_type(df_type: FrameType) -> None:

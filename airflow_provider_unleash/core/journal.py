@@ -12,7 +12,7 @@ import msgspec
 
 from airflow_provider_unleash.core.manifest import Entry
 from airflow_provider_unleash.core.staging import StagingFolder
-from airflow_provider_unleash.core.stores import FolderPath, publish
+from airflow_provider_unleash.core.stores import StoragePath, publish
 from airflow_provider_unleash.core.windows import RowCounts
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Journal:
     ``resume_within`` or of another ``source`` are ignored.
     """
 
-    def __init__(self, dst: FolderPath, name: str, source: Sequence[object], resume_within: timedelta) -> None:
+    def __init__(self, dst: StoragePath, name: str, source: Sequence[object], resume_within: timedelta) -> None:
         self._folder = StagingFolder(dst, name, source, resume_within)
         self._is_enabled = bool(resume_within)
         self._unsaved: list[Record] = []
@@ -79,13 +79,12 @@ class Journal:
             if device_id not in completed or record.entry.extracted_at > completed[device_id].extracted_at
         }
 
-    def _list_files(self) -> list[FolderPath]:
+    def _list_files(self) -> list[StoragePath]:
         files = [found for name in self._folder.list_names() if (found := _FILE_NAME.fullmatch(name))]
         self._files = 1 + max((int(found[1]) for found in files), default=-1)
         return [self._folder.path / found[0] for found in files]
 
     def add(self, record: Record) -> None:
-        """Keep a record; save all that are not saved yet, every few seconds."""
         self._unsaved.append(record)
         self.save_if_due()
 
@@ -95,7 +94,6 @@ class Journal:
             self.save()
 
     def save(self) -> None:
-        """Write the records that are not saved yet."""
         if not self._unsaved or not self._is_enabled:
             return
         self._saved_at = time.monotonic()  # also if it fails, so that a store that refuses is not asked for each device

@@ -21,7 +21,7 @@ from airflow_provider_unleash.core.names import (
     window_name,
 )
 from airflow_provider_unleash.core.phrases import name_first
-from airflow_provider_unleash.core.stores import FolderPath, check_is_folder, list_names, publish
+from airflow_provider_unleash.core.stores import StoragePath, check_is_folder, list_names, publish
 from airflow_provider_unleash.core.windows import Window
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
@@ -61,13 +61,12 @@ _LINE = msgspec.json.Decoder(Entry)
 
 
 def format_now() -> str:
-    """Return the time as ``extracted_at`` has it."""
     return format_ms(now_ms())
 
 
 def publish_manifest(
-    dst: FolderPath, device_ids: Iterable[str] | None, window: Window, entries: Mapping[str, Entry]
-) -> FolderPath:
+    dst: StoragePath, device_ids: Iterable[str] | None, window: Window, entries: Mapping[str, Entry]
+) -> StoragePath:
     """
     Write the entries of a window, by device, and return the path of the manifest.
 
@@ -81,16 +80,25 @@ def publish_manifest(
     return path
 
 
-def read_manifest(path: FolderPath) -> list[Entry]:
-    """Return the entries of a manifest, or none if it does not exist."""
+def read_manifest(path: StoragePath) -> list[Entry]:
     try:
         return parse_manifest(path, path.fs.cat_file(path.path))
     except FileNotFoundError:
         return []
 
 
+def read_newest(dst: StoragePath) -> tuple[Window, list[Entry]] | None:
+    """Return the newest window of a tree with the entries of a manifest; None if there is none."""
+    root = dst / MANIFESTS
+    for day in sorted(list_names(root), reverse=True):
+        if day.startswith("start_date="):
+            for name in sorted(list_manifests(root / day), reverse=True):
+                if window := parse_window(name):
+                    return window, read_manifest(root / day / name)
+    return None
+
+
 def parse_manifest(path: object, data: bytes) -> list[Entry]:
-    """Return the entries in the content of a manifest; errors name ``path``."""
     try:
         return _LINE.decode_lines(data)
     except msgspec.DecodeError as error:
@@ -114,7 +122,7 @@ class Layout:
 
 
 def layout_key(path: str) -> tuple[bool, str]:
-    """Return what :class:`Layout` has; creating one for each object would take longer than reading the manifests."""
+    """Return the fields of a :class:`Layout`; creating one for each object would take longer than reading manifests."""
     return (True, DELTA) if path == DELTA_LOG else (path.startswith("device="), path[path.rfind("Z.") + 2 :])
 
 
@@ -123,10 +131,10 @@ class Tree:
     """
     The manifests of a tree, for one window.
 
-    :param overlapping: names of other windows that share time with it.
+    :param overlapping: names of other windows that overlap it.
     """
 
-    dst: FolderPath
+    dst: StoragePath
     window: Window
     overlapping: tuple[str, ...]
 
@@ -139,9 +147,9 @@ class Tree:
         return {entry.device_id: entry for entry in sorted(entries, key=lambda entry: entry.extracted_at)}
 
 
-def open_tree(dst: FolderPath, window: Window, layout: Layout, *, same_day: bool = False) -> Tree:
+def open_tree(dst: StoragePath, window: Window, layout: Layout, *, same_day: bool = False) -> Tree:
     """
-    Check that a tree fits the objects to write, and warn if it has other windows of the same time.
+    Check that a tree fits the objects to write, and warn if other windows overlap.
 
     Other windows are found if they are hours, days, weeks, months, quarters or years; with ``same_day``, only those
     that start on the days of the window. Then thousands of mapped tasks do not each list a week of manifests.
@@ -158,7 +166,7 @@ def open_tree(dst: FolderPath, window: Window, layout: Layout, *, same_day: bool
     overlapping = sorted({window_name(other) for other in windows if overlap(other, window)} - {window_name(window)})
     if overlapping:
         shown = name_first(overlapping, 5)
-        log.warning("%s has other windows of the same time, so their rows are there twice: %s", dst, shown)
+        log.warning("%s has windows that overlap this one, so their rows are there twice: %s", dst, shown)
     if not names and folders:
         last = max(folders)
         names = [f"{last}/{name}" for name in list_manifests(root / last)]
@@ -166,14 +174,14 @@ def open_tree(dst: FolderPath, window: Window, layout: Layout, *, same_day: bool
     return Tree(dst, window, tuple(overlapping))
 
 
-def list_manifests(folder: FolderPath) -> list[str]:
+def list_manifests(folder: StoragePath) -> list[str]:
     """List the manifests only: a killed task leaves a part of one, with another ending."""
     return [name for name in list_names(folder) if name.endswith(".manifest")]
 
 
 def choose_folders(folders: Iterable[str], window: Window, *, same_day: bool = False) -> list[str]:
     """
-    Return those of the folders, in order, that may have windows which share time with the window.
+    Return the folders, sorted, that may have windows overlapping this one.
 
     They are of the days of the window and, without ``same_day``, of those on which a longer window that contains its
     start may begin.
@@ -201,11 +209,10 @@ def _days_before(day: date, days: int) -> date:
 
 
 def overlap(one: Window, other: Window) -> bool:
-    """Return whether two windows share time."""
     return one.start_ms < other.end_ms and other.start_ms < one.end_ms
 
 
-def _check_layout(dst: FolderPath, names: Iterable[str], layout: Layout) -> None:
+def _check_layout(dst: StoragePath, names: Iterable[str], layout: Layout) -> None:
     for name in islice(dict.fromkeys(names), _MAX_HEADS):
         path = _object_in_head(dst / MANIFESTS / name)
         if path is None:
@@ -217,7 +224,7 @@ def _check_layout(dst: FolderPath, names: Iterable[str], layout: Layout) -> None
         _check_same(dst, Layout(True, DELTA), f"see {DELTA_LOG}", layout)
 
 
-def _check_same(dst: FolderPath, found: Layout, evidence: str, layout: Layout) -> None:
+def _check_same(dst: StoragePath, found: Layout, evidence: str, layout: Layout) -> None:
     if found != layout:
         raise InvalidArgumentError(
             f"dst={str(dst)!r} has {found}, {evidence}; this task would write {layout}. A tree has one layout and "
@@ -226,7 +233,7 @@ def _check_same(dst: FolderPath, found: Layout, evidence: str, layout: Layout) -
         )
 
 
-def _object_in_head(path: FolderPath) -> str | None:
+def _object_in_head(path: StoragePath) -> str | None:
     """Return the name of the first object in a manifest; most have one in their first lines."""
     with suppress(FileNotFoundError):  # removed meanwhile
         head = path.fs.cat_file(path.path, start=0, end=_HEAD_BYTES)

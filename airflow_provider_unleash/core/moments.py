@@ -21,7 +21,7 @@ UTC = timezone.utc
 # Any plausible moment in seconds is a smaller integer; in milliseconds, smaller means before March 1973.
 MIN_EPOCH_MS = 10**11
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # years 1 to 9999, the range of datetime
 _BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
 _LEAP_SECOND = re.compile(r"^(.{17})60")
@@ -32,7 +32,7 @@ def to_epoch_ms(moment: datetime | int, argument: str) -> int:
     if isinstance(moment, datetime):
         if moment.tzinfo is None:
             raise InvalidArgumentError(f"{argument}={moment} has no time zone", argument=argument)
-        return _in_calendar(datetime.__sub__(moment, _EPOCH) // timedelta(milliseconds=1), moment, argument)
+        return _in_calendar(datetime.__sub__(moment, EPOCH) // timedelta(milliseconds=1), moment, argument)
     if not isinstance(moment, int) or isinstance(moment, bool):
         raise InvalidArgumentError(
             f"{argument}={moment!r} must be an aware datetime or epoch milliseconds", argument=argument
@@ -54,8 +54,13 @@ def _in_calendar(moment_ms: int, given: object, argument: str) -> int:
     )
 
 
+def to_ms(moment: datetime) -> int:
+    """Return a moment that is known to be valid in epoch milliseconds; a naive one is UTC."""
+    return to_epoch_ms(assume_utc(moment), "moment")
+
+
 def from_epoch_ms(moment_ms: int) -> datetime:
-    return _EPOCH + timedelta(milliseconds=moment_ms)
+    return EPOCH + timedelta(milliseconds=moment_ms)
 
 
 def format_ms(moment_ms: int) -> str:
@@ -99,7 +104,7 @@ def parse_timestamp_or_none(value: Any) -> datetime | None:
     units = (number / 1000**power for power in range(4))
     seconds = next((seconds for seconds in units if 10**8 <= seconds < 10**11), None)
     # Round to microseconds: a float such as 1597622400.001 is a little less.
-    return None if seconds is None else _EPOCH + timedelta(microseconds=round(seconds * 10**6))
+    return None if seconds is None else EPOCH + timedelta(microseconds=round(seconds * 10**6))
 
 
 def _parse_any_iso(text: str) -> datetime:
@@ -157,14 +162,14 @@ def parse_moment_string(text: str, argument: str, zone: tzinfo = UTC) -> datetim
         )
     # pendulum reads "12:00" as noon today and "2020" as a year, so require a whole date.
     if re.match(r"\d{4}-\d{2}-\d{2}|\d{8}", text):
-        moment = _parse_iso(text, zone)
-        if isinstance(moment, date):  # a datetime is a date too
-            return moment
+        with suppress(ValueError, TypeError, OverflowError):  # pendulum raises the last two for some strings
+            moment = pendulum.parse(text, exact=True, tz=zone)
+            if isinstance(moment, date):  # a datetime is a date too
+                return moment
     raise InvalidArgumentError(f"{argument}={text!r} is not an ISO 8601 date or time", argument=argument)
 
 
 def parse_duration(value: object, argument: str = "window") -> timedelta | None:
-    """Return a duration, or None if it is not given; ``argument`` is the parameter that errors name."""
     if is_missing(value):
         return None
     if isinstance(value, str):
@@ -180,8 +185,7 @@ def parse_duration(value: object, argument: str = "window") -> timedelta | None:
     return value
 
 
-def parse_timezone(value: object, argument: str = "timezone") -> tzinfo | None:
-    """Return a time zone, or None if it is not given; ``argument`` is the parameter that errors name."""
+def parse_timezone(value: object) -> tzinfo | None:
     if is_missing(value):
         return None
     if isinstance(value, tzinfo):
@@ -192,7 +196,7 @@ def parse_timezone(value: object, argument: str = "timezone") -> tzinfo | None:
     with suppress(KeyError, ValueError, OSError, TypeError):
         return ZoneInfo(value)  # type: ignore[arg-type]
     raise InvalidArgumentError(
-        f"{argument}={value!r} is not a time zone; expected a name such as Europe/Berlin", argument=argument
+        f"timezone={value!r} is not a time zone; expected a name such as Europe/Berlin", argument="timezone"
     )
 
 
@@ -209,12 +213,6 @@ def _parse_iso_duration(text: str) -> pendulum.Duration | None:
         if match is not None:
             numbers = match.groupdict("0").items()
             return pendulum.duration(**{unit: float(text) if "." in text else int(text) for unit, text in numbers})
-    return None
-
-
-def _parse_iso(text: str, zone: tzinfo) -> object:
-    with suppress(ValueError, TypeError, OverflowError):  # pendulum raises the last two for some strings
-        return pendulum.parse(text, exact=True, tz=zone)
     return None
 
 

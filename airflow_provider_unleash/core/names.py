@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from datetime import datetime
 
-from airflow_provider_unleash.core.moments import UTC, to_epoch_ms
+from airflow_provider_unleash.core.moments import from_epoch_ms, to_ms
 from airflow_provider_unleash.core.protocol import quote_device_id
 from airflow_provider_unleash.core.windows import Window
 
@@ -55,7 +55,6 @@ def window_name(window: Window) -> str:
 
 
 def parse_window(name: str) -> Window | None:
-    """Return the window of the last part of a name, or None if it has none."""
     found = _WINDOW.match(name.rpartition("/")[2])
     if found is None:
         return None
@@ -68,8 +67,8 @@ def parse_window(name: str) -> Window | None:
 
 def _basic_iso(moment_ms: int) -> str:
     fraction = f".{moment_ms % 1000:03}" if moment_ms % 1000 else ""
-    return f"{datetime.fromtimestamp(moment_ms // 1000, UTC):%Y%m%dT%H%M%S}{fraction}Z"
+    return f"{from_epoch_ms(moment_ms):%Y%m%dT%H%M%S}{fraction}Z"
 
 
 def _parse_basic_iso(text: str, fraction: str | None) -> int:
-    return to_epoch_ms(datetime.strptime(text, "%Y%m%dT%H%M%S").replace(tzinfo=UTC), "name") + int(fraction or 0)
+    return to_ms(datetime.strptime(text, "%Y%m%dT%H%M%S")) + int(fraction or 0)

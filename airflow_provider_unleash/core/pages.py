@@ -164,7 +164,6 @@ class PageReader:
             )
 
     def _check_not_repeated(self, page: Page) -> None:
-        """Check that no page before has the same rows."""
         if page.rows:
             number = self._fingerprints.setdefault(page.fingerprint, page.number)
             # The rows of an earlier page are not kept, so request it again.

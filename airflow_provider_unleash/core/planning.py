@@ -12,8 +12,9 @@ from itertools import islice
 import pendulum
 
 from airflow_provider_unleash.core.coverage import Coverage
-from airflow_provider_unleash.core.phrases import count
-from airflow_provider_unleash.core.windows import STEPS, Window, count_steps, iter_steps, to_ms
+from airflow_provider_unleash.core.moments import to_ms
+from airflow_provider_unleash.core.phrases import plural
+from airflow_provider_unleash.core.windows import STEPS, Window, count_steps, iter_steps
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 
 log = logging.getLogger(__name__)
@@ -42,9 +43,9 @@ def plan_steps(
     windows = [span] if step is None else list(islice(iter_steps(span, step, zone), limit + 1))
     if len(windows) > limit:
         number = 1 if step is None else max(len(windows), count_steps(span, step, zone))
-        product = f"{count(devices, 'device')} × {count(number, 'window')} = {devices * number:,} tasks"
+        product = f"{plural(devices, 'device')} × {plural(number, 'window')} = {devices * number:,} tasks"
         raise InvalidArgumentError(
-            f"{product if devices > 1 else count(number, 'window')}, but max_windows={max_windows}: "
+            f"{product if devices > 1 else plural(number, 'window')}, but max_windows={max_windows}: "
             f"{_suggest_step(devices, span, zone, max_windows)}",
             argument="max_windows",
         )
@@ -83,7 +84,7 @@ def split_by_size(
                 if pages > max_pages and not parts:
                     log.warning(
                         "Cannot cut %s of %s any shorter, although it has %s",
-                        *(window, device_id, count(pages, "page")),
+                        *(window, device_id, plural(pages, "page")),
                     )
                 if parts:
                     halves += [(device_id, part) for part in parts]
@@ -92,11 +93,11 @@ def split_by_size(
                 if len(fitting) + len(halves) + len(planned) - done > max_windows:
                     raise InvalidArgumentError(
                         f"With max_pages={max_pages}, there are more windows than max_windows={max_windows} (one of "
-                        f"{device_id} has {count(pages, 'page')}): raise max_pages, {_OTHER_OPTIONS}",
+                        f"{device_id} has {plural(pages, 'page')}): raise max_pages, {_OTHER_OPTIONS}",
                         argument="max_windows",
                     )
         planned = halves
-    log.info("Counted the pages of %s: %d planned, %d remain", count(counted, "window"), before, len(fitting))
+    log.info("Counted the pages of %s: %d planned, %d remain", plural(counted, "window"), before, len(fitting))
     return sorted(fitting, key=lambda one: (order[one[0]], one[1].start_ms))
 
 
@@ -130,7 +131,7 @@ def _floor(moment: datetime, unit: str, zone: tzinfo) -> int:
 def check_max_windows(planned: Sequence[object], max_windows: int) -> None:
     if len(planned) > max_windows:
         raise InvalidArgumentError(
-            f"{count(len(planned), 'window')} are missing or unsettled, more than max_windows={max_windows}: "
+            f"{plural(len(planned), 'window')} are missing or unsettled, more than max_windows={max_windows}: "
             f"{_OTHER_OPTIONS}",
             argument="max_windows",
         )

@@ -1,4 +1,4 @@
-"""How far an extraction is: a line in the log every ten seconds."""
+"""Progress of an extraction: a line in the log every ten seconds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ class Progress:
         self._began = self._logged = time.monotonic()
 
     def add(self, rows: int) -> None:
-        """Count one more that is done, with its rows."""
         self.done += 1
         self._rows += rows
         now = time.monotonic()

@@ -18,14 +18,14 @@ from email.utils import parsedate_to_datetime
 from functools import cached_property
 from itertools import chain
 from operator import itemgetter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import msgspec
 
 from airflow_provider_unleash.core.arguments import check_choice
 from airflow_provider_unleash.core.log_once import log_once
-from airflow_provider_unleash.core.moments import UTC, from_epoch_ms, parse_timestamp_or_none, to_epoch_ms
+from airflow_provider_unleash.core.moments import EPOCH, assume_utc, parse_timestamp_or_none, to_epoch_ms
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
     BadRequestError,
@@ -38,6 +38,7 @@ from airflow_provider_unleash.exceptions import (
 )
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 API_URL = "https://api.unleashlive.com"
 PAT_PREFIX = "ul_pat_"
@@ -120,7 +121,6 @@ def is_loopback(host: str) -> bool:
 
 
 def check_api_key(api_key: str | None) -> str:
-    """Return the key without surrounding white space, or raise InvalidArgumentError."""
     key = (api_key or "").strip()
     if not key:
         raise InvalidArgumentError(
@@ -174,7 +174,6 @@ def quote_device_id(device_id: str) -> str:
 
 
 def window_path(device_id: str, start: datetime | int, end: datetime | int, endpoint: Endpoint = "compact") -> str:
-    """Return the path of ``[start, end]`` without the page number."""
     check_choice("endpoint", endpoint, ENDPOINT_PATHS)
     start_ms, end_ms = to_epoch_ms(start, "start"), to_epoch_ms(end, "end")
     if start_ms > end_ms:
@@ -204,7 +203,6 @@ class Response:
         return text[:EXCERPT_CHARS]
 
     def redact(self, text: str) -> str:
-        """Return the text without the key and stream tokens."""
         return redact(text, self.secret)
 
     def has_secret(self) -> bool:
@@ -295,7 +293,7 @@ def _http_date(value: str) -> float | None:
         moment = parsedate_to_datetime(value)
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()  # HTTP dates are in GMT
+    return assume_utc(moment).timestamp()  # HTTP dates are in GMT
 
 
 # ---- pages ---------------------------------------------------------------------------------------
@@ -346,7 +344,6 @@ class Page:
 
     @cached_property
     def indices(self) -> dict[str, int]:
-        """The index of each key in a row."""
         return {key: index for index, key in enumerate(self.keys)}
 
     def row_index(self, index: int) -> int:
@@ -375,7 +372,7 @@ class Page:
     @property
     def fingerprint(self) -> int:
         """A quick hash that pages with the same rows share, in any order, and other pages seldom."""
-        columns = [self.column(key) or [] for key in ("timestamp", "frame_number")]
+        columns = [self.column(key) or [] for key in ("timestamp", "frame_number", "class_name", "count")]
         with suppress(TypeError):  # an object or array
             return hash((len(self.rows), *(sum(map(hash, values)) for values in columns)))
         return len(self.rows)
@@ -388,7 +385,7 @@ def _without_queries(text: bytes) -> bytes:
 def _normalize(key: str, values: list[Any]) -> list[Any]:
     if key == "timestamp":
         moments = map(parse_timestamp_or_none, values)
-        return [value if moment is None else moment - _EPOCH for value, moment in zip(values, moments, strict=True)]
+        return [value if moment is None else moment - EPOCH for value, moment in zip(values, moments, strict=True)]
     if float in map(type, values):
         return [int(value) if type(value) is float and value.is_integer() else value for value in values]
     return values
@@ -413,7 +410,6 @@ class _TableauBody(msgspec.Struct):
     data: list[dict[str, Any]]
 
 
-_EPOCH = from_epoch_ms(0)
 _BOM = b"\xef\xbb\xbf"
 _ENCODER = msgspec.json.Encoder()
 _ANY = msgspec.json.Decoder()
@@ -425,18 +421,16 @@ _TABLEAU = msgspec.json.Decoder(_TableauBody)
 
 
 def parse_version(response: Response) -> str:
-    version: str = _decode(response, _STRING, "a JSON string")
-    return version
+    return _decode(response, _STRING, "a JSON string")
 
 
 def parse_ids(response: Response) -> list[str]:
-    ids: list[str] = _decode(response, _STRINGS, "a JSON array of strings")
-    return ids
+    return _decode(response, _STRINGS, "a JSON array of strings")
 
 
 def parse_sessions(response: Response) -> list[str]:
     """Return the ids from ``/sessions``; an integer is read as its digits, and null is skipped with a warning."""
-    ids: list[str | int | None] = _decode(response, _SESSIONS, "a JSON array of strings")
+    ids = _decode(response, _SESSIONS, "a JSON array of strings")
     sessions = [str(one) for one in ids if one is not None]
     if len(sessions) < len(ids):
         log_once(log, f"Skipping a session without an id, which {response.url} lists")
@@ -444,7 +438,6 @@ def parse_sessions(response: Response) -> list[str]:
 
 
 def parse_page(response: Response, number: int, endpoint: Endpoint = "compact") -> Page:
-    """Parse a page; errors name its number, and row and field if known."""
     try:
         return _parse_page(response, number, endpoint)
     except UnexpectedResponseError as error:
@@ -508,7 +501,7 @@ def render_page(page: Page) -> tuple[bytes, Endpoint]:
     return _ENCODER.encode(_CompactBody(list(page.keys), page.total_pages, page.rows)), "compact"
 
 
-def _decode(response: Response, decoder: msgspec.json.Decoder[Any], expected: str, row_type: type | None = None) -> Any:
+def _decode(response: Response, decoder: msgspec.json.Decoder[T], expected: str, row_type: type | None = None) -> T:
     """Decode a body; the one place that tells bad JSON (transient) from JSON of another API (permanent)."""
     # No variable for the body, which may echo the key: some log handlers print the variables of a traceback's frames.
     try:
@@ -593,7 +586,7 @@ def _locate_misfit(content: object, row_type: type | None) -> tuple[str | None, 
 
 
 def may_have_stream_tokens(response: Response) -> bool:
-    """Return whether a page may have stream tokens. A cheap search, which may return a false True."""
+    """Return whether a page may have stream tokens: cheap, and True for some pages without any."""
     return b"token" in response.body.lower() or b"\\u00" in response.body  # JSON may escape any letter
 
 

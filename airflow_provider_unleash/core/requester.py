@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import socket
 import threading
 import time
@@ -30,7 +31,7 @@ from urllib3.util.response import assert_header_parsing
 
 from airflow_provider_unleash import __version__
 from airflow_provider_unleash.core.protocol import Auth, Response, auth_headers, is_loopback, raise_for_status, redact
-from airflow_provider_unleash.core.throttle import MAX_PAUSE, Throttle, backoff, is_refusal
+from airflow_provider_unleash.core.throttle import Throttle, backoff, is_long_pause, is_refusal
 from airflow_provider_unleash.exceptions import (
     InvalidArgumentError,
     RateLimitError,
@@ -58,7 +59,8 @@ class Traffic:
     :param requests: requests sent, retries included.
     :param retries: requests sent again.
     :param throttled_seconds: seconds for which the API asked all requests to pause.
-    :param outcomes: number of requests by outcome, one of ``OUTCOMES``.
+    :param outcomes: number of requests by outcome: ok, throttled, server_error, transport_error, unexpected,
+        client_error or cancelled.
     """
 
     requests: int = 0
@@ -82,6 +84,9 @@ def _outcome_of(error: UnleashError) -> str:
     return next(name for name, kinds in _OUTCOMES.items() if isinstance(error, kinds))
 
 
+_thread = threading.local()  # its flight is the request that the thread is sending
+
+
 class _Flight:
     """One request in flight; the whole response must arrive by ``deadline``, on the monotonic clock."""
 
@@ -102,7 +107,6 @@ class _Flight:
             self.end()
 
     def end(self) -> None:
-        """Make the thread that reads stop."""
         for connected in self._sockets:
             with suppress(OSError):  # already closed
                 connected.shutdown(socket.SHUT_RDWR)
@@ -200,7 +204,6 @@ class Requester:
                 setattr(self._traffic, name, getattr(self._traffic, name) + amount)
 
     def new_group(self, limit: int = 1) -> RequestGroup:
-        """Return a group of at most ``limit`` requests in flight."""
         group = RequestGroup(
             Throttle(limit, self._max_attempts, on_pause=lambda seconds: self._count(throttled_seconds=seconds))
         )
@@ -218,9 +221,8 @@ class Requester:
                 return group.throttle.run(lambda: self._attempt(path, parse, group), group.is_cancelled)
             except TransientError as error:
                 failures += not isinstance(error, RateLimitError)  # the throttle counts those, for all requests
-                is_too_long = error.retry_after is not None and error.retry_after > MAX_PAUSE
                 is_over = group.throttle.is_exhausted or failures >= self._max_attempts
-                if group.is_cancelled() or is_too_long or is_over:
+                if group.is_cancelled() or is_long_pause(error) or is_over:
                     raise
                 self._count(retries=1)
                 log.warning("%s. Retrying", error)
@@ -312,17 +314,15 @@ class Requester:
 
 # ---- the session ---------------------------------------------------------------------------------
 
-_thread = threading.local()  # its flight is the request that the thread is sending
-
 
 class _TimedReader(io.RawIOBase):
-    """What arrives on a socket before a deadline. A read timeout is not one: a body may trickle one byte at a time."""
+    """Reads from a socket until a deadline. A read timeout is not enough: a body may trickle one byte at a time."""
 
     def __init__(self, connected: socket.socket, raw: io.RawIOBase, deadline: float) -> None:
         self._socket = connected
         self._raw = raw
         self._deadline = deadline
-        self._timeout = connected.gettimeout() or MAX_PAUSE
+        self._timeout = connected.gettimeout() or math.inf
 
     def readable(self) -> bool:
         return True

@@ -1,19 +1,18 @@
-"""The devices of an account at work: in threads, with their progress and their failures."""
+"""Run a function for each device in threads, and collect progress and failures."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from airflow_provider_unleash.core.phrases import name_first
 from airflow_provider_unleash.core.progress import Progress
-from airflow_provider_unleash.core.throttle import MAX_PAUSE
+from airflow_provider_unleash.core.throttle import is_long_pause
 from airflow_provider_unleash.exceptions import (
     AuthenticationError,
     InvalidArgumentError,
@@ -40,7 +39,7 @@ class DeviceRunner:
     """
     Runs a function for each device in threads.
 
-    :param max_ahead: devices that are at work, or done and not yet consumed.
+    :param max_ahead: the most devices that are running, or done but not yet consumed.
     """
 
     def __init__(self, workers: ThreadPoolExecutor, max_ahead: int) -> None:
@@ -72,13 +71,12 @@ class DeviceRunner:
         self._finished.put((device_id, future))
 
     def finish(self) -> Iterator[Future[Any]]:
-        """Start no more devices, wait for those at work, and yield the results that nobody has consumed."""
+        """Start no more devices, wait for those running, and yield the results not yet consumed."""
         self._workers.shutdown(cancel_futures=True)
         while not self._finished.empty():
             yield self._finished.get()[1]
 
     def iter_in_order(self, work: Callable[[str], T], device_ids: Iterable[str]) -> Iterator[tuple[str, Future[T]]]:
-        """Yield each device with its result, in the order of the devices."""
         rest = iter(device_ids)
         ahead: deque[tuple[str, Future[T]]] = deque()
         while True:
@@ -123,7 +121,6 @@ class Failures:
             raise self._error(note)
 
     def check(self) -> None:
-        """Raise an error that names the failed devices, if there are any."""
         if self.errors:
             raise self._error()
 
@@ -132,21 +129,17 @@ class Failures:
         return self._progress.total - self._progress.done - len(self.errors)
 
     def _error(self, note: str = "") -> UnleashError:
-        named = "".join(f"\n{device_id}: {_describe(error)}" for device_id, error in self._first())
-        more = len(self.errors) - _NAMED_DEVICES
-        message = (
-            f"{len(self.errors)} of {self._devices} devices failed. {note}{self._consequence}.{named}"
-            f"{f'{chr(10)}and {more} more' if more > 0 else ''}"
-        )
+        errors = sorted(self.errors.items())
+        named = [f"\n{device_id}: {_describe(error)}" for device_id, error in errors[:_NAMED_DEVICES]]
+        if len(errors) > _NAMED_DEVICES:
+            named.append(f"\nand {len(errors) - _NAMED_DEVICES} more")
+        message = f"{len(errors)} of {self._devices} devices failed. {note}{self._consequence}.{''.join(named)}"
         facts = {"errors": self.errors, "untried": self._untried}
         transient = [error for error in self.errors.values() if isinstance(error, TransientError)]
         if not transient:
             return PermanentPartialExtractionError(message, **facts)
         delays = [error.retry_after for error in transient if error.retry_after]
         return PartialExtractionError(message, retry_after=max(delays, default=None), **facts)
-
-    def _first(self) -> list[tuple[str, Exception]]:
-        return sorted(self.errors.items())[:_NAMED_DEVICES]
 
 
 def _describe(error: Exception) -> str:
@@ -158,13 +151,9 @@ def _concerns_all(error: Exception) -> bool:
     if isinstance(error, UnleashError):
         if isinstance(error, InvalidArgumentError):
             return error.argument != "device_id" and error.path is None
-        if isinstance(error, TransientError) and (error.retry_after or 0.0) > MAX_PAUSE:
+        if isinstance(error, TransientError) and is_long_pause(error):
             return True
         if isinstance(error, TransportError):
             return error.reason in ("connection", "tls", "cancelled")
         return isinstance(error, (AuthenticationError, RateLimitError))
     return True
-
-
-def enumerate_devices(device_ids: Sequence[str]) -> str:
-    return name_first(device_ids, _NAMED_DEVICES)

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable
 from functools import lru_cache
 
 from airflow_provider_unleash.core.log_once import log_once
-from airflow_provider_unleash.core.moments import MIN_EPOCH_MS, format_ms, parse_moment
+from airflow_provider_unleash.core.moments import MIN_EPOCH_MS, format_ms, parse_moment, to_ms
 from airflow_provider_unleash.core.phrases import name_first
 from airflow_provider_unleash.core.protocol import EXCERPT_CHARS
-from airflow_provider_unleash.core.windows import RunTimes, to_ms
+from airflow_provider_unleash.core.windows import RunTimes
 from airflow_provider_unleash.exceptions import UnexpectedResponseError, WindowError
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def _start_or_none(session_id: str) -> int | None:
 
 def parse_session_start(session_id: str) -> int:
     """
-    Return the start of a session in epoch milliseconds, which is what its id looks like.
+    Return the start of a session: its id, read as epoch milliseconds.
 
     The API's documented example has ids of that form, but the API does not promise it.
     """

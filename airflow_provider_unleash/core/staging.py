@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
 import logging
@@ -22,7 +21,6 @@ from airflow_provider_unleash.core.pages import Snapshot
 from airflow_provider_unleash.core.protocol import Page, Response, parse_page, render_page
 from airflow_provider_unleash.core.stores import (
     PART_BYTES,
-    FolderPath,
     StoragePath,
     abort_uploads,
     list_names,
@@ -63,13 +61,12 @@ class StagingFolder:
     :param resume_within: older content is not used.
     """
 
-    def __init__(self, dst: FolderPath, name: str, source: Sequence[object], resume_within: timedelta) -> None:
-        self.path = dst / STAGING / _hash(name)
+    def __init__(self, dst: StoragePath, name: str, source: Sequence[object], resume_within: timedelta) -> None:
+        self.path = dst / STAGING / hashlib.sha256(name.encode()).hexdigest()[:16]
         self.source = repr((*source, __version__))
         self._resume_within = resume_within.total_seconds()
 
     def is_recent(self, saved_at: float) -> bool:
-        """Return whether content of this time may be used."""
         return time.time() - saved_at <= self._resume_within
 
     def list_names(self) -> list[str]:
@@ -81,7 +78,6 @@ class StagingFolder:
             return []
 
     def remove(self) -> None:
-        """Remove all files, once they are not needed."""
         _remove_logged(self.path)
 
 
@@ -97,11 +93,13 @@ class Staging:
 
     An error in here costs requests, never rows: it is logged and the API is asked instead. A context manager: the files
     stay until :meth:`remove`, unless the block raises because the pages changed.
+
+    :ivar has_files: whether there may be staged files, which :meth:`remove` removes.
     """
 
     def __init__(
         self,
-        dst: FolderPath,
+        dst: StoragePath,
         object_name: str,
         source: Sequence[object],
         *,
@@ -114,7 +112,7 @@ class Staging:
         self._file = ExitStack()
         self._stream: gzip.GzipFile | None = None
         self._next_file = self._pages_in_file = 0
-        self._is_enabled = self._has_files = False
+        self._is_enabled = self.has_files = False
         self.next_page = 2
         self.resumed_pages = 0
 
@@ -128,13 +126,7 @@ class Staging:
         if isinstance(error, SnapshotChangedError):
             self.remove()
 
-    @property
-    def has_files(self) -> bool:
-        """Whether there may be staged files, which :meth:`remove` removes."""
-        return self._has_files
-
     def stages(self, total_pages: int) -> bool:
-        """Return whether an extraction of so many pages is staged."""
         return self._checkpoint_pages is not None and total_pages > self._checkpoint_pages
 
     def load(self, snapshot: Snapshot) -> Iterator[Page]:
@@ -146,13 +138,13 @@ class Staging:
         self._snapshot = snapshot
         self._is_enabled = True
         found = self._folder.list_names()
-        self._has_files = bool(found)
+        self.has_files = bool(found)
         for index in count():
             if _file_name(index) not in found:
                 break
             path = self._folder.path / _file_name(index)
             try:
-                for page in self._read_file(path, snapshot):
+                for page in self._read_file(path):
                     self.resumed_pages += 1
                     self.next_page += 1
                     yield page
@@ -167,17 +159,17 @@ class Staging:
             if name >= _file_name(self._next_file):
                 _remove_logged(self._folder.path / name)
 
-    def _read_file(self, path: StoragePath, snapshot: Snapshot) -> Iterator[Page]:
+    def _read_file(self, path: StoragePath) -> Iterator[Page]:
         with path.fs.open(path.path, "rb", block_size=PART_BYTES) as packed, gzip.open(packed) as lines:
             header = msgspec.json.decode(lines.readline(_MAX_LINE_BYTES), type=_Header)
             if not self._folder.is_recent(header.staged_at):
                 raise _UnusableError("they are older than resume_within")
-            if (header.source, header.snapshot) != (self._folder.source, snapshot):
+            if (header.source, header.snapshot) != (self._folder.source, self._snapshot):
                 raise _UnusableError("the API or the settings have changed")
             if header.first_page != self.next_page:
                 raise _UnusableError(f"page {header.first_page} follows page {self.next_page - 1}")
             while line := lines.readline(_MAX_LINE_BYTES):
-                if self.next_page >= snapshot.total_pages:
+                if self.next_page >= self._snapshot.total_pages:
                     raise _UnusableError("there are more pages than the API has")
                 checksum, _, content = line.rstrip(b"\n").partition(b" ")
                 # gzip has a checksum too, but compares it at the end of the file, when these pages are in use already.
@@ -203,7 +195,7 @@ class Staging:
 
     def _stage(self, page: Page) -> None:
         if self._stream is None:
-            self._has_files = True  # even if publishing the first file fails halfway
+            self.has_files = True  # even if publishing the first file fails halfway
             packed = self._file.enter_context(publish(self._folder.path / _file_name(self._next_file)))
             header = _Header(self._folder.source, self._snapshot, time.time(), page.number)
             self._stream = self._file.enter_context(gzip.GzipFile("", "wb", _GZIP_LEVEL, packed, mtime=0))
@@ -229,8 +221,8 @@ class Staging:
 
     def remove(self) -> None:
         """Remove the staged files, and unfinished uploads of them by killed tries; call it once the object is there."""
-        if self._has_files:
-            self._has_files = False
+        if self.has_files:
+            self.has_files = False
             self._folder.remove()
             abort_uploads(self._folder.path, below=True)
 
@@ -239,21 +231,13 @@ def _checksum(content: bytes) -> bytes:
     return b"%08x" % zlib.crc32(content)
 
 
-def is_disk_full(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def remove_all_staged(dst: FolderPath) -> bool:
+def remove_all_staged(dst: StoragePath) -> bool:
     """Remove the pages that all tasks have staged below ``dst``, and return whether there were any."""
     pages = [path for path in dst.fs.find((dst / STAGING).path) if path.endswith(_PAGES)]
     for path in pages:
         with suppress(OSError):  # its task, or another one, has removed it
             dst.fs.rm_file(path)
     return bool(pages)
-
-
-def _hash(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _file_name(index: int) -> str:

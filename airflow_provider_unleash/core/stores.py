@@ -71,12 +71,7 @@ class StoragePath(Protocol):
     def path(self) -> str: ...
     @property
     def protocol(self) -> str: ...
-
-
-class FolderPath(StoragePath, Protocol):
-    """A :class:`StoragePath` of a folder."""
-
-    def __truediv__(self, name: str) -> FolderPath: ...
+    def __truediv__(self, name: str) -> StoragePath: ...
 
 
 def split_dst(dst: str) -> tuple[str, Store, str]:
@@ -96,7 +91,6 @@ def store_of(scheme: str) -> Store:
 
 
 def check_dst(dst: str) -> None:
-    """Check that ``dst`` is a folder URL or an absolute path."""
     scheme, store, place = split_dst(dst)
     conn_id, bucket = split_bucket(place)
     problem = None
@@ -273,7 +267,6 @@ def _explaining(target: Path) -> Iterator[None]:
 
 @contextmanager
 def _open_sibling(target: Path) -> Iterator[IO[bytes]]:
-    """Yield a new file in the same folder; remove it if it was not renamed."""
     with _explaining(target):
         stream = _create_sibling(target)
     with stream:
@@ -301,7 +294,6 @@ def _create_sibling(target: Path) -> IO[bytes]:
 
 
 def _copy_owner_and_mode(target: Path, descriptor: int) -> None:
-    """Copy owner and mode from the replaced file, where permitted."""
     with suppress(FileNotFoundError):
         existing = target.stat()
         # Owner and group one by one: only root may change the owner. The mode last: changing the owner clears bits.
@@ -364,7 +356,7 @@ def check_is_folder(path: StoragePath) -> None:
             raise InvalidArgumentError(f"dst={str(path)!r} cannot be used: {existing} is not a folder", argument="dst")
 
 
-def list_names(folder: FolderPath) -> list[str]:
+def list_names(folder: StoragePath) -> list[str]:
     """Return the names in a folder, or none if it does not exist."""
     folder.fs.invalidate_cache(folder.path)
     try:

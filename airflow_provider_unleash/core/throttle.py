@@ -87,8 +87,7 @@ class Throttle:
             self._on_pause(self._resume_at - paused_until)
 
     def _pause(self, error: TransientError) -> float:
-        retry_after = error.retry_after or 0.0
-        return max(retry_after, backoff(self._pauses)) if retry_after <= MAX_PAUSE else 0.0
+        return 0.0 if is_long_pause(error) else max(error.retry_after or 0.0, backoff(self._pauses))
 
     def _succeed(self) -> None:
         with self._slot_free:
@@ -112,6 +111,11 @@ class Throttle:
         with self._slot_free:
             self._slot_free.notify_all()
             self._cancelled.notify_all()
+
+
+def is_long_pause(error: TransientError) -> bool:
+    """Return whether the server asks for a longer pause than the task should wait for."""
+    return (error.retry_after or 0.0) > MAX_PAUSE
 
 
 def is_refusal(error: TransientError) -> bool:

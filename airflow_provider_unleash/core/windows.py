@@ -16,7 +16,6 @@ import pendulum
 from airflow_provider_unleash.core.moments import (
     UTC,
     are_all_between,
-    assume_utc,
     format_ms,
     from_epoch_ms,
     is_missing,
@@ -27,7 +26,7 @@ from airflow_provider_unleash.core.moments import (
     parse_timezone,
     shift,
     split_duration,
-    to_epoch_ms,
+    to_ms,
 )
 from airflow_provider_unleash.core.protocol import Page
 from airflow_provider_unleash.exceptions import InvalidArgumentError, WindowError
@@ -134,7 +133,6 @@ def resolve_window(times: RunTimes, *, start: object = None, end: object = None,
 
 
 def given_window(start: object, end: object) -> Window | None:
-    """Return the window from ``start`` to ``end``, or None if neither is given."""
     start_ms, end_ms = parse_moment(start, "start"), parse_moment(end, "end")
     if start_ms is None and end_ms is None:
         return None
@@ -183,11 +181,6 @@ def _explain_no_window(times: RunTimes) -> str:
     )
 
 
-def to_ms(moment: datetime) -> int:
-    """Return a moment of a run in epoch milliseconds; a naive one is UTC."""
-    return to_epoch_ms(assume_utc(moment), "moment")
-
-
 def check_partition_format(partition_format: object) -> None:
     """Check that a key of this format can be parsed, and that it has the year."""
     start_of_year = datetime(2001, 1, 1, tzinfo=UTC)
@@ -215,7 +208,7 @@ def partition_key(window: Window, partition_format: str, zone: tzinfo) -> str:
 
 
 def _is_start(moment: datetime, partition_format: str) -> bool:
-    """Return whether a moment is the one that its key names."""
+    """Return whether a moment's key, parsed again, gives that moment."""
     with suppress(ValueError, re.error):  # unknown or repeated directives
         named = datetime.strptime(moment.strftime(partition_format), partition_format)
         if named.tzinfo is None:
@@ -289,20 +282,19 @@ def _end_of_step(span: Window, step: timedelta, zone: tzinfo, number: int) -> in
         return span.end_ms
 
 
-def parse_step(value: object, argument: str = "every") -> timedelta | None:
-    """Return the duration of a step, or None if it is not given; ``argument`` is the parameter that errors name."""
+def parse_step(value: object) -> timedelta | None:
     if isinstance(value, str) and value in STEPS:
         return STEPS[value]
     if isinstance(value, str) and not is_missing(value) and not value.startswith("P"):
         raise InvalidArgumentError(
-            f"{argument}={value!r} must be one of {', '.join(STEPS)}, or an ISO 8601 duration such as P1D",
-            argument=argument,
+            f"every={value!r} must be one of {', '.join(STEPS)}, or an ISO 8601 duration such as P1D",
+            argument="every",
         )
-    step = parse_duration(value, argument)
+    step = parse_duration(value, "every")
     if step is not None:
         years, months, days, clock = split_duration(step)
         if min(years, months, days) < 0 or clock < timedelta(0):
-            raise InvalidArgumentError(f"{argument}={value!r} mixes positive and negative parts", argument=argument)
+            raise InvalidArgumentError(f"every={value!r} mixes positive and negative parts", argument="every")
     return step
 
 

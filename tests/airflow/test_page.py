@@ -26,7 +26,7 @@ from airflow.providers.common.compat.sdk import AirflowPlugin
 from airflow_provider_unleash.core.manifest import Entry, publish_manifest
 from airflow_provider_unleash.core.moments import format_ms
 from airflow_provider_unleash.core.names import object_name, window_name
-from airflow_provider_unleash.core.stores import FolderPath
+from airflow_provider_unleash.core.stores import StoragePath
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.links import CoverageLink, ManifestLink
 from airflow_provider_unleash.operators import UnleashAccountToObjectStorageOperator, UnleashToObjectStorageOperator
@@ -46,7 +46,7 @@ needs_pages = pytest.mark.skipif(not HAS_PAGES, reason="has no pages of plugins"
 DAYS = plan_windows("2026-05-01", "2026-05-08", every="day")
 
 
-def land(folder: FolderPath, window: Window, *device_ids: str, dag_id: str = "daily") -> None:
+def land(folder: StoragePath, window: Window, *device_ids: str, dag_id: str = "daily") -> None:
     start, end = format_ms(window.start_ms), format_ms(window.end_ms)
     publish_manifest(
         folder,

@@ -8,8 +8,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from airflow_provider_unleash.core.coverage_span import WINDOWS, Span, choose_span, read_newest
-from airflow_provider_unleash.core.manifest import publish_manifest
+from airflow_provider_unleash.core.coverage_span import WINDOWS, Span, choose_span
+from airflow_provider_unleash.core.manifest import publish_manifest, read_newest
 from airflow_provider_unleash.core.names import parse_window
 from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.window import Window, plan_windows

@@ -296,8 +296,8 @@ def test_records_of_a_silent_or_unknown_device_follow_on_empty(sim):
 
 @pytest.mark.parametrize("value", [{"zone": {"__type": 1}}, {"zone": [[{"a": {"__type": 1}}]]}, {"__type": None}])
 def test_a_record_with_a_reserved_key_is_an_error_that_names_its_page_row_and_key(value):
-    rows = [{"timestamp": "2026-01-12T12:00:00.000Z", "zone": "__type"}] * 3
-    with Simulator(rows={DEVICE: [*rows, {**rows[0], **value}]}, page_size=2) as sim:
+    rows = [{"timestamp": "2026-01-12T12:00:00.000Z", "zone": "__type", "count": count} for count in range(4)]
+    with Simulator(rows={DEVICE: [*rows[:3], {**rows[3], **value}]}, page_size=2) as sim:
         assert len(fetch_from(sim, endpoint="tableau").records) == 4
         with pytest.raises(UnexpectedResponseError, match="Page 2, row 1 has the key '__type'") as caught:
             fetch_from(sim, endpoint="tableau", reserved_keys={"__type", "__var"})

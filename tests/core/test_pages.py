@@ -206,7 +206,7 @@ def test_a_page_that_repeats_another_one_is_unexpected(
 
 @pytest.mark.parametrize("stamp", ["2020-08-17T12:00:00Z", None, {"seconds": 1}])
 def test_pages_of_the_same_time_with_other_rows_are_not_repeated(stamp: Any) -> None:
-    api = Api(lambda number, before: page(number, rows=[("W1", stamp, number)]))
+    api = Api(lambda number, before: page(number, rows=[(f"W{number}", stamp, 1)]))
     assert api.read() == [1, 2, 3, 4, 5, 6]
 
 
