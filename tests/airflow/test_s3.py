@@ -68,7 +68,7 @@ class S3Store:
             self._client.delete_object(Bucket="lake", Key=key)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # Airflow caches the file system of a connection, with its address
 def seaweedfs() -> Iterator[S3Store]:
     with serve_s3() as endpoint:
         yield S3Store(endpoint)
