@@ -135,7 +135,7 @@ NEW_PIP = $(BIN)/python -c 'import pip; pip.__version__.split(".") < ["25", "1"]
 INSTALL = $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(NEW_PIP) install -qq --no-compile) \
   --constraint $(CONSTRAINTS)
 
-# $(ENV)/.demo and $(ENV)/.all create an environment. Each other stamp $(ENV)/.NAME adds the packages in PACKAGES_NAME.
+# $(ENV)/.demo and $(ENV)/.all create an environment. Each other stamp $(ENV)/.NAME adds the packages of the group NAME.
 $(ENV)/.demo $(ENV)/.all: pyproject.toml airflow_provider_unleash/__init__.py $(CONSTRAINTS)
 	@echo "Installing Airflow $(AIRFLOW) into $(ENV) with $(if $(UV),uv,pip) ..."
 	@$(BIN)/python -c '' 2>/dev/null || { $(FIND_PYTHON); rm -rf $(ENV); \
@@ -146,20 +146,13 @@ $(ENV)/.demo $(ENV)/.all: pyproject.toml airflow_provider_unleash/__init__.py $(
 PACKAGES_demo := --editable '.[parquet]' --group demo
 PACKAGES_all = --editable '.[parquet,s3,delta]' --group demo --group test --group check \
   $(if $(filter $(DEFAULT_AIRFLOW),$(AIRFLOW)),--group lineage)
-PACKAGES_bench := --group bench
-PACKAGES_browser := --group browser
-PACKAGES_cluster := --group cluster
-PACKAGES_dist := --group dist
-PACKAGES_docs := --group docs
-PACKAGES_recipes := --group recipes
-PACKAGES_stores := --group stores
 # Without its dependencies: the 200 packages that it asks for conflict with the constraints.
 WITHOUT_DEPENDENCIES_stores := 'apache-airflow-providers-google>=20'
 
 $(addprefix $(ENV)/.,browser cluster dist recipes stores): $(ENV)/.all
 $(ENV)/.%: $(ENV)/.demo
 	@echo "Installing more packages into $(ENV): $* ..."
-	@$(INSTALL) $(PACKAGES_$*)
+	@$(INSTALL) --group $*
 	@$(if $(WITHOUT_DEPENDENCIES_$*),$(INSTALL) --no-deps $(WITHOUT_DEPENDENCIES_$*))
 	@touch $@
 

@@ -13,7 +13,7 @@ from airflow_provider_unleash.exceptions import InvalidArgumentError
 from airflow_provider_unleash.tasks import is_literal
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 # Characters that stay unquoted. Not "?" and "#": they end the path, and Airflow drops or reorders what follows.
 _SAFE_CHARACTERS = "/:@!$&'()*+,;=~%"
@@ -38,7 +38,7 @@ def asset_of(dst: str | ObjectStoragePath) -> Asset:
     return Asset(uri=f"{scheme}://{bucket}/{quote(key, safe=_SAFE_CHARACTERS)}")
 
 
-# What an event says: it stays small, however many devices there are.
+# The facts in an event, which stays small however many devices there are.
 _EVENT_FIELDS = (
     *("device_id", "devices", "devices_with_rows", "start", "end", "rows", "pages", "bytes", "objects", "files"),
     "manifest",
@@ -46,7 +46,7 @@ _EVENT_FIELDS = (
 
 
 def add_to_events(
-    context: Context, outlets: Iterable[Any], facts: Mapping[str, Any], partition_key: str | None = None
+    context: Mapping[str, Any], outlets: Iterable[Any], facts: Mapping[str, Any], partition_key: str | None = None
 ) -> None:
     """
     Add facts of an extraction to the event of each outlet asset, but not of an alias: Airflow 2.11 and 3.0 fail a task
@@ -54,15 +54,14 @@ def add_to_events(
 
     :param partition_key: key of the events (Airflow 3.3); None leaves them the run's key, if it has one.
     """
-    values: Mapping[str, Any] = context
     extra = {name: facts[name] for name in _EVENT_FIELDS if name in facts}
-    key = partition_key or getattr(values.get("dag_run"), "partition_key", None)
+    key = partition_key or getattr(context.get("dag_run"), "partition_key", None)
     if key is not None:
         extra["partition_key"] = key
     for outlet in outlets:
         # The other two are Airflow 3's references to an asset, by name or URI.
         if isinstance(outlet, Asset) or type(outlet).__name__ in ("AssetNameRef", "AssetUriRef"):
-            event = values["outlet_events"][outlet]
+            event = context["outlet_events"][outlet]
             event.extra.update(extra)
             if partition_key is not None:
                 event.add_partitions(partition_key)

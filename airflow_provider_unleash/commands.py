@@ -10,7 +10,6 @@ from airflow.utils.cli import suppress_logs_and_warning
 
 
 def get_commands() -> list[CLICommand]:
-    """Return the commands; Airflow finds this function in the provider's metadata."""
     from airflow_provider_unleash.coverage import ARGUMENTS, DESCRIPTION
 
     coverage = ActionCommand(
@@ -27,6 +26,6 @@ def get_commands() -> list[CLICommand]:
 def show_coverage(arguments: argparse.Namespace) -> None:
     """Print the coverage of a folder whose URL may have an Airflow connection in it, and exit."""
     from airflow_provider_unleash.coverage import show
-    from airflow_provider_unleash.folders import open_checked_folder
+    from airflow_provider_unleash.folders import open_folder
 
-    sys.exit(show(arguments, open_checked_folder, with_airflow=True))
+    sys.exit(show(arguments, open_folder, with_airflow=True))

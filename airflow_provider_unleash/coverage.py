@@ -56,9 +56,18 @@ def show(
     :param with_airflow: whether the page's commands use Airflow's connections.
     """
     try:
-        coverage = _scan(arguments, open_folder(arguments.dst))
+        folder = open_folder(arguments.dst)
+        coverage = scan_tree(
+            folder,
+            None if arguments.devices is None else arguments.devices.split(","),
+            start=arguments.start,
+            end=arguments.end,
+            every=arguments.every,
+            timezone=arguments.timezone,
+            settle=arguments.settle,
+        )
         if arguments.html:
-            page = render_coverage(coverage, str(open_folder(arguments.dst)), with_airflow=with_airflow)
+            page = render_coverage(coverage, str(folder), with_airflow=with_airflow)
             Path(arguments.html).write_text(page, encoding="utf-8")
     except Exception as error:  # 1 would mean that a window is missing
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -68,18 +77,6 @@ def show(
         print(f"{arguments.dst} has no manifests of such windows in the span", file=sys.stderr)
         return 1
     return 1 if coverage.counts()["missing"] else 0
-
-
-def _scan(arguments: argparse.Namespace, folder: StoragePath) -> Coverage:
-    return scan_tree(
-        folder,
-        None if arguments.devices is None else arguments.devices.split(","),
-        start=arguments.start,
-        end=arguments.end,
-        every=arguments.every,
-        timezone=arguments.timezone,
-        settle=arguments.settle,
-    )
 
 
 def _open_screen() -> Screen:

@@ -34,7 +34,6 @@ class Cursor:
     until: int | None = None
 
     def pending(self, sessions: Iterable[str]) -> list[str]:
-        """Return the sessions that are not handled yet, oldest first."""
         handled = set(self.handled)
         return [session for session in SessionList(sessions).select(since_ms=self.floor) if session not in handled]
 

@@ -10,7 +10,7 @@ from airflow_provider_unleash.core.columns import check_extra_installed
 from airflow_provider_unleash.core.delta import masked_errors, table_uri
 from airflow_provider_unleash.core.stores import split_bucket, split_dst
 from airflow_provider_unleash.exceptions import InvalidArgumentError
-from airflow_provider_unleash.folders import open_checked_folder
+from airflow_provider_unleash.folders import open_folder
 from airflow_provider_unleash.hooks import get_connection
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def open_delta_table(dst: str | ObjectStoragePath) -> DeltaTable:
     check_extra_installed("delta", "open_delta_table", "dst")
     from deltalake import DeltaTable
 
-    uri, options = table_uri(open_checked_folder(dst)), storage_options_of(str(dst))
+    uri, options = table_uri(open_folder(dst)), storage_options_of(str(dst))
     with masked_errors(lambda: options):
         return DeltaTable(uri, storage_options=options)
 

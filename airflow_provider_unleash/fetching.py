@@ -51,7 +51,6 @@ class UnleashOperator(ConnectedTask, BaseOperator):
     """Base of all operators: the connection, and no retries after a permanent error."""
 
     template_fields: Sequence[str] = ("unleash_conn_id",)
-    ui_color = "#d8e8f6"
 
     # retry_policy is a named argument so that default_args can set it.
     def __init__(
@@ -119,14 +118,13 @@ class FetchOperator(UnleashOperator):
 
     def _name_if_mapped(self) -> str:
         """Return the template of the name that the grid shows instead of an index; the start is appended."""
-        raise NotImplementedError
+        return "{{ task.device_id }}"
 
     @contextmanager
-    def _open_client_of(self, context: Context) -> Iterator[UnleashClient]:
+    def _open_client_of(self, context: Mapping[str, Any]) -> Iterator[UnleashClient]:
         """Yield the client of a task; of mapped tasks, only the first warns about stream tokens."""
-        values: Any = context
         with self._open_client() as client:
-            if is_mapped(context) and values["ti"].map_index > 0:
+            if is_mapped(context) and context["ti"].map_index > 0:
                 client.token_log_level = logging.INFO
             self._began = time.monotonic()
             yield client
@@ -192,10 +190,9 @@ class StorageOperator(FetchOperator):
             check_folder(str(self.dst))
         check_flag("replace_with_empty", self.replace_with_empty)
 
-    def _land_arguments(self, context: Context) -> dict[str, Any]:
+    def _land_arguments(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments that ``land`` and ``land_account`` have in common."""
-        values: Mapping[str, Any] = context
-        dag_run = values.get("dag_run")
+        dag_run = context.get("dag_run")
         return {
             "dst": open_folder(self.dst),
             "file_format": self.file_format,

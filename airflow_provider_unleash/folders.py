@@ -23,14 +23,9 @@ def check_folder(dst: str) -> None:
         raise InvalidArgumentError(f"dst: no file system has the scheme {scheme}://{hint}", argument="dst")
 
 
-def open_checked_folder(dst: str | ObjectStoragePath) -> ObjectStoragePath:
-    """Check a folder that no operator has checked, and return it."""
-    check_folder(str(dst))
-    return open_folder(dst)
-
-
 def open_folder(dst: str | ObjectStoragePath) -> ObjectStoragePath:
-    """Return the folder of a ``dst`` that :func:`check_folder` accepts."""
+    """Check the URL or absolute path of a folder, and return the folder."""
+    check_folder(str(dst))
     _, store, place = split_dst(str(dst))
     conn_id, _ = split_bucket(place)
     if conn_id:

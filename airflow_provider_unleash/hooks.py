@@ -226,8 +226,9 @@ class UnleashHook(BaseHook):
 
 
 class ConnectedTask:
-    """A task that requests something: if Airflow kills it, its requests end at once, and it cleans up."""
+    """A task that sends requests. If Airflow kills it, they end at once and it cleans up."""
 
+    ui_color = "#d8e8f6"
     unleash_conn_id: str
     _client: UnleashClient | None = None
     _is_killed = False
@@ -264,7 +265,6 @@ def _accept_true_and_false(form: object, field: Any) -> None:
 
 
 def get_connection(conn_id: str, argument: str = "unleash_conn_id") -> Connection:
-    """Return an Airflow connection; the error names the argument."""
     try:
         return BaseHook.get_connection(conn_id)
     except AirflowNotFoundException as error:
@@ -292,8 +292,8 @@ def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
             **{"on_close": report_traffic, **_client_arguments(connection), **overrides},
         )
     except InvalidArgumentError as error:
-        # The key may also be in another field. And keep neither the traceback nor the connection or its fields in a
-        # variable, because some log handlers print the variables of a traceback's frames.
+        # The message may contain the key, if another field has it too. Drop the connection and the traceback, because
+        # some log handlers print the variables of each frame.
         message = redact(str(error), (connection.password or "").strip())
         del connection
         raise InvalidArgumentError(f"Connection {conn_id!r}: {message}", argument=error.argument) from None

@@ -69,12 +69,11 @@ class UnleashListDevicesOperator(UnleashOperator):
         with self._open_client() as client:
             devices = list(dict.fromkeys(client.list_devices()))
         self.log.info("Devices of the account: %d", len(devices))
-        if self.batch_size is None:
-            check_map_length(self, devices)
-            return devices
-        batches = [devices[first : first + self.batch_size] for first in range(0, len(devices), self.batch_size)]
-        check_map_length(self, batches)
-        return batches
+        found: list[str] | list[list[str]] = devices
+        if self.batch_size is not None:
+            found = [devices[first : first + self.batch_size] for first in range(0, len(devices), self.batch_size)]
+        check_map_length(self, found)
+        return found
 
 
 class UnleashListSessionsOperator(UnleashOperator):
@@ -193,7 +192,7 @@ class UnleashPlanWindowsOperator(UnleashOperator):
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
         checks: dict[str, Callable[[Any], object]] = {
             **WINDOW_CHECKS,
-            "device_ids": lambda value: None if value is None else check_device_ids(value),
+            "device_ids": check_device_ids,
             "every": parse_step,
             "timezone": parse_timezone,
             "missing_in": lambda value: None if value is None else check_folder(str(value)),

@@ -26,25 +26,23 @@ def report_traffic(traffic: Traffic, *, in_triggerer: bool = False) -> None:
 
 def report_extraction(*, rows: int, size: int, seconds: float) -> None:
     """Report a completed extraction; ``size`` is in bytes."""
-    _report({"rows": rows, "bytes": size}, {"extraction.duration": seconds})
+    _report({"rows": rows, "bytes": size}, seconds=seconds)
 
 
 def report_poll(*, in_triggerer: bool = False) -> None:
     _report({"polls": 1}, in_triggerer=in_triggerer)
 
 
-def _report(
-    counters: Mapping[str, int], durations: Mapping[str, float] | None = None, *, in_triggerer: bool = False
-) -> None:
+def _report(counters: Mapping[str, int], *, seconds: float | None = None, in_triggerer: bool = False) -> None:
     try:
         stats = _stats(in_triggerer)
         tags = {} if in_triggerer else {tag: os.environ[name] for tag, name in _TAGS.items() if name in os.environ}
         for name, count in counters.items():
             if count:
                 stats.incr(f"unleash.{name}", count, tags=tags)
-        for name, seconds in (durations or {}).items():
+        if seconds is not None:
             # Every Airflow and backend reads a number as milliseconds; some turn a timedelta into seconds.
-            stats.timing(f"unleash.{name}", seconds * 1000, tags=tags)
+            stats.timing("unleash.extraction.duration", seconds * 1000, tags=tags)
     except Exception:  # of any kind: a metric must not fail a task
         log.debug("Could not send metrics", exc_info=True)
 

@@ -132,8 +132,7 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
         super()._check_arguments(is_known)
         check_flag("split_by_device", self.split_by_device)
-        if self.device_ids is not None and is_known(self.device_ids):
-            check_device_ids(self.device_ids)
+        check_arguments(self, {"device_ids": check_device_ids}, is_known)
         if self.partition_format is not None:
             check_partition_support(self.partition_format)
             if not self.outlets:
@@ -142,7 +141,7 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
                 )
 
     def _check_mapped(self, context: Context) -> None:
-        # With a start of their own, mapped tasks have windows, and so objects, of their own.
+        # Mapped tasks with different starts have different windows, and so different objects.
         shares_window = self.device_ids is not None and not self.start and is_mapped(context)
         if shares_window and self.partition_format is not None:
             raise InvalidArgumentError(
@@ -160,9 +159,7 @@ class UnleashAccountToObjectStorageOperator(StorageOperator):
     def _execute(self, context: Context) -> dict[str, Any]:
         self._check_mapped(context)
         window = self._resolve_window(context)
-        key = None
-        if self.partition_format is not None:
-            key = partition_key(window, self.partition_format, run_times(context).timezone)
+        key = self.partition_format and partition_key(window, self.partition_format, run_times(context).timezone)
         with self._open_client_of(context) as client:
             self.extraction = Extraction(client.base_url, self.device_ids or (), window)
             landed = land_account(
@@ -248,9 +245,6 @@ class UnleashToObjectStorageOperator(StorageOperator):
         self.checkpoint_pages = checkpoint_pages
         super().__init__(dst=dst, file_format=file_format, **kwargs)
 
-    def _name_if_mapped(self) -> str:
-        return "{{ task.device_id }}"
-
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
         check_arguments(self, {"device_id": check_device_id}, is_known)
         super()._check_arguments(is_known)
@@ -301,9 +295,6 @@ class UnleashGetAnalyticsOperator(FetchOperator):
         self.device_id = device_id
         self.max_xcom_bytes = max_xcom_bytes
         super().__init__(**kwargs)
-
-    def _name_if_mapped(self) -> str:
-        return "{{ task.device_id }}"
 
     def _check_arguments(self, is_known: Callable[[Any], bool]) -> None:
         check_arguments(self, {"device_id": check_device_id}, is_known)

@@ -56,7 +56,6 @@ class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("unleash_conn_id", "since", "until", "known_sessions")
-    ui_color = "#d8e8f6"
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from datetime import date, timedelta, timezone, tzinfo
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, conf
 
@@ -26,25 +26,21 @@ try:
 except ImportError:  # before Airflow 3.3, where retry_delay always applies
     RetryDecision = RetryPolicy = None  # type: ignore[misc, assignment]
 
-if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
 # Keys that Airflow's serialization gives a meaning, so that rows with them would come out of XCom as something else.
 XCOM_RESERVED_KEYS = frozenset({"__classname__", "__id__", "__type", "__var"})
 # If the API asks for a longer delay than this, it is probably a mistake.
 MAX_RETRY_DELAY = timedelta(days=1)
 
 
-def run_times(context: Context | dict[str, Any]) -> RunTimes:
+def run_times(context: Mapping[str, Any]) -> RunTimes:
     """Return the times of a run. Airflow 3 omits the keys that a run does not have."""
-    values: Mapping[str, Any] = context
-    dag, dag_run = values.get("dag"), values.get("dag_run")
+    dag, dag_run = context.get("dag"), context.get("dag_run")
     run_type = getattr(dag_run, "run_type", "")
     return RunTimes(
-        data_interval_start=values.get("data_interval_start"),
-        data_interval_end=values.get("data_interval_end"),
-        partition_date=values.get("partition_date") or getattr(dag_run, "partition_date", None),
-        logical_date=values.get("logical_date"),
+        data_interval_start=context.get("data_interval_start"),
+        data_interval_end=context.get("data_interval_end"),
+        partition_date=context.get("partition_date") or getattr(dag_run, "partition_date", None),
+        logical_date=context.get("logical_date"),
         # Airflow 2.11 has no run_after; the start of the run comes closest.
         run_after=getattr(dag_run, "run_after", None) or getattr(dag_run, "start_date", None),
         # Airflow 3.2 tells tasks the key of their partition only.
@@ -62,10 +58,8 @@ def timezone_of(dag: Any) -> tzinfo:
     return parse_timezone(zone) or getattr(dag, "timezone", None) or timezone.utc
 
 
-def is_mapped(context: Context) -> bool:
-    """Return whether the task is one of several that ``expand`` made."""
-    values: Mapping[str, Any] = context
-    return int(getattr(values.get("ti"), "map_index", -1)) >= 0
+def is_mapped(context: Mapping[str, Any]) -> bool:
+    return int(getattr(context.get("ti"), "map_index", -1)) >= 0
 
 
 def is_literal(value: Any) -> bool:
@@ -131,7 +125,9 @@ def check_start_before_end(task: Any, is_known: Callable[[Any], bool]) -> None:
 
 
 def check_device_ids(device_ids: Any) -> None:
-    """Check that these are device ids, and not a string that a template rendered."""
+    """Check that these are device ids, or None, and not a string that a template rendered."""
+    if device_ids is None:
+        return
     # A string is a sequence too; the outputs of mapped tasks are sequences, but not lists.
     if isinstance(device_ids, (str, bytes, Mapping)) or not isinstance(device_ids, (Sequence, Set)):
         raise InvalidArgumentError(
@@ -148,7 +144,8 @@ def no_retry() -> Iterator[None]:
     """
     Make a permanent error one that Airflow does not retry, without changing its type, facts or traceback.
 
-    Used in constructors too: a DAG's parsing expects a ValueError, but a constructor runs again in a mapped task.
+    Constructors use it too, because a mapped task runs its constructor again on the worker. When the DAG is parsed, the
+    error is still a ValueError.
     """
     try:
         yield

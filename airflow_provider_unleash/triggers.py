@@ -132,7 +132,7 @@ class _SharedPoll:
             is_over.set()
             for client in clients:  # its thread may still be reading
                 client.cancel()
-            # Wake the waiting triggers even if this poll was cancelled, unless it was because none is left.
+            # Wake the waiting triggers even if this poll was cancelled, unless no trigger is left.
             if self._in_flight is asyncio.current_task():
                 failures = 0 if error is None else self._latest.failures + 1
                 pause = self._interval if error is None else self._backoff(error, failures)
@@ -186,12 +186,9 @@ def _jitter(interval: float) -> float:
     return random.uniform(0.0, min(_MAX_JITTER, interval / 10))
 
 
-def _path_of(trigger: BaseTrigger) -> str:
-    return f"{type(trigger).__module__}.{type(trigger).__qualname__}"
-
-
 def _serialize(trigger: BaseTrigger, *names: str) -> tuple[str, dict[str, Any]]:
-    return _path_of(trigger), {name: getattr(trigger, name) for name in names}
+    path = f"{type(trigger).__module__}.{type(trigger).__qualname__}"
+    return path, {name: getattr(trigger, name) for name in names}
 
 
 class UnleashNewSessionsTrigger(BaseTrigger):
@@ -201,8 +198,8 @@ class UnleashNewSessionsTrigger(BaseTrigger):
     The event is ``{"status": "success", "sessions": [...]}``, ids oldest first. After a permanent error or ten failed
     polls in a row, it is ``{"status": "error", "error": "<class name>", "message": "...", "retry_after": ...}``.
 
-    The first poll comes after one interval. If an event arrived before the worker has released the task, the scheduler
-    would fail the task, as one that ended without having run.
+    The first poll comes after one interval. If the event came before the worker had released the task, the scheduler
+    would fail it as a task that ended without running.
 
     :param unleash_conn_id: connection of type "Unleash live".
     :param since: earliest start of a new session, epoch milliseconds.
@@ -238,7 +235,6 @@ class UnleashNewSessionsTrigger(BaseTrigger):
         return _serialize(self, "unleash_conn_id", *bounds, "poke_interval")
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield one event."""
         failures = 0  # since this trigger started, unlike those of a shared poll
         async for result in _iter_polls(self.unleash_conn_id, self.poke_interval, sleep_first=True):
             error = result.error
@@ -316,14 +312,13 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
         return _serialize(self, "unleash_conn_id", "since", "min_age", "poke_interval", "reminder")
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield events forever."""
         async for event in self._watch(_iter_polls(self.unleash_conn_id, self.poke_interval, sleep_first=False)):
             yield event
 
     # From 3.3 on, Airflow polls once for all watchers with the same key, and calls these methods instead of run().
 
     def shared_stream_key(self) -> Hashable:
-        return (_path_of(self), self.unleash_conn_id, self.poke_interval)
+        return (self.serialize()[0], self.unleash_conn_id, self.poke_interval)
 
     @classmethod
     async def open_shared_stream(cls, kwargs: Mapping[str, Any]) -> AsyncIterator[PollResult]:

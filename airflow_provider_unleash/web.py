@@ -25,7 +25,7 @@ from airflow_provider_unleash.core.manifest import read_newest
 from airflow_provider_unleash.core.moments import UTC, parse_timezone
 from airflow_provider_unleash.core.names import MANIFESTS, parse_window, window_name
 from airflow_provider_unleash.exceptions import InvalidArgumentError
-from airflow_provider_unleash.folders import open_checked_folder
+from airflow_provider_unleash.folders import open_folder
 from airflow_provider_unleash.page import read_trees
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _explain(error: Exception) -> tuple[int, str]:
 
 
 def _render(query: PageQuery, trees: Mapping[str, str]) -> str:
-    name = query.tree or _find_tree(trees, query.dag_id)
+    name = query.tree or _choose_tree(trees, query.dag_id)
     folder = _open_tree(trees, name)
     query = replace(query, tree=name)
     zone = parse_timezone(query.timezone) or UTC
@@ -151,17 +151,17 @@ def _read_manifest(tree: str, file: str) -> str:
 def _open_tree(trees: Mapping[str, str], name: str) -> ObjectStoragePath:
     if name not in trees:
         raise InvalidArgumentError(f"[unleash] coverage_paths has no tree {name!r}", argument="tree")
-    return open_checked_folder(trees[name])
+    return open_folder(trees[name])
 
 
-def _find_tree(trees: Mapping[str, str], dag_id: str) -> str:
+def _choose_tree(trees: Mapping[str, str], dag_id: str) -> str:
     """Return the first tree, or that whose newest window the DAG has extracted."""
     if not dag_id:
         return next(iter(trees), "")
     failure = None
     for name, dst in trees.items():
         try:
-            newest = read_newest(open_checked_folder(dst))
+            newest = read_newest(open_folder(dst))
         except Exception as error:
             failure = failure or error  # another tree may be the one
             continue

@@ -101,7 +101,6 @@ class Figures:
     waiting: Waited = field(default=Waited(0, 0.0, 0.0))
 
     def wall(self, name: str, latency: int, concurrency: int = 1) -> float:
-        """Return the median of the seconds."""
         return statistics.median(cost.wall for cost in self.costs[name, latency, concurrency])
 
     def wall_ratio(self, one: tuple[str, int, int], other: tuple[str, int, int]) -> float:
@@ -109,7 +108,6 @@ class Figures:
         return _ratio(self.costs[one], self.costs[other], "wall")
 
     def cpu_ratio(self, one: tuple[str, int, int], other: tuple[str, int, int]) -> float:
-        """Return the same of the CPU time."""
         return _ratio(self.costs[one], self.costs[other], "cpu")
 
     def ideal(self, latency: int, concurrency: int) -> float:
@@ -247,7 +245,6 @@ def speed_table(figures: Figures) -> Iterator[str]:
 
 
 def concurrency_table(figures: Figures) -> Iterator[str]:
-    """Yield what page_concurrency brings where the API takes its time."""
     slow = LATENCIES[-1]
     yield "| `page_concurrency` | speedup | time ÷ ideal |"
     yield "| ---: | ---: | ---: |"
@@ -294,14 +291,12 @@ def _digits(found: float, bound: float) -> str:
 
 
 def goal_table(figures: Figures) -> Iterator[str]:
-    """Yield the goals as a table."""
     yield "| goal | bound | measured | |"
     yield "| --- | ---: | ---: | --- |"
     yield from goals(figures)
 
 
 def draw(figures: Figures, picture: Path) -> None:
-    """Draw the seconds at the greatest latency over page_concurrency."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -399,7 +394,6 @@ pages.
 
 
 def device_text(figures: Figures) -> str:
-    """Return the section about one device."""
     slow = LATENCIES[-1]
     versions = {name: version(name) for name in ("pyarrow", "msgspec", "dlt")}
     return TEXT.format(
@@ -444,7 +438,6 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write the page where that is wanted."""
     given = _parse_arguments(arguments)
     size = Size(given.pages, (given.memory_pages[0], given.memory_pages[1]), given.rounds, tuple(given.only.split(",")))
     began = time.monotonic()
@@ -471,7 +464,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write_page(page: Path, texts: Mapping[str, str]) -> None:
-    """Write the sections, and keep those that were not measured."""
     account, _, device = page.read_text().partition(HEADINGS["device"])
     old = {"account": account.removeprefix(HEADINGS["account"]), "device": device}
     sections = ({**old, **texts}[part].strip() for part in PARTS)

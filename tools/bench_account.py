@@ -216,7 +216,6 @@ def _slot_seconds(stage: Stage, dag_id: str) -> float:
 
 
 def account_table(figures: AccountFigures) -> Iterator[str]:
-    """Yield the table of all contenders."""
     size = figures.size
     yield "| | devices | seconds | time ÷ ideal | CPU ms per device | CPU ÷ floor | MiB |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
@@ -236,7 +235,6 @@ def account_table(figures: AccountFigures) -> Iterator[str]:
 
 
 def concurrency_table(figures: AccountFigures) -> Iterator[str]:
-    """Yield what more requests in flight bring."""
     yield f"| `page_concurrency`, {figures.size.middle} devices | one object per device | one object |"
     yield "| ---: | ---: | ---: |"
     for concurrency in figures.size.concurrencies:
@@ -300,7 +298,6 @@ def _describe_runs(size: AccountSize) -> str:
 
 
 def account_text(figures: AccountFigures, goal: Callable[..., str]) -> str:
-    """Return the section about accounts."""
     large = figures.size.devices[-1]
 
     def seconds(name: str) -> str:
@@ -328,7 +325,6 @@ def account_text(figures: AccountFigures, goal: Callable[..., str]) -> str:
 
 
 def draw_accounts(figures: AccountFigures, picture: Path) -> None:
-    """Draw the seconds by devices."""
     import matplotlib as mpl
 
     mpl.use("svg")

@@ -119,7 +119,6 @@ def run_account_loop(job: Job, folder: Path) -> int:
 
 
 def device_ids(devices: int) -> list[str]:
-    """Return the devices of a simulated account."""
     return [f"W{number:05}" for number in range(devices)]
 
 
@@ -323,7 +322,6 @@ def open_results() -> TextIO:
 
 
 def main() -> None:
-    """Run the jobs of one contender."""
     results = open_results()
     contender = {**CONTENDERS, **ACCOUNT_CONTENDERS}[sys.argv[1]]
     for line in sys.stdin:

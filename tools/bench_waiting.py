@@ -68,7 +68,6 @@ async def _drain(trigger: object) -> None:
 
 
 def main() -> None:
-    """Run the job from standard input."""
     results = open_results()
     job = Waiting(**json.loads(sys.stdin.readline()))
     connection = {"conn_type": "unleash", "host": job.api, "password": DEFAULT_KEYS[0]}

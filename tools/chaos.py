@@ -272,14 +272,12 @@ class Lake:
         return float(self._s3.client.head_object(Bucket="lake", Key=key)["LastModified"].timestamp())
 
     def names(self, target: Target) -> set[str]:
-        """Return the names of everything in the tree of a target."""
         tree = self._path(target, "")
         if target.store == "file":
             return {str(path.relative_to(tree)) for path in _files(tree)}
         return {name.removeprefix(f"{target.tree}/") for name in self._s3.names() if name.startswith(f"{target.tree}/")}
 
     def all_names(self) -> set[tuple[str, str]]:
-        """Return the store and the name of everything in the lake."""
         tree = self._folder / "tree"
         found = {("file", str(path.relative_to(tree))) for path in _files(tree)}
         return found | {("s3", name) for name in self._s3.names()}
@@ -720,7 +718,6 @@ class _Try:
 
 @contextmanager
 def open_chaos(seed: int) -> Iterator[Chaos]:
-    """Yield a ``Chaos`` with a store and a temporary folder."""
     with SeaweedFS() as store, tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
         for child in ("tree", "tmp", "home"):
@@ -767,7 +764,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_page(counts: Counts, seed: int) -> None:
-    """Write the results into docs/reliability.md."""
     happened, endings = counts.happened, counts.endings
     faults = ", ".join(f"{kind} {number}" for kind, number in counts.faults.most_common())
     errors = ", ".join(f"`{name}` {number}" for name, number in endings.most_common() if name.endswith("Error"))
@@ -796,7 +792,6 @@ def write_page(counts: Counts, seed: int) -> None:
 
 
 def show(counts: Counts, facts: str) -> None:
-    """Print the events and the violations."""
     tables = {"what happened": counts.happened, "how tries ended": counts.endings, "faults of the API": counts.faults}
     for title, counter in tables.items():
         print(f"\n{title}")

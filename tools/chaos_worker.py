@@ -53,7 +53,6 @@ class Report:
 
 
 def run_try(job: Job, supervisor: Connection) -> None:
-    """Execute the operator, and send a report."""
     tempfile.tempdir = f"{job.folder}/tmp"
     log = os.open(f"{job.folder}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)

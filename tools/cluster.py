@@ -133,7 +133,6 @@ class Cluster(Stage):
         return rows
 
     def trigger(self, run_id: str, dag_id: str = DAG_ID, **conf: Any) -> None:
-        """Trigger a run of a DAG."""
         body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
         ask(f"{self.url}/api/v2/dags/{dag_id}/dagRuns", json.dumps(body))
 
@@ -157,7 +156,6 @@ def open_cluster() -> Iterator[Cluster]:
 
 
 def show(check: bool) -> None:
-    """Start everything, print the addresses, and wait for Ctrl-C."""
     with open_cluster() as cluster:
         print("Starting PostgreSQL, Redis, SeaweedFS, a simulator, and Airflow with two Celery workers ...", flush=True)
         cluster.start_simulator("--devices", ",".join(device_ids(40)))

@@ -30,7 +30,6 @@ Counts = Counter[tuple[str, int]]
 
 
 def show() -> None:
-    """Run the demo step by step."""
     print(f"airflow-provider-unleash {version('airflow-provider-unleash')} on Airflow {version('apache-airflow')}\n")
     with open_stage("demo") as stage:
         _land(stage)

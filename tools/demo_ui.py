@@ -27,7 +27,6 @@ PARTS = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 
 
 def show(port: int, check: bool) -> None:
-    """Start everything, print the addresses, and wait for Ctrl-C."""
     with open_stage("demo-ui") as stage:
         print("Starting a simulator, and Airflow with a scheduler, a triggerer and its web interface ...", flush=True)
         stage.listen_on(port)
@@ -65,7 +64,6 @@ def start_daily(stage: Stage) -> str:
 
 
 def wait_for_success(stage: Stage) -> None:
-    """Return when the run of the daily DAG has succeeded."""
     state = wait_for(stage, f"SELECT state FROM dag_run WHERE dag_id = '{DAILY}' AND state IN ('success', 'failed')")
     if state != "success":
         raise stage.failure(f"The run of {DAILY} has failed")

@@ -19,7 +19,6 @@ class Reference(griffe.Extension):
     """Lets mkdocstrings show docstrings that are written in reST, as Airflow's are."""
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **kwargs: Any) -> None:
-        """Rewrite the docstrings and signatures of this package."""
         if pkg.name != PACKAGE:
             return
         things = {thing.path: thing for thing in _walk(pkg)}

@@ -40,13 +40,11 @@ _LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
 
 
 def on_pre_build(config: MkDocsConfig) -> None:
-    """Check the snippets."""
     for fault in find_faults([block for path in documents() for block in read_blocks(path)]):
         log.warning(fault)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add pages for files outside docs/."""
     for name, content in _generate():
         files.append(File.generated(config, name, content=content, inclusion=InclusionLevel.NOT_IN_NAV))
     return files

@@ -54,7 +54,6 @@ class Block:
 
 
 def documents() -> list[Path]:
-    """Return the paths of the README and the pages of docs/."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 

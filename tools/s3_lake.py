@@ -28,7 +28,6 @@ class S3Lake:
         return found
 
     def names(self) -> set[str]:
-        """Return the names of all objects."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
         return {entry["Key"].removeprefix(self.prefix) for page in pages for entry in page.get("Contents", ())}
 
@@ -39,7 +38,6 @@ class S3Lake:
 
 
 def open_client(endpoint: str) -> Any:
-    """Return a client of boto3."""
     import boto3
     from botocore.config import Config
 

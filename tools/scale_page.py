@@ -26,5 +26,4 @@ def table_lines(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def wrap(text: str) -> list[str]:
-    """Wrap a paragraph at the line length of the page."""
     return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)

@@ -149,7 +149,6 @@ def _watch(cluster: Cluster, run_id: str) -> tuple[int, int]:
 
 
 def lines(size: Size, measured: Sequence[Measured]) -> Iterator[str]:
-    """Yield the lines for the documentation."""
     alone = measured[0]
     yield from wrap(
         f"{size.extractions} extractions of {size.pages} pages each from an API that takes {LATENCY * 1000:.0f} ms per"
@@ -182,7 +181,6 @@ def lines(size: Size, measured: Sequence[Measured]) -> Iterator[str]:
 
 
 def draw(measured: Sequence[Measured]) -> None:
-    """Draw speedup and requests in flight by number of workers."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -215,7 +213,6 @@ def main() -> int:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Measure and print, and update the page if requested."""
     began = time.monotonic()
 
     def say(text: str) -> None:

@@ -92,7 +92,6 @@ class Stage:
         return self._start("airflow", *command)
 
     def run_airflow(self, *command: str) -> None:
-        """Run an Airflow command and wait for its end."""
         process = self._start("airflow", *command)
         process.wait()
         self._processes.remove(process)
@@ -100,12 +99,10 @@ class Stage:
             raise self.failure(f"airflow {' '.join(command)} ended with exit code {process.returncode}")
 
     def query(self, sql: str) -> list[tuple[str, ...]]:
-        """Query Airflow's database."""
         with closing(sqlite3.connect(self.home / "airflow.db", timeout=30)) as database:
             return database.execute(sql).fetchall()
 
     def wait_for_run(self, dag_id: str, run_id: str, seconds: float) -> None:
-        """Return when a DAG run has ended."""
         deadline = time.monotonic() + seconds
         runs = f"FROM dag_run WHERE dag_id = '{dag_id}' AND run_id = '{run_id}'"
         while not self.query(f"SELECT state {runs} AND state IN ('success', 'failed')"):
@@ -211,7 +208,6 @@ def _cwd(process: psutil.Process) -> Path:
 
 @contextmanager
 def stopping(stage: Stage) -> Iterator[None]:
-    """Stop a stage at the end of the block, also on an error."""
     try:
         yield
     finally:

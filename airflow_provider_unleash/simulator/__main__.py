@@ -18,7 +18,7 @@ faults:
 {kinds}
 
   Optional fields: path (a part of the request path), page, times (default 1; none for no limit),
-  after (number of matching requests to spare first), probability (default 1), retry_after (seconds, or
+  after (number of matching requests to let through first), probability (default 1), retry_after (seconds, or
   date:SECONDS for an HTTP date), seconds, location, status (replaces the status of the kind).
   This example refuses page 2 three times, then cuts short one response in ten:
 
@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     kinds = "\n".join(f"  {kind:<12} {text}" for kind, text in FAULT_KINDS.items())
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_unleash.simulator",

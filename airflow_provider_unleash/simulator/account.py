@@ -79,7 +79,6 @@ class Account:
         return int(self._clock() * 1000)
 
     def sessions(self, now_ms: int | None) -> list[str]:
-        """Return the IDs of the sessions that have started by ``now_ms`` (default: the clock's time)."""
         now, options = self._now() if now_ms is None else now_ms, self._options
         return [
             str(start)
@@ -87,7 +86,6 @@ class Account:
         ]
 
     def rows(self, device_id: str, start_ms: int, end_ms: int) -> list[data.Record]:
-        """Return the rows of all pages of a window, ignoring the option ``growing``."""
         low, high = self._bounds(start_ms, end_ms)
         pages = self._page(device_id, low, high, 1)[1]
         return [dict(row) for number in range(1, pages + 1) for row in self._page(device_id, low, high, number)[0]]
@@ -170,7 +168,6 @@ def _render_page(records: Sequence[data.Record], pages: int, shift: int, tableau
 
 
 def encode_json(value: Any) -> bytes:
-    """Encode without spaces."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
@@ -182,13 +179,11 @@ class PageCache:
         self._pages: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
 
     def get(self, key: tuple[Any, ...]) -> bytes | None:
-        """Return the page, if it is cached."""
         if key in self._pages:
             self._pages.move_to_end(key)
         return self._pages.get(key)
 
     def put(self, key: tuple[Any, ...], page: bytes) -> None:
-        """Add a page that is not cached."""
         self._pages[key] = page
         self.size += len(page)
         while self.size > self.limit:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -196,7 +195,7 @@ def format_timestamp(time_ms: int) -> str:
 def parse_timestamp(timestamp: Any) -> int | None:
     """Return epoch milliseconds, or None if the value is not an ISO 8601 time."""
     try:
-        parsed = datetime.fromisoformat(re.sub("Z$", "+00:00", timestamp))  # Python 3.10 does not read the Z
+        parsed = datetime.fromisoformat(timestamp)
     except (TypeError, ValueError):
         return None
     return round((parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp() * 1000)

@@ -32,7 +32,7 @@ class Fault:
     :param times: how often it occurs; None means no limit
     :param probability: how likely it occurs on a matching request
     :param retry_after: value of the ``Retry-After`` header; ``date:5`` sends an HTTP date 5 seconds from now
-    :param after: number of matching requests to spare first
+    :param after: number of matching requests to let through first
     :param seconds: delay of ``slow``
     :param location: target of ``redirect``
     :param status: replaces the status of the kind, such as 400 for ``echo_key`` or 503 for ``html``

@@ -125,7 +125,6 @@ class Simulator:
 
     @property
     def base_url(self) -> str:
-        """The URL of the server, without a trailing slash."""
         return f"http://{self.host}:{self.port}"
 
     @property
@@ -146,7 +145,6 @@ class Simulator:
             self._faults.append(ArmedFault(fault))
 
     def clear_faults(self) -> None:
-        """Remove all faults."""
         with self._lock:
             self._faults.clear()
 
@@ -159,7 +157,6 @@ class Simulator:
         return self._account.sessions(now_ms)
 
     def respond(self, request: _Handler) -> _Response:
-        """Respond to an API request, and log it."""
         arrived = time.time()
         with self._lock:
             self._number += 1
