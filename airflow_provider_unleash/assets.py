@@ -28,7 +28,7 @@ def asset_of(dst: str | ObjectStoragePath) -> Asset:
     bucket name at different providers, or the same container name in different Azure accounts.
 
     :param dst: folder URL, as for ``UnleashToObjectStorageOperator``; not a template.
-    :raises InvalidArgumentError: ``dst`` is a template, or not a folder URL.
+    :raises InvalidArgumentError: if ``dst`` is a template, or not a folder URL.
     """
     url = str(dst)
     if not is_literal(url):

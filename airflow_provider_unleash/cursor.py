@@ -70,7 +70,7 @@ class SessionCursor:
     :param context: the task's context.
     :param asset: the watched asset.
     :param since: sessions that start earlier are never pending, epoch milliseconds; ignored once there is a cursor.
-    :raises InvalidArgumentError: no asset state store: Airflow is older than 3.3, or the asset is not an inlet.
+    :raises InvalidArgumentError: without an asset state store: Airflow is older than 3.3, or the asset is not an inlet.
     """
 
     def __init__(self, context: Mapping[str, Any], asset: Any, *, since: int | None = None) -> None:

@@ -130,7 +130,6 @@ class FetchOperator(UnleashOperator):
             yield client
 
     def _report(self, what: str, extracted: Extracted, client: UnleashClient) -> dict[str, float]:
-        """Log and report the statistics of an extraction, and return them."""
         traffic = client.traffic
         statistics = {
             "seconds": round(time.monotonic() - self._began, 3),
@@ -191,7 +190,6 @@ class StorageOperator(FetchOperator):
         check_flag("replace_with_empty", self.replace_with_empty)
 
     def _land_arguments(self, context: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments that ``land`` and ``land_account`` have in common."""
         dag_run = context.get("dag_run")
         return {
             "dst": open_folder(self.dst),

@@ -303,7 +303,7 @@ def open_client(connection: Connection, **overrides: Any) -> UnleashClient:
 
 
 def _check_key_is_in_password(connection: Connection) -> None:
-    """Check that no other field contains a token, before it is used or printed."""
+    """Check that the key is in the password and in no other field, before any of them is used or printed."""
     for field in ("host", "login", "schema", "extra"):
         if PAT_PREFIX in str(getattr(connection, field, None) or "").lower():
             raise InvalidArgumentError(
@@ -326,7 +326,7 @@ def _check_extra_names(extra: Mapping[str, Any], known: Iterable[str]) -> None:
 
 
 def _read_extra(connection: Connection) -> Mapping[str, Any]:
-    """Return the extra, which must be a JSON object; Airflow would take other text for an empty one."""
+    """Return the extra, which must be a JSON object; Airflow would read any other text as empty."""
     text = (connection.extra or "").strip()
     if not text:
         return {}

@@ -1,4 +1,4 @@
-"""Whether Airflow's web interface has the coverage page, where, and which trees it may show. Quick to import."""
+"""Settings of the coverage page in Airflow: whether it exists, its URL and its trees. Quick to import."""
 
 from __future__ import annotations
 

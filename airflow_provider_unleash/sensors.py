@@ -51,8 +51,8 @@ class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
     :param deferrable: wait in the triggerer, without a worker slot, and share polls with all sensors that wait on the
         same connection; defaults to ``[operators] default_deferrable``. Overrides ``mode``.
     :param unleash_conn_id: connection of type "Unleash live" (templated).
-    :param retry_policy: when to retry the task (Airflow 3.3); by default after the time that the API asks for.
-    :raises WindowError: ``since`` is not before ``until``.
+    :param retry_policy: when to retry the task (Airflow 3.3); by default when the API's ``Retry-After`` allows.
+    :raises WindowError: if ``since`` is not before ``until``.
     """
 
     template_fields: Sequence[str] = ("unleash_conn_id", "since", "until", "known_sessions")
@@ -125,7 +125,7 @@ class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
         """
         Return the sessions of the trigger's event.
 
-        :raises AirflowFailException: the trigger met a permanent error.
+        :raises AirflowFailException: if the trigger met a permanent error.
         :raises TransientError: if the trigger gave up after repeated errors.
         """
         if event["status"] == "success":
@@ -197,7 +197,6 @@ class UnleashNewSessionsSensor(ConnectedTask, BaseSensorOperator):
         self.log.info("New sessions: %d (min_sessions=%d)", len(sessions), self.min_sessions)
 
     def _read_bounds(self, context: Context) -> tuple[Collection[str] | None, int | None, int | None]:
-        """Return the known sessions, or the bounds of new sessions' starts."""
         known = self._read_known_sessions()
         if known is not None:
             return known, None, None

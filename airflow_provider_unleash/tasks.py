@@ -51,7 +51,6 @@ def run_times(context: Mapping[str, Any]) -> RunTimes:
 
 
 def timezone_of(dag: Any) -> tzinfo:
-    """Return the time zone in which a DAG's timetable counts, else the DAG's own."""
     timetable = getattr(dag, "timetable", None)
     # Before Airflow 3.2, timetables keep it in a private attribute.
     zone = getattr(timetable, "timezone", None) or getattr(timetable, "_timezone", None)
@@ -96,12 +95,10 @@ def check_map_length(task: Any, result: Sequence[Any]) -> None:
 
 
 def check_literal_bounds(since: Any, until: Any) -> None:
-    """Check the bounds of sessions as far as they are known when the DAG is parsed."""
     session_bounds(RunTimes(), *(value if is_literal(value) else None for value in (since, until)))
 
 
 def check_partition_support(partition_format: object) -> None:
-    """Check a format of partition keys, and that tasks of this Airflow can give their events a key."""
     from airflow import __version__ as airflow_version
 
     check_partition_format(partition_format)

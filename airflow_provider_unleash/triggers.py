@@ -284,7 +284,7 @@ class UnleashNewSessionsEventTrigger(BaseEventTrigger):
     :param min_age: a session counts only if it started at least this long ago, seconds.
     :param poke_interval: seconds between polls, which all triggers of the same connection and interval share.
     :param reminder: seconds until the event fires again for sessions that are not handled yet.
-    :raises InvalidArgumentError: an argument cannot be used; raised when the DAG is parsed.
+    :raises InvalidArgumentError: if an argument cannot be used; when the DAG is parsed.
     """
 
     def __init__(

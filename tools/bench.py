@@ -1,5 +1,5 @@
 """
-Speed and memory of an extraction beside other ways to do it, as ratios measured in one run.
+Compare the speed and memory of an extraction with other tools, as ratios measured in one run.
 
 ``make bench`` runs it; ``make bench ARGS=--page`` writes docs/performance.md and its picture from the run as well.
 """
@@ -53,7 +53,7 @@ NAMES = {
     "http": "HttpOperator, in memory",
     "dlt": "dlt rest_api, filesystem",
 }
-# What an import of the package adds to what every worker and DAG processor has imported anyhow.
+# What importing the package adds to what every worker has imported already.
 IMPORTS = """
 import time
 began = time.perf_counter()
@@ -153,7 +153,7 @@ def measure(stage: Stage, size: Size, say: Callable[[str], None]) -> Figures:
 
 
 def _serve(stage: Stage, pages: int, size: Size) -> str:
-    """Start an API whose pages are rendered before anybody is measured, and return its URL."""
+    """Start an API whose pages are rendered before anything is measured, and return its URL."""
     stage.start_simulator(
         *("--fixed-pages", str(pages), "--page-size", str(ROWS_A_PAGE), "--cache-bytes", str(2**31))
     )  # fmt: skip
@@ -174,7 +174,7 @@ def _set_latency(api: str, milliseconds: int) -> None:
 
 
 def runs_of_a_round(contenders: Iterable[str], latency: int) -> Iterator[tuple[str, int]]:
-    """Yield who runs in a round, with which page_concurrency: ours one after another where nothing is waited for."""
+    """Yield the runs of a round: contender and page_concurrency. Without latency, ours request one page at a time."""
     for name in contenders:
         yield name, CONCURRENCY if name in OURS and latency else 1
         if name == "parquet" and latency == LATENCIES[-1]:
@@ -188,7 +188,7 @@ def _check_rows(name: str, cost: Cost, pages: int) -> None:
 
 @contextmanager
 def _open_workers(stage: Stage, names: Sequence[str], warm_up_api: str) -> Iterator[Callable[[str, Job], Cost]]:
-    """Yield a way to have a job done by a contender's own process, which has imported what it needs."""
+    """Yield a function that runs a job in the contender's own, warmed-up process."""
     workers = {name: stage.start_worker("tools.bench_contenders", name) for name in names}
 
     def ask(name: str, job: Job) -> Cost:
@@ -228,7 +228,7 @@ def _measure_imports(stage: Stage) -> tuple[float, float]:
     return airflow, ours
 
 
-# ---- what comes of it ----------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 
 
 def speed_table(figures: Figures) -> Iterator[str]:
@@ -420,7 +420,7 @@ def device_text(figures: Figures) -> str:
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure speed and memory beside other ways to do the same.")
+    parser = argparse.ArgumentParser(description="Measure speed and memory, and compare them with other tools.")
     parser.add_argument("--page", action="store_true", help=f"write {PAGE.name} and its picture")
     parser.add_argument("--rounds", type=int, default=Size.rounds, help="(default: %(default)s)")
     parser.add_argument("--pages", type=int, default=Size.pages, help="of the speed runs (default: %(default)s)")

@@ -212,7 +212,7 @@ def _slot_seconds(stage: Stage, dag_id: str) -> float:
     return float(seconds) / MAPPED_DEVICES
 
 
-# ---- what comes of it ----------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 
 
 def account_table(figures: AccountFigures) -> Iterator[str]:

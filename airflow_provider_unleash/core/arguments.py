@@ -15,7 +15,6 @@ def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
 
 
 def check_whole_number(argument: str, value: Any, *, or_none: bool = False) -> None:
-    """Check that this is a whole number above zero."""
     if value is None and or_none:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

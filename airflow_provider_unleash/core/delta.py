@@ -200,7 +200,6 @@ class WindowTable:
         self._find_replaced(replace(self._plan, table=self._open(), removed=[], rewritten=[]))
 
     def _prepare(self) -> bool:
-        """Create the table, or the columns that ``column_types`` declared later; return whether that was needed."""
         from deltalake import Schema
 
         table = self._plan.table

@@ -108,7 +108,6 @@ class Journal:
         self._unsaved = []
 
     def remove(self) -> None:
-        """Remove all files, once the manifest has their content."""
         self._unsaved = []
         if self._files:
             self._folder.remove()

@@ -139,7 +139,6 @@ class Tree:
     overlapping: tuple[str, ...]
 
     def read_entries(self) -> dict[str, Entry]:
-        """Read the newest entry of each device in the window."""
         folder, _, name = window_name(self.window).partition("/")
         parent = self.dst / MANIFESTS / folder
         found = [parent / other for other in list_manifests(parent) if other.startswith(f"{name}.")]

@@ -195,7 +195,6 @@ class Response:
     secret: str = field(default="", repr=False)
 
     def excerpt(self) -> str:
-        """Return the first 200 characters of the body, without the key and stream tokens."""
         head = self.redact(self.body[:8192].decode("utf-8", "replace"))
         if len(self.body) > 8192:
             head = head[: max(0, len(head) - 6 * len(self.secret))]  # the cut may have split an encoded key
@@ -322,7 +321,6 @@ class Page:
     _columns: dict[str, list[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the rows as dicts, each with the keys that it came with."""
         keys = self.keys
         if self.ragged:
             return [
@@ -611,7 +609,6 @@ def mask_stream_tokens(page: Page) -> Page:
 
 
 def _mask_values(values: Sequence[Any]) -> list[Any] | None:
-    """Return the masked form of the values of one key, or None if they have no tokens."""
     # Most values repeat, so look at each string once.
     masks = {text: mask_token(text) for text in {value for value in values if type(value) is str}}
     if all(text == mask for text, mask in masks.items()) and {dict, list}.isdisjoint(map(type, values)):

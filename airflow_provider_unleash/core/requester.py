@@ -101,7 +101,6 @@ class _Flight:
         return time.monotonic() >= self.deadline
 
     def watch(self, connected: socket.socket) -> None:
-        """Remember a socket that this thread is about to read from."""
         self._sockets.append(connected)
         if self._is_cancelled():
             self.end()
@@ -133,7 +132,6 @@ class RequestGroup:
         return self._cancelled or (self._parent is not None and self._parent.is_cancelled())
 
     def cancel(self) -> None:
-        """Send no more requests and end those in flight."""
         self._cancelled = True
         for flight in list(self._flights):
             flight.end()

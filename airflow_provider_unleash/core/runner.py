@@ -147,7 +147,6 @@ def _describe(error: Exception) -> str:
 
 
 def _concerns_all(error: Exception) -> bool:
-    """Return whether an error is not about one device: other devices would meet it too."""
     if isinstance(error, UnleashError):
         if isinstance(error, InvalidArgumentError):
             return error.argument != "device_id" and error.path is None

@@ -70,7 +70,6 @@ class StagingFolder:
         return time.time() - saved_at <= self._resume_within
 
     def list_names(self) -> list[str]:
-        """Return the names of the files in order; none if they cannot be listed."""
         try:
             return sorted(list_names(self.path))
         except Exception as error:  # whatever the store raises
@@ -180,7 +179,6 @@ class Staging:
                 yield parse_page(response, self.next_page, "tableau" if endpoint == b"tableau" else "compact")
 
     def keep(self, pages: Iterable[Page]) -> Iterator[Page]:
-        """Yield the pages, and stage each that is not staged yet."""
         for page in pages:
             # The last page is part of the snapshot, so every try reads it.
             if self._is_enabled and page.number == self.next_page < self._snapshot.total_pages:

@@ -252,7 +252,6 @@ def _publish_file(target: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _explaining(target: Path) -> Iterator[None]:
-    """Convert errors about the path itself."""
     try:
         yield
     except OSError as error:
@@ -326,7 +325,6 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove the siblings that killed processes left."""
     with suppress(FileNotFoundError):  # a failed task removed the folder
         for sibling in list(target.parent.glob(f".{glob.escape(target.name)}.*.tmp")):
             with suppress(OSError):

@@ -91,7 +91,6 @@ class RunTimes:
     run_kind: str = ""
 
     def data_interval(self) -> Window | None:
-        """Return the data interval, unless it is empty."""
         if self.data_interval_start is None or self.data_interval_end is None:
             return None
         interval = Window(to_ms(self.data_interval_start), to_ms(self.data_interval_end), "data_interval")
@@ -182,7 +181,6 @@ def _explain_no_window(times: RunTimes) -> str:
 
 
 def check_partition_format(partition_format: object) -> None:
-    """Check that a key of this format can be parsed, and that it has the year."""
     start_of_year = datetime(2001, 1, 1, tzinfo=UTC)
     if not isinstance(partition_format, str) or not _is_start(start_of_year, partition_format):
         raise InvalidArgumentError(
@@ -318,7 +316,6 @@ class RowCounts:
         return RowCounts(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
 
     def warn_if_not_as_asked(self, window: Window) -> None:
-        """Log a warning if most rows are not of the window, or not of the device."""
         if 2 * self.rows_of_other_devices > self.rows:
             log.warning(
                 "Most rows have another device_id than the one that was asked for: rows_of_other_devices=%d of %d. If "

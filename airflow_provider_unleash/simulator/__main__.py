@@ -33,7 +33,6 @@ control while it runs, from this machine, without a key:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or Ctrl-C."""
     parser = build_parser()
     values = vars(parser.parse_args(argv))
     stop_signals = {signal.SIGTERM, signal.SIGINT}

@@ -110,7 +110,6 @@ class Account:
         return self._reads[device_id, start_ms, end_ms] - 1
 
     def _bounds(self, start_ms: int, end_ms: int) -> tuple[int, int]:
-        """Return the first and the last timestamp that a window selects."""
         if self._fixed:
             return start_ms, end_ms
         lag, excluded = self._options.selection_lag_ms, 0 if self._options.inclusive_to else 1

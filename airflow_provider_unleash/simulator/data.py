@@ -124,7 +124,6 @@ def generate_sessions(seed: int, start_ms: int, end_ms: int, session_period: flo
 
 
 def session_start(seed: int, time_ms: int, session_period: float = SESSION_PERIOD) -> int:
-    """Return the start of the session that is running at a time, in epoch milliseconds."""
     period = max(1, int(session_period * 1000))
     index = time_ms // period
     start = _nth_session(seed, index, period)

@@ -83,7 +83,6 @@ class ArmedFault:
     occurred: int = 0
 
     def occurs(self, path: str, rng: random.Random) -> bool:
-        """Return whether the fault occurs on a request, and count it."""
         fault = self.fault
         if fault.times is not None and self.occurred >= fault.times:
             return False
