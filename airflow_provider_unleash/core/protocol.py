@@ -370,7 +370,9 @@ class Page:
     @property
     def fingerprint(self) -> int:
         """A quick hash that pages with the same rows share, in any order, and other pages seldom."""
-        columns = [self.column(key) or [] for key in ("timestamp", "frame_number", "class_name", "count")]
+        # The API may spell a timestamp differently each time.
+        frame = "frame_number" if "frame_number" in self.indices else "timestamp"
+        columns = [self.column(key) or [] for key in (frame, "class_name", "count")]
         with suppress(TypeError):  # an object or array
             return hash((len(self.rows), *(sum(map(hash, values)) for values in columns)))
         return len(self.rows)

@@ -204,6 +204,15 @@ def test_a_page_that_repeats_another_one_is_unexpected(
     assert caught.value.page == repeated
 
 
+def test_a_page_that_repeats_another_one_with_its_times_spelled_anew_is_unexpected() -> None:
+    def answer(number: int, before: int) -> Page:
+        zone = "Z" if number % 2 else "+00:00"
+        return Page(number, 6, ("frame_number", "timestamp"), [(1, f"2020-08-17T12:00:00{zone}"), (2, None)])
+
+    with pytest.raises(UnexpectedResponseError, match="Pages 1 and 6 have the same rows"):
+        Api(answer).read()
+
+
 @pytest.mark.parametrize("stamp", ["2020-08-17T12:00:00Z", None, {"seconds": 1}])
 def test_pages_of_the_same_time_with_other_rows_are_not_repeated(stamp: Any) -> None:
     api = Api(lambda number, before: page(number, rows=[(f"W{number}", stamp, 1)]))
