@@ -102,7 +102,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="+", help="e.g. 2.11.2 3.3.2@3.13 lowest")
     parser.add_argument("--pytest", default="", help="more arguments for pytest")
-    parser.add_argument("--jobs", type=int, help="how many at once (default: one more than there are cores)")
+    parser.add_argument("--jobs", type=int, help="how many at once (default: more than there are cores)")
     parser.add_argument("--page", action="store_true", help="run all tests, and write docs/compatibility.md")
     options = parser.parse_args()
     # Not a version of Airflow: the core tests, with the lowest versions that pyproject.toml allows.
@@ -112,8 +112,10 @@ def main() -> int:
         return 1
     targets = [Target(*name.split("@")) for name in options.targets if name != LOWEST]
     RESULTS.mkdir(parents=True, exist_ok=True)
-    # One more than cores, because installing waits for the network, and tests wait for servers, intervals and retries.
-    with ThreadPoolExecutor(options.jobs or (os.cpu_count() or 1) + 1) as pool:
+    # More than cores, because installing waits for the network, and tests wait for servers, intervals and retries. Slow
+    # tests wait less.
+    jobs = (os.cpu_count() or 1) * (1 if options.page else 2) + 1
+    with ThreadPoolExecutor(options.jobs or jobs) as pool:
         selected = "-m ''" if options.page else "-m 'not slow and not one_airflow' tests/airflow"
         arguments = f"{selected} {options.pytest}"
         results = list(pool.map(lambda target: run_tests(target, arguments), targets))
