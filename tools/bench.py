@@ -380,8 +380,8 @@ read before the others so that a change is noticed, both of them again at the en
 requests in flight, this process was busy {busy:.0%} of the time and shared the machine with the simulator.
 
 A separate measurement on the same machine: eight threads that only call `requests.get` take 1.12 to 1.16 times the
-ideal, and three rounds of 50 ms for the first page, the last page and both again add 0.12. What remains of the goal of
-1.3 is less than the extra CPU time of a page while other work shares the caches, so a busy machine misses it.
+ideal, and three rounds of 50 ms for the first page, the last page and both again add 0.12. The rest is the CPU time of
+this process and of the simulator, which share the two cores, so the goal of 1.3 needs an otherwise idle machine.
 
 **Without latency, CPU time is the limit.** Rows are kept as tuples, which Python's garbage collector does not track,
 so decoding costs less here than the floor's decoding to lists. This pays for the rule at the window's end and for
