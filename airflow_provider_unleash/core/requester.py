@@ -374,16 +374,16 @@ class _WatchedConnection:
     def connect(self) -> None:
         self.timeout = max(0.001, min(self.timeout, _thread.flight.deadline - time.monotonic()))
         with ExitStack() as self._while_connecting:
-            super().connect()  # type: ignore[misc]  # urllib3's
+            super().connect()  # type: ignore[misc]  # urllib3's connection has it
 
     def _new_conn(self) -> socket.socket:
-        connected: socket.socket = super()._new_conn()  # type: ignore[misc]  # urllib3's
+        connected: socket.socket = super()._new_conn()  # type: ignore[misc]  # urllib3's connection has it
         # A copy, because TLS takes the descriptor away from this one before the handshake.
         _thread.flight.watch(self._while_connecting.enter_context(connected.dup()))
         return connected
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        super().request(*args, **kwargs)  # type: ignore[misc]  # urllib3's
+        super().request(*args, **kwargs)  # type: ignore[misc]  # urllib3's connection has it
         _thread.flight.was_sent = True
         _thread.flight.watch(self.sock)
 

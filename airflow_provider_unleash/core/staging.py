@@ -72,7 +72,7 @@ class StagingFolder:
     def list_names(self) -> list[str]:
         try:
             return sorted(list_names(self.path))
-        except Exception as error:  # whatever the store raises
+        except Exception as error:  # of any kind: stores raise errors of their libraries
             log.warning("Cannot list %s, so nothing in it is used: %s", self.path, error)
             return []
 

@@ -16,4 +16,4 @@ def wait_until(
         if process is not None:
             assert process.poll() is None, f"The process ended too early with {process.returncode}"
         assert time.monotonic() < ends_at, f"Timeout after {seconds} seconds"
-        time.sleep(0.002)  # let the other one go on
+        time.sleep(0.002)  # a busy loop would slow down what it waits for
